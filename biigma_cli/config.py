@@ -1,0 +1,440 @@
+"""Every setting, its default and its checks, in frozen dataclasses; TOML in and out; no torch.
+
+The defaults of `ModelConfig` and `LossConfig` are the paper's (BIIGMA-Net, MICCAI 2025); where the
+paper is silent or contradicts itself, `docs/paper_map.md` gives the reading taken and why. Presets
+are plain functions at the end of this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from biigma_cli.errors import UsageError
+
+Trunk = Literal["densenet121", "mobilenet_v2"]
+Criterion = Literal["hsic", "cka", "cosine", "none"]
+Normalisation = Literal["auto", "imagenet", "unit", "symmetric"]
+
+# (mean, std) of pixels scaled to [0, 1]; `unit` is the paper's x / 255.
+NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        trunk: convolutional backbone; the paper's is `densenet121`.
+        weights: backbone weights: `imagenet` (torchvision's download), `none`, or a local file.
+        normalisation: `auto` follows the weights (`imagenet` for torchvision's, what the file
+            states for a file, `unit` for none); `unit` is the paper's x / 255.
+        mica: multi-head channel attention (2.1); off gives global pooling + linear.
+        heads: K, the number of projection heads.
+        projection_channels: channels D of a head; 0 keeps the trunk's C, as in the paper.
+        se_reduction: reduction of the squeeze-and-excitation block in each head.
+        criterion: independence criterion between heads (Eq. 1-3).
+        bandwidth: `fixed` uses `sigma`; `median` takes each head's median distance, detached.
+        sigma: bandwidth of the RBF kernel exp(-d^2 / (2 sigma^2)).
+        pairs: `ordered_mean` sums ordered pairs and divides by K^2 (Eq. 3); `unordered_sum` is the
+            released code's.
+        saliency: `plain` is Eq. 5; `standardised` has zero mean and unit variance per image
+            before the sigmoid.
+        adapters: what brings a tap to the last block's size: `conv_max` (paper), `max` or `avg`
+            (pooling only, as in the released code).
+        adapter_channels: output channels of each adapter's 1x1 convolution.
+        prune: `low_variance` removes channels under the mean variance (text, figure and code);
+            `high_variance` is the formula as printed; `none` keeps all.
+        sampling: background vector sampling (2.2), from `train.sampling_start_epoch` on.
+        draw: `replacement` draws from the non-zero vectors of B; `permutation` shuffles all
+            positions of the batch once, as the released code does.
+        dropout: dropout before the linear head.
+    """
+
+    trunk: Trunk = "densenet121"
+    weights: str = "imagenet"
+    normalisation: Normalisation = "auto"
+    mica: bool = True
+    heads: int = 3
+    projection_channels: int = 0
+    se_reduction: int = 16
+    criterion: Criterion = "hsic"
+    bandwidth: Literal["fixed", "median"] = "fixed"
+    sigma: float = 1.0
+    pairs: Literal["ordered_mean", "unordered_sum"] = "ordered_mean"
+    saliency: Literal["plain", "standardised"] = "plain"
+    adapters: Literal["conv_max", "max", "avg"] = "conv_max"
+    adapter_channels: int = 256
+    prune: Literal["low_variance", "high_variance", "none"] = "low_variance"
+    sampling: bool = True
+    draw: Literal["replacement", "permutation"] = "replacement"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            heads=(1, 64),
+            projection_channels=(0, 8192),
+            se_reduction=(1, 1024),
+            adapter_channels=(1, 4096),
+        )
+        if not self.sigma > 0:
+            raise UsageError(f"model.sigma is {self.sigma}", fix="give a bandwidth above 0")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"model.dropout is {self.dropout}", fix="give a value in [0, 1)")
+
+    @property
+    def baseline(self) -> bool:
+        """Trunk + global pooling + linear, nothing of the paper (Table 2, first row)."""
+        return not self.mica and not self.sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Eq. 3, 8 and 9, each term with its weight.
+
+    Attributes:
+        class_weights: `inverse` data-set frequency (paper), its square root, inverse frequency
+            `batch`-wise (released code), or `none`; normalised to mean 1 over the samples.
+        original: weight of the cross-entropy on the original branch.
+        hybrid: weight of the cross-entropy on the hybrid branch.
+        independence: weight of the criterion.
+        l2: lambda of Eq. 3, on the heads' projection weights.
+        l2_form: `mean_square` of the weights, or the raw `norm`.
+        map_distance: weight of the released code's RMS distance between M and the product of the
+            heads' maps; the paper never mentions it.
+        consistency_kl: weight of KL(original || hybrid), likewise.
+        label_smoothing: 0 in the paper.
+    """
+
+    class_weights: Literal["inverse", "inverse_sqrt", "batch", "none"] = "inverse"
+    original: float = 1.0
+    hybrid: float = 1.0
+    independence: float = 1.0
+    l2: float = 1.0
+    l2_form: Literal["mean_square", "norm"] = "mean_square"
+    map_distance: float = 0.0
+    consistency_kl: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("original", "hybrid", "independence", "l2", "map_distance", "consistency_kl"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"loss.{name} is negative", fix="give a weight of 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError("loss.label_smoothing is outside [0, 1)", fix="try 0.1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on, and how it is split and resized.
+
+    Attributes:
+        dataset: name of a data set recorded by `biigma download`.
+        side: side of the square the image is squashed to, in pixels; a multiple of 32.
+        protocol: `lesion` keeps all images of a lesion (and byte-identical images) on one side;
+            `paper` splits by image, 80:20, as published, and so leaks lesions.
+        test_fraction: share of all images in the test part.
+        val_fraction: share of all images in the validation part, cut from the rest.
+        split_seed: seed of the split.
+    """
+
+    dataset: str = "isic18"
+    side: int = 224
+    protocol: Literal["lesion", "paper"] = "lesion"
+    test_fraction: float = 0.2
+    val_fraction: float = 0.1
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_side(self.side, "data.side")
+        for name in ("test_fraction", "val_fraction"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise UsageError(
+                    f"data.{name} is {getattr(self, name)}", fix="give a share between 0 and 0.5"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images a step.
+        optimizer: `adam` (paper) or `adamw`.
+        lr: learning rate; the peak where a schedule is used.
+        weight_decay: for `adamw`; not applied to norms and biases.
+        schedule: `constant` (paper), or `one_cycle` (warm-up, then cosine to zero).
+        warmup_fraction: share of all steps that warm up, with `one_cycle`.
+        sampling_start_epoch: full epochs before the hybrid branch joins (paper: 20).
+        ema: decay of the weights' moving average that is evaluated; 0 turns it off.
+        augment: random flips, rotation, scale, shift, aspect and colour on the device.
+        sides: side per phase for progressive resizing, e.g. `[96, 128, 160]`; empty keeps
+            `data.side` throughout. The last must be `data.side`.
+        side_epochs: epochs of each phase in `sides`.
+        grad_clip: largest gradient norm; 0 turns it off.
+        precision: `auto` takes bf16 where the device has it, else fp32.
+        seed: seed of weights, order, augmentation and background draws.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    warmup_fraction: float = 0.15
+    sampling_start_epoch: int = 20
+    ema: float = 0.0
+    augment: bool = False
+    sides: tuple[int, ...] = ()
+    side_epochs: tuple[int, ...] = ()
+    grad_clip: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, epochs=(1, 100_000), batch_size=(2, 65_536), sampling_start_epoch=(0, 100_000))
+        if not self.lr > 0:
+            raise UsageError(f"train.lr is {self.lr}", fix="give a learning rate above 0")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"train.ema is {self.ema}", fix="give a decay in [0, 1)")
+        for side in self.sides:
+            _check_side(side, "train.sides")
+        if len(self.sides) != len(self.side_epochs) or (
+            self.sides and sum(self.side_epochs) != self.epochs
+        ):
+            raise UsageError(
+                f"train.sides {list(self.sides)} and train.side_epochs {list(self.side_epochs)} "
+                f"do not fit {self.epochs} epochs",
+                fix="give one number of epochs per side; together they make train.epochs",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.sides and self.train.sides[-1] != self.data.side:
+            raise UsageError(
+                f"train.sides ends at {self.train.sides[-1]}, data.side is {self.data.side}",
+                fix="end train.sides with data.side",
+            )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dict, fit for JSON and TOML."""
+        plain = dataclasses.asdict(self)
+        for section in plain.values():
+            section.update({k: list(v) for k, v in section.items() if isinstance(v, tuple)})
+        return plain
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+}
+
+
+def _check(section: object, **bounds: tuple[int, int]) -> None:
+    for name, (low, high) in bounds.items():
+        if not low <= getattr(section, name) <= high:
+            raise UsageError(
+                f"{name} is {getattr(section, name)}", fix=f"give a whole number {low}..{high}"
+            )
+
+
+def _check_side(side: int, name: str) -> None:
+    if side < 32 or side % 32:
+        raise UsageError(f"{name} is {side}", fix="give a multiple of 32, such as 224")
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """`value` as `hint`, or `ValueError` saying what is expected."""
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint_text = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"expected one of {', '.join(choices)}{hint_text}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
+            raise ValueError("expected a list of whole numbers")
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+        raise ValueError(f"expected {kind.get(hint.__name__, 'text')}")
+    return value
+
+
+def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
+    """`base` (default: all defaults) with nested `values` laid over it.
+
+    Raises `UsageError` that lists every unknown or ill-typed key at once, with the nearest valid
+    key.
+    """
+    base = base or Config()
+    known = {f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    for name, cls in SECTIONS.items():
+        given = values.get(name, {})
+        if not isinstance(given, dict):
+            problems.append(f"{name}: expected a section")
+            continue
+        hints = typing.get_type_hints(cls)
+        good = {}
+        for key, value in given.items():
+            if key not in hints:
+                problems.append(_unknown(f"{name}.{key}", known))
+                continue
+            try:
+                good[key] = _coerce(value, hints[key])
+            except ValueError as error:
+                problems.append(f"{name}.{key} = {value!r}: {error}")
+        sections[name] = (getattr(base, name), good)
+    problems += [_unknown(str(name), known) for name in values if name not in SECTIONS]
+    if problems:
+        raise UsageError(
+            "the configuration has mistakes:\n  " + "\n  ".join(problems),
+            fix="keys and defaults are listed by 'biigma train --show-config'",
+        )
+    return Config(**{n: dataclasses.replace(old, **new) for n, (old, new) in sections.items()})
+
+
+def _unknown(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.4)
+    return f"unknown key {key}" + (f" (nearest: {near[0]})" if near else "")
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """Turn `section.key=value` texts into nested values, each value read as TOML, else as text."""
+    values: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not equals or not dot:
+            raise UsageError(
+                f"--set {text!r} is no assignment", fix="write --set section.key=value"
+            )
+        try:
+            value = tomllib.loads(f"v = {raw}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = raw.strip()
+        values.setdefault(section, {})[name] = value
+    return values
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Nested values of a TOML file. Raises `UsageError` where it cannot be read or parsed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", fix="check --config") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", fix="mend that line") from error
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(config.to_dict())
+
+
+# --- presets ---------------------------------------------------------------------------------
+
+
+def _paper(dataset: str, sigma: float) -> Config:
+    return Config(model=ModelConfig(sigma=sigma), data=DataConfig(dataset=dataset))
+
+
+def paper_isic18() -> Config:
+    """The paper's ISIC-18 recipe: DenseNet-121 at 224, Adam 1e-4, 100 epochs, sigma 1, K = 3.
+
+    Kept on the lesion-safe protocol; add `--set data.protocol=paper` for the published split.
+    Cost: 100 epochs at about 40 ms an image on two CPU cores is 80 hours; meant for a GPU.
+    """
+    return _paper("isic18", 1.0)
+
+
+def light() -> Config:
+    """BIIGMA-Net on MobileNetV2 at 160: the recipe of the shipped model.
+
+    Cost: about 50 minutes on two CPU cores for HAM10000. Result: see the model card in `models/`.
+    """
+    return Config(
+        model=ModelConfig(
+            trunk="mobilenet_v2",
+            projection_channels=384,
+            criterion="cka",
+            bandwidth="median",
+            saliency="standardised",
+            adapter_channels=64,
+            dropout=0.2,
+        ),
+        loss=LossConfig(class_weights="inverse_sqrt", independence=0.1, label_smoothing=0.05),
+        data=DataConfig(side=160),
+        train=TrainConfig(
+            epochs=16,
+            batch_size=64,
+            optimizer="adamw",
+            lr=1e-3,
+            weight_decay=0.05,
+            schedule="one_cycle",
+            sampling_start_epoch=4,
+            ema=0.99,
+            augment=True,
+            sides=(96, 128, 160),
+            side_epochs=(4, 5, 7),
+            grad_clip=5.0,
+        ),
+    )
+
+
+def plain_light() -> Config:
+    """A plain fine-tune to compare with: the same trunk, sides and epochs, nothing of the paper.
+
+    Global pooling + linear, inverse-frequency cross-entropy, AdamW 1e-3 one-cycle.
+    """
+    base = light()
+    return dataclasses.replace(
+        base,
+        model=ModelConfig(trunk="mobilenet_v2", mica=False, sampling=False, criterion="none"),
+        loss=LossConfig(),
+        train=dataclasses.replace(base.train, ema=0.0, weight_decay=0.01),
+    )
+
+
+PRESETS = {"paper-isic18": paper_isic18, "light": light, "plain-light": plain_light}
+
+
+def preset(name: str) -> Config:
+    """A preset by name. Raises `UsageError` naming the known ones."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        raise UsageError(
+            f"unknown preset {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+            fix=f"choose one of: {', '.join(PRESETS)}",
+        )
+    return PRESETS[name]()

@@ -1,0 +1,144 @@
+"""Independence between heads (section 2.1, Eq. 1-3).
+
+For one image, head k gives N = H * W vectors r_j in R^D. With the RBF Gram matrix
+K[i, j] = exp(-|r_i - r_j|^2 / (2 sigma^2)) and the centring matrix C = I - 1/N,
+
+    HSIC(k1, k2) = Tr[K1 C K2 C] / N^2                                              (Eq. 2)
+
+Since C is symmetric and idempotent, Tr[K1 C K2 C] = sum((C K1 C) * (C K2 C)): each head's Gram
+matrix is built and centred once, and all K^2 pairs are one batched product.
+
+Eq. 1 speaks of mean-normalised features; an RBF kernel does not change under a shift, so removing
+the mean changes nothing but rounding, for the better, and is done for that reason.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_EPS = 1e-12
+
+
+class Independence(NamedTuple):
+    """The criterion and what to log beside it.
+
+    Attributes:
+        value: scalar, the first term of Eq. 3; 0 for `none`.
+        pairs_KK: criterion for each ordered pair, mean over the batch, detached.
+        kernel_mean: mean off-diagonal kernel value over heads and images, detached: near 0 the
+            kernel is saturated (an identity matrix), and HSIC has no gradient.
+        cosine_KK: mean cosine similarity of the heads' vectors (Fig. 3), detached.
+        sigma_K: bandwidth used by each head, detached.
+    """
+
+    value: Tensor
+    pairs_KK: Tensor
+    kernel_mean: Tensor
+    cosine_KK: Tensor
+    sigma_K: Tensor
+
+
+def squared_distances(vectors_BKND: Tensor) -> Tensor:
+    """|r_i - r_j|^2 within each head, `(B, K, N, N)`, never negative, zero on the diagonal."""
+    centred = vectors_BKND - vectors_BKND.mean(2, keepdim=True)
+    gram = centred @ centred.mT
+    norms = gram.diagonal(dim1=-2, dim2=-1)
+    d2 = (norms[..., :, None] + norms[..., None, :] - 2 * gram).clamp_min(0)
+    eye = torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device)
+    return d2.masked_fill(eye, 0.0)
+
+
+def median_bandwidth(d2_BKNN: Tensor) -> Tensor:
+    """Median heuristic: each head's median distance between positions, over the batch, `(K,)`.
+
+    Detached: the bandwidth follows the features and gives them no gradient.
+    """
+    n = d2_BKNN.shape[-1]
+    off = ~torch.eye(n, dtype=torch.bool, device=d2_BKNN.device)
+    per_head = d2_BKNN.detach()[..., off].transpose(0, 1).flatten(1)  # (K, B * N * (N - 1))
+    return per_head.median(dim=1).values.clamp_min(_EPS).sqrt()
+
+
+def centre(kernel_BKNN: Tensor) -> Tensor:
+    """C K C for symmetric K, by subtracting means instead of multiplying by C."""
+    rows = kernel_BKNN.mean(-1, keepdim=True)
+    return kernel_BKNN - rows - rows.mT + rows.mean(-2, keepdim=True)
+
+
+def pairwise_hsic(d2_BKNN: Tensor, sigma_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 2 for all head pairs of each image.
+
+    Returns:
+        `(B, K, K)` HSIC values, and the `(B, K, N, N)` kernels.
+    """
+    n = d2_BKNN.shape[-1]
+    kernel = torch.exp(-d2_BKNN / (2 * sigma_K.square())[:, None, None])
+    flat = centre(kernel).flatten(2)  # (B, K, N * N)
+    return flat @ flat.mT / n**2, kernel
+
+
+def head_cosine(vectors_BKND: Tensor) -> Tensor:
+    """Mean over positions of the cosine between heads' vectors, `(B, K, K)` (Fig. 3)."""
+    unit = F.normalize(vectors_BKND, dim=-1, eps=_EPS)
+    return torch.einsum("bknd,blnd->bkl", unit, unit) / vectors_BKND.shape[2]
+
+
+def independence(
+    heads_BKDHW: Tensor,
+    *,
+    criterion: str = "hsic",
+    sigma: float = 1.0,
+    bandwidth: str = "fixed",
+    pairs: str = "ordered_mean",
+) -> Independence:
+    """First term of Eq. 3 over the gated head features.
+
+    Computed in float32 (or float64 for float64 input) whatever the autocast state.
+
+    Args:
+        heads_BKDHW: R_proj^k for all heads.
+        criterion: `hsic`; `cka`, which is HSIC(k1, k2) / sqrt(HSIC(k1, k1) HSIC(k2, k2)), free of
+            scale; `cosine`, the paper's ablation; or `none`.
+        sigma: bandwidth where `bandwidth` is `fixed`.
+        bandwidth: `fixed` or `median`.
+        pairs: `ordered_mean`: sum over ordered pairs i != j, divided by K^2 (Eq. 3);
+            `unordered_sum`: sum over i < j (released code).
+    """
+    with torch.autocast(heads_BKDHW.device.type, enabled=False):
+        dtype = torch.promote_types(heads_BKDHW.dtype, torch.float32)
+        vectors = heads_BKDHW.to(dtype).flatten(3).mT  # (B, K, N, D)
+        k, n = vectors.shape[1:3]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and criterion in ("hsic", "cka")):
+            d2 = squared_distances(vectors)
+            if bandwidth == "median":
+                sigma_K = median_bandwidth(d2)
+            else:
+                sigma_K = torch.full((k,), sigma, dtype=dtype, device=d2.device)
+            hsic_BKK, kernel = pairwise_hsic(d2, sigma_K)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and criterion == "cosine"):
+            cosine_BKK = head_cosine(vectors)
+        if criterion == "cka":
+            own = hsic_BKK.diagonal(dim1=-2, dim2=-1).clamp_min(_EPS)
+            value_BKK = hsic_BKK / (own[..., :, None] * own[..., None, :]).sqrt()
+        elif criterion == "cosine":
+            value_BKK = cosine_BKK
+        else:
+            value_BKK = hsic_BKK
+        pairs_KK = value_BKK.mean(0)
+        eye = torch.eye(k, dtype=torch.bool, device=d2.device)
+        ordered_sum = pairs_KK.masked_fill(eye, 0.0).sum()
+        value = ordered_sum / k**2 if pairs == "ordered_mean" else ordered_sum / 2
+        if criterion == "none":
+            value = torch.zeros_like(value)
+        off_diagonal = (kernel.detach().sum((-2, -1)) - n) / max(n * (n - 1), 1)
+        return Independence(
+            value=value,
+            pairs_KK=pairs_KK.detach(),
+            kernel_mean=off_diagonal.mean(),
+            cosine_KK=cosine_BKK.detach().mean(0),
+            sigma_K=sigma_K,
+        )

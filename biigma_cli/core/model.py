@@ -1,0 +1,135 @@
+"""BIIGMA-Net: the wiring of Fig. 2."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from biigma_cli.config import NORMALISATIONS, ModelConfig
+from biigma_cli.core.backbone import build_trunk
+from biigma_cli.core.mica import MICA, Heads
+from biigma_cli.core.saliency import Saliency
+from biigma_cli.core.sampling import background_draw, hybrid_feature
+
+
+class Output(NamedTuple):
+    """What training needs of one batch.
+
+    Attributes:
+        logits_BY: original branch, G(R^CA).
+        hybrid_logits_BY: hybrid branch, G(H^CA); None where sampling is off.
+        heads: head features of the original branch; None without MICA.
+        map_B1HW: M; None where nothing asked for it.
+    """
+
+    logits_BY: Tensor
+    hybrid_logits_BY: Tensor | None
+    heads: Heads | None
+    map_B1HW: Tensor | None
+
+
+class Inference(NamedTuple):
+    """What an exported model returns: the R branch alone, and M.
+
+    Attributes:
+        logits_BY: class scores before the softmax.
+        map_B1HW: M in (0, 1); None for a model without a saliency block.
+    """
+
+    logits_BY: Tensor
+    map_B1HW: Tensor | None
+
+
+class BiigmaNet(nn.Module):
+    """DenseNet-121 (or a lighter trunk) + MICA + saliency-guided background sampling.
+
+    Images come as float `(B, 3, S, S)` in [0, 255], S a multiple of 32; the normalisation is part
+    of the network, so that torch and an exported model cannot differ in it.
+
+    Args:
+        config: `config.normalisation` must be resolved, not `auto`.
+        classes: Y.
+        load_weights: fetch or read the backbone weights named by the config; False where a
+            checkpoint will fill them.
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(self, config: ModelConfig, classes: int, *, load_weights: bool = True) -> None:
+        super().__init__()
+        if config.normalisation == "auto":
+            raise ValueError("resolve config.normalisation first")
+        self.config = config
+        mean, std = (
+            torch.tensor(v)[None, :, None, None] for v in NORMALISATIONS[config.normalisation]
+        )
+        # (x / 255 - mean) / std as one multiply-add.
+        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("pixel_shift", -mean / std, persistent=False)
+        self.trunk = build_trunk(config, load_weights=load_weights)
+        channels = self.trunk.channels
+        self.saliency: Saliency | None = None
+        if config.sampling:
+            self.saliency = Saliency(
+                channels,
+                adapters=config.adapters,
+                adapter_channels=config.adapter_channels,
+                prune=config.prune,
+                form=config.saliency,
+            )
+        self.mica: MICA | None = None
+        features = channels[-1]
+        if config.mica:
+            self.mica = MICA(
+                channels[-1],
+                heads=config.heads,
+                projection_channels=config.projection_channels or channels[-1],
+                reduction=config.se_reduction,
+            )
+            features = self.mica.heads * self.mica.channels
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(features, classes)
+
+    def forward(
+        self,
+        image_B3SS: Tensor,
+        *,
+        sample: bool = False,
+        draw_P: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Output:
+        """Both branches.
+
+        Args:
+            sample: run the hybrid branch (needs `config.sampling`).
+            draw_P: the random draw, see `sampling.background_draw`; made with `generator` where
+                it is not given.
+        """
+        taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
+        logits, heads = self.classify(taps.last)
+        if not sample:
+            return Output(logits, None, heads, None)
+        if self.saliency is None:
+            raise ValueError("sample=True needs config.sampling")
+        map_B1HW = self.saliency(taps)
+        if draw_P is None:
+            draw_P = background_draw(taps.last, generator)
+        hybrid = hybrid_feature(taps.last, map_B1HW, draw_P, method=self.config.draw)
+        # Only its pooled features are used: the criterion of Eq. 3 is over R's heads.
+        return Output(logits, self.classify(hybrid)[0], heads, map_B1HW)
+
+    def classify(self, feat_BCHW: Tensor) -> tuple[Tensor, Heads | None]:
+        """G(MICA(feature)): global average pooling + linear, by MICA's pooled shortcut."""
+        if self.mica is None:
+            return self.head(self.dropout(feat_BCHW.mean((2, 3)))), None
+        heads = self.mica(feat_BCHW)
+        return self.head(self.dropout(heads.pooled_BKD.flatten(1))), heads
+
+    def infer(self, image_B3SS: Tensor) -> Inference:
+        """The R branch and the saliency map: the graph that is exported."""
+        taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
+        saliency = self.saliency(taps) if self.saliency is not None else None
+        return Inference(self.classify(taps.last)[0], saliency)

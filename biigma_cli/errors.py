@@ -1,0 +1,76 @@
+"""Every error a user can cause: what went wrong, where, how to fix it, and the exit code.
+
+`biigma_cli.cli.boundary` turns any of these into one message on stderr, without a traceback.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_DEVICE = 4
+EXIT_PARTIAL = 5
+EXIT_INTERRUPTED = 130
+
+
+class BiigmaError(Exception):
+    """Base of all errors that have one clear message.
+
+    Args:
+        message: what is wrong and where (a path, a column, a value).
+        fix: what the user can do about it; shown on a line of its own.
+    """
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+
+class UsageError(BiigmaError):
+    """A flag, a config key or a combination of them that cannot be."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(BiigmaError):
+    """Bad, missing or corrupt data: an image, a metadata file, a split."""
+
+    exit_code = EXIT_DATA
+
+
+class ImageError(DataError):
+    """One image that cannot be read; a batch goes on without it."""
+
+
+class ModelFileError(BiigmaError):
+    """A model or weights file that is missing, corrupt or not one of ours."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointMismatch(ModelFileError):
+    """A checkpoint whose classes, shapes or split do not fit the request."""
+
+
+class DeviceError(BiigmaError):
+    """A device or an execution provider that was asked for and cannot be had."""
+
+    exit_code = EXIT_DEVICE
+
+
+class ParityError(BiigmaError):
+    """torch and ONNX Runtime disagree on the same images; nothing was written."""
+
+
+class TrainingDiverged(BiigmaError):
+    """A loss that is NaN or infinite."""
+
+
+class PartialFailure(BiigmaError):
+    """Some inputs of a batch failed; the others were answered."""
+
+    exit_code = EXIT_PARTIAL

@@ -1,0 +1,88 @@
+"""Folders, atomic writes and hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from biigma_cli.errors import BiigmaError, UsageError
+
+
+def home() -> Path:
+    """Data folder: `BIIGMA_HOME`, else the platform's own; made by whoever writes to it."""
+    return Path(os.environ.get("BIIGMA_HOME") or platformdirs.user_data_dir("biigma"))
+
+
+def models_dir() -> Path:
+    """Folder of the shipped models: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside `path`, flush to disk, then rename over it.
+
+    Raises `BiigmaError` where the folder cannot be written or the disk is full; what was at `path`
+    is then still there, and the temporary file is gone.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="~")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; results are meant to be read like any other.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise BiigmaError(
+            f"cannot write {path}: {error.strerror or error}",
+            fix="free some space or choose another folder",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                Path(temporary).unlink()
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """`atomic_write_bytes` in UTF-8."""
+    atomic_write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, atomically."""
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Raise `UsageError` now rather than after the work, where `path` cannot be written."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", fix="give a file name")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UsageError(f"cannot write {path}", fix="choose a place you may write to")
+
+
+def sha256_lines(lines: Iterable[str]) -> str:
+    """Hex SHA-256 of the lines, each ended by a newline."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
