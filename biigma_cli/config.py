@@ -45,6 +45,7 @@ class ModelConfig:
         criterion: independence criterion between heads (Eq. 1-3).
         bandwidth: `fixed` uses `sigma`; `median` takes each head's median distance, detached.
         sigma: bandwidth of the RBF kernel exp(-d^2 / (2 sigma^2)).
+        estimator: `biased` is Eq. 2; `unbiased` leaves out each position's likeness to itself.
         pairs: `ordered_mean` sums ordered pairs and divides by K^2 (Eq. 3); `unordered_sum` is the
             released code's.
         saliency: `plain` is Eq. 5; `standardised` has zero mean and unit variance per image
@@ -70,6 +71,7 @@ class ModelConfig:
     criterion: Criterion = "hsic"
     bandwidth: Literal["fixed", "median"] = "fixed"
     sigma: float = 1.0
+    estimator: Literal["biased", "unbiased"] = "biased"
     pairs: Literal["ordered_mean", "unordered_sum"] = "ordered_mean"
     saliency: Literal["plain", "standardised"] = "plain"
     adapters: Literal["conv_max", "max", "avg"] = "conv_max"
@@ -389,11 +391,12 @@ def light() -> Config:
             projection_channels=384,
             criterion="cka",
             bandwidth="median",
+            estimator="unbiased",
             saliency="standardised",
             adapter_channels=64,
             dropout=0.2,
         ),
-        loss=LossConfig(class_weights="inverse_sqrt", independence=0.1, label_smoothing=0.05),
+        loss=LossConfig(class_weights="inverse_sqrt", independence=0.2, label_smoothing=0.05),
         data=DataConfig(side=160),
         train=TrainConfig(
             epochs=16,
@@ -438,3 +441,23 @@ def preset(name: str) -> Config:
             fix=f"choose one of: {', '.join(PRESETS)}",
         )
     return PRESETS[name]()
+
+
+def stretch_phases(train: TrainConfig, epochs: Any) -> dict[str, list[int]]:
+    """`sides` and `side_epochs` of `train` rescaled to another number of epochs.
+
+    Empty where there are no phases; phases that shrink to nothing are dropped, the last stays.
+    """
+    if not train.sides or not isinstance(epochs, int) or epochs < 1:
+        return {}
+    done, scaled = 0, []
+    for i in range(len(train.sides)):
+        end = round(sum(train.side_epochs[: i + 1]) * epochs / train.epochs)
+        scaled.append(end - done)
+        done = end
+    if not scaled[-1]:  # at least one epoch at the final side
+        biggest = max(range(len(scaled)), key=lambda i: scaled[i])
+        scaled[biggest] -= 1
+        scaled[-1] += 1
+    kept = [(s, e) for s, e in zip(train.sides, scaled, strict=True) if e]
+    return {"sides": [s for s, _ in kept], "side_epochs": [e for _, e in kept]}

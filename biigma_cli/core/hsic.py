@@ -69,16 +69,42 @@ def centre(kernel_BKNN: Tensor) -> Tensor:
     return kernel_BKNN - rows - rows.mT + rows.mean(-2, keepdim=True)
 
 
-def pairwise_hsic(d2_BKNN: Tensor, sigma_K: Tensor) -> tuple[Tensor, Tensor]:
+def u_centre(kernel_BKNN: Tensor) -> Tensor:
+    """U-centred kernel (Szekely and Rizzo, 2014): zero diagonal, each row sums to zero."""
+    n = kernel_BKNN.shape[-1]
+    eye = torch.eye(n, dtype=torch.bool, device=kernel_BKNN.device)
+    off = kernel_BKNN.masked_fill(eye, 0.0)
+    rows = off.sum(-1, keepdim=True)
+    total = rows.sum(-2, keepdim=True)
+    centred = off - (rows + rows.mT) / (n - 2) + total / ((n - 1) * (n - 2))
+    return centred.masked_fill(eye, 0.0)
+
+
+def pairwise_hsic(
+    d2_BKNN: Tensor, sigma_K: Tensor, *, estimator: str = "biased"
+) -> tuple[Tensor, Tensor]:
     """Eq. 2 for all head pairs of each image.
+
+    Args:
+        estimator: `biased` is Eq. 2. `unbiased` (Song et al., 2012) leaves the diagonals out and
+            divides by N (N - 3): Eq. 2 counts every position's likeness to itself, which for few
+            positions in many channels is most of its value whether heads depend or not.
 
     Returns:
         `(B, K, K)` HSIC values, and the `(B, K, N, N)` kernels.
+
+    Raises:
+        ValueError: `unbiased` with fewer than four positions.
     """
     n = d2_BKNN.shape[-1]
     kernel = torch.exp(-d2_BKNN / (2 * sigma_K.square())[:, None, None])
-    flat = centre(kernel).flatten(2)  # (B, K, N * N)
-    return flat @ flat.mT / n**2, kernel
+    if estimator == "biased":
+        flat = centre(kernel).flatten(2)  # (B, K, N * N)
+        return flat @ flat.mT / n**2, kernel
+    if n < 4:
+        raise ValueError(f"the unbiased estimator needs 4 positions, there are {n}")
+    flat = u_centre(kernel).flatten(2)
+    return flat @ flat.mT / (n * (n - 3)), kernel
 
 
 def head_cosine(vectors_BKND: Tensor) -> Tensor:
@@ -94,6 +120,7 @@ def independence(
     sigma: float = 1.0,
     bandwidth: str = "fixed",
     pairs: str = "ordered_mean",
+    estimator: str = "biased",
 ) -> Independence:
     """First term of Eq. 3 over the gated head features.
 
@@ -107,6 +134,7 @@ def independence(
         bandwidth: `fixed` or `median`.
         pairs: `ordered_mean`: sum over ordered pairs i != j, divided by K^2 (Eq. 3);
             `unordered_sum`: sum over i < j (released code).
+        estimator: `biased` or `unbiased`, see `pairwise_hsic`.
     """
     with torch.autocast(heads_BKDHW.device.type, enabled=False):
         dtype = torch.promote_types(heads_BKDHW.dtype, torch.float32)
@@ -118,7 +146,7 @@ def independence(
                 sigma_K = median_bandwidth(d2)
             else:
                 sigma_K = torch.full((k,), sigma, dtype=dtype, device=d2.device)
-            hsic_BKK, kernel = pairwise_hsic(d2, sigma_K)
+            hsic_BKK, kernel = pairwise_hsic(d2, sigma_K, estimator=estimator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and criterion == "cosine"):
             cosine_BKK = head_cosine(vectors)
         if criterion == "cka":

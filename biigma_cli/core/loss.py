@@ -115,6 +115,7 @@ class Criterion(nn.Module):
                 sigma=self.model_config.sigma,
                 bandwidth=self.model_config.bandwidth,
                 pairs=self.model_config.pairs,
+                estimator=self.model_config.estimator,
             )
             if self.model_config.criterion != "none":
                 weighted.append(("independence", config.independence, details.value))

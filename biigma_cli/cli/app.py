@@ -1,0 +1,39 @@
+"""The Typer app. Each command's module imports its machinery inside its function."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from biigma_cli import __version__
+from biigma_cli.cli import download, train
+
+app = typer.Typer(
+    name="biigma",
+    help="BIIGMA-Net for dermoscopy: get data, train, judge, export, predict. "
+    "For research; not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"biigma {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+app.command("download")(download.download)
+app.command("train")(train.train)

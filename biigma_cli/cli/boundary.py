@@ -1,0 +1,53 @@
+"""The one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from biigma_cli.errors import EXIT_INTERRUPTED, BiigmaError
+
+P = ParamSpec("P")
+
+
+def boundary(function: Callable[P, None]) -> Callable[P, None]:
+    """A command whose `BiigmaError`s and Ctrl-C end in one message on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except BiigmaError as error:
+            say_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has gone (`| head`): say nothing, and let the final flush say nothing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def say_error(error: BiigmaError) -> None:
+    """`error: ...` and `fix: ...` on stderr, in colour on a terminal."""
+    bold, dim, off = ("\033[1;31m", "\033[2m", "\033[0m") if _colour() else ("", "", "")
+    print(f"{bold}error:{off} {error.message}", file=sys.stderr)  # noqa: T201
+    if error.fix:
+        print(f"{dim}fix:{off}   {error.fix}", file=sys.stderr)  # noqa: T201
+
+
+def note(text: str) -> None:
+    """One line on stderr, where it does not mix with results."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _colour() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ

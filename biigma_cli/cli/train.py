@@ -1,0 +1,200 @@
+"""`biigma train`: train a network and choose its best epoch on the validation part."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from biigma_cli.cli.boundary import boundary, note
+
+if TYPE_CHECKING:
+    from biigma_cli.engine.train import Event
+
+
+@boundary
+def train(
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Recorded data set.  [default: the preset's, isic18]"),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option("--preset", help="light (MobileNetV2 at 160), plain-light, or paper-isic18."),
+    ] = "light",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file laid over the preset.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.epochs=8."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", help="Backbone: imagenet (torchvision's download), none, or a file."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Split: lesion (no leak) or paper.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "-b", help="Images a step.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the training.")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Run folder's name.  [default: date and preset]")
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run."),
+    ] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the resolved settings and stop.")
+    ] = False,
+) -> None:
+    """Train on the training part, choose by macro-F1 on the validation part.
+
+    The test part is never looked at. Ctrl-C or a crash loses the current epoch at most: go on with
+    --resume RUN.
+    """
+    from biigma_cli import config as cfg
+    from biigma_cli.errors import UsageError
+
+    if resume is not None:
+        saved = resume / "config.toml"
+        if not saved.is_file():
+            raise UsageError(f"{resume} is no run folder", fix="name a folder under runs/")
+        if any(v is not None for v in (config, set_, weights, dataset, protocol, epochs, seed,
+                                       batch_size)):  # fmt: skip
+            raise UsageError(
+                "a resumed run keeps its settings", fix="leave all settings out with --resume"
+            )
+        settings = cfg.from_dict(cfg.read_toml(saved))
+        run = resume
+    else:
+        settings = cfg.preset(preset)
+        if config is not None:
+            settings = cfg.from_dict(cfg.read_toml(config), settings)
+        short = {
+            "model": {"weights": weights},
+            "data": {"dataset": dataset, "protocol": protocol},
+            "train": {"epochs": epochs, "batch_size": batch_size, "seed": seed},
+        }
+        given = cfg.parse_assignments(set_ or [])
+        for section, values in short.items():
+            chosen = {k: v for k, v in values.items() if v is not None}
+            given[section] = {**chosen, **given.get(section, {})}
+        if "epochs" in given["train"] and "sides" not in given["train"]:
+            given["train"] |= cfg.stretch_phases(settings.train, given["train"]["epochs"])
+        settings = cfg.from_dict(given, settings)
+        run = runs / (name or time.strftime("%Y%m%d-%H%M%S-") + preset)
+    if show_config:
+        typer.echo(cfg.to_toml(settings), nl=False)
+        return
+    if resume is None and (run / "weights").exists():
+        raise UsageError(
+            f"{run} holds a run already", fix=f"choose another --name, or --resume {run}"
+        )
+
+    from biigma_cli.data.manifest import load_manifest
+
+    manifest = load_manifest(settings.data.dataset)
+    from biigma_cli.engine import train as engine
+    from biigma_cli.engine.device import pick_device
+
+    torch_device = pick_device(device)
+    last = run / "weights" / "last.safetensors"
+    if resume is not None and not last.is_file():
+        raise UsageError(f"{run} has no finished epoch", fix="start it again under another name")
+    display = _Display(run)
+    try:
+        summary = engine.train(
+            settings,
+            manifest,
+            run,
+            device=torch_device,
+            resume=resume is not None,
+            on_event=display,
+        )
+    except KeyboardInterrupt:
+        display.line("")
+        how = f"biigma train --resume {run}" if last.is_file() else "no epoch was finished"
+        note(f"stopped; go on with: {how}")
+        raise
+    typer.echo(
+        f"best epoch {summary['best_epoch']}: validation macro-F1 "
+        f"{summary['best_val_macro_f1']:.4f} ({summary['protocol']})"
+    )
+    typer.echo(f"checkpoint: {run / 'weights' / 'best.safetensors'}")
+    typer.echo(f"next: biigma eval --run {run} --split test")
+
+
+class _Display:
+    """Shows events on stderr and keeps them in the run's log."""
+
+    def __init__(self, run: Path) -> None:
+        self.live = sys.stderr.isatty()
+        self.log = run / "train.log"
+        self.shown = time.monotonic()
+        self.epoch_began: float | None = None
+        self.durations: list[float] = []
+
+    def __call__(self, event: Event) -> None:
+        from biigma_cli.cli.progress import clock
+        from biigma_cli.engine.train import EpochEvent, LoadEvent, NoteEvent
+
+        if isinstance(event, NoteEvent):
+            self.line(event.text)
+        elif isinstance(event, LoadEvent):
+            if event.done == event.total:
+                self.line(f"decoded {event.total} {event.part} images")
+            else:
+                self.transient(f"decoding {event.part}: {event.done}/{event.total} images")
+        elif isinstance(event, EpochEvent):
+            row = event.row
+            self.line(
+                f"epoch {event.epoch}/{event.epochs}  {row['side']} px  "
+                f"loss {row['loss']:.4f}  val: macro-F1 {row['val_macro_f1']:.4f}, "
+                f"accuracy {row['val_accuracy']:.4f}, balanced {row['val_macro_recall']:.4f}  "
+                f"{row['images_per_s']:.0f} images/s, {clock(row['seconds'])}"
+                + ("  best" if event.best else "")
+            )
+        else:
+            terms = ", ".join(f"{k} {v:.3f}" for k, v in event.terms.items())
+            rest = (event.steps - event.step) / event.steps + event.epochs - event.epoch
+            elapsed = event.step / event.steps
+            now = time.monotonic()
+            if event.step == 1 or self.epoch_began is None:
+                self.epoch_began = now
+            per_epoch = (now - self.epoch_began) / elapsed
+            self.transient(
+                f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  "
+                f"loss {event.loss:.3f} ({terms})  {event.images_per_s:.0f} images/s  "
+                f"about {clock(per_epoch * rest)} left"
+            )
+
+    def transient(self, text: str) -> None:
+        """A line that the next one replaces; every 30 s a plain one where there is no terminal."""
+        now = time.monotonic()
+        if now - self.shown < (0.2 if self.live else 30):
+            return
+        self.shown = now
+        sys.stderr.write(f"\r\033[K{text}" if self.live else text + "\n")
+        sys.stderr.flush()
+
+    def line(self, text: str) -> None:
+        """A line that stays, also in the log."""
+        sys.stderr.write(f"\r\033[K{text}\n" if self.live else text + "\n")
+        sys.stderr.flush()
+        if text and self.log.parent.is_dir():
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")

@@ -1,0 +1,1 @@
+"""Data: sources, splits, one preprocessing, and augmentation on the device."""

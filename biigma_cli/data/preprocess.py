@@ -1,0 +1,117 @@
+"""The one preprocessing: a file to a uint8 RGB square, with Pillow and numpy, never torch.
+
+Training, evaluation, export and `predict` all call `load_image`, so they cannot differ. The
+network itself scales and normalises (see `core.model`), in torch and in the exported graph alike.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from biigma_cli.errors import ImageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+Pixels = npt.NDArray[np.uint8]
+
+# Written into every exported model; a change of rule needs a new name.
+RESIZE_RULE = "squash-bilinear-1"
+
+MAX_PIXELS = 200_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> Pixels:
+    """Decode, upright by EXIF, to RGB, squashed to `(side, side, 3)` with antialiasing.
+
+    The squash (aspect ratio given up) is the paper's. JPEGs much larger than needed are decoded at
+    a reduced scale, never under twice the side.
+
+    Args:
+        source: a file, or the bytes of one.
+        name: what to call it in errors; default: the path.
+
+    Raises:
+        ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
+    """
+    label = name or (str(source) if isinstance(source, Path) else "the image")
+    try:
+        with _open(source) as image:
+            image.draft("RGB", (2 * side, 2 * side))
+            image.load()
+            square = to_rgb(ImageOps.exif_transpose(image))
+            # Pillow's bilinear filter widens when it shrinks: that is the antialiasing.
+            square = square.resize((side, side), Image.Resampling.BILINEAR)
+            return np.asarray(square)
+    except FileNotFoundError:
+        raise ImageError(f"no file at {label}", fix="check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{label} is a folder", fix="name a file") from None
+    except PermissionError:
+        raise ImageError(f"no permission to read {label}", fix="change its permissions") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"{label} claims more than {MAX_PIXELS // 1_000_000} megapixels",
+            fix="scale it down first",
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(
+            f"{label} is not an image Pillow can read", fix="give a JPEG, PNG, TIFF, BMP or WebP"
+        ) from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+        # Pillow raises any of these for damaged files, by format.
+        raise ImageError(
+            f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
+        ) from error
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    file: Path | BinaryIO = source if isinstance(source, Path) else io.BytesIO(source)
+    return Image.open(file)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB: 16-bit is scaled, transparency laid on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
+        grey = Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
+        return grey.convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def map_threads(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int = 64
+) -> Iterator[R]:
+    """`map` over a thread pool, in order, with at most `ahead` results waiting.
+
+    Pillow lets go of the interpreter lock while it decodes, so threads scale. An exception of
+    `function` is raised at its item's turn.
+    """
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""Training and evaluation; never prints, calls back with events."""

@@ -1,0 +1,53 @@
+"""Devices and precision: what was asked for, checked before any work."""
+
+from __future__ import annotations
+
+import torch
+
+from biigma_cli.errors import DeviceError, UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a torch device.
+
+    `auto` takes CUDA where there is one, else the CPU. Raises `DeviceError` where the device that
+    was asked for cannot be had, `UsageError` for a name that means nothing.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown device {name!r}", fix="choose auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            built = torch.version.cuda
+            cause = (
+                f"torch {torch.__version__} was built for CUDA {built}, but finds no usable GPU "
+                "or driver"
+                if built
+                else f"torch {torch.__version__} was built without CUDA"
+            )
+            raise DeviceError(f"no CUDA device: {cause}", fix="use --device cpu, or auto")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise DeviceError(
+                f"no device {name}: this machine has {torch.cuda.device_count()} CUDA devices",
+                fix="use --device cuda",
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("no MPS device on this machine", fix="use --device cpu, or auto")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto` as `bf16` where the device computes it natively, else `fp32`."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        # Elsewhere torch emulates bf16, which is slower than fp32.
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "fp32"

@@ -1,0 +1,1 @@
+"""Export to ONNX (torch) and inference from ONNX (no torch)."""
