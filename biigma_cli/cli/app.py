@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from biigma_cli import __version__
-from biigma_cli.cli import download, train
+from biigma_cli.cli import download, evaluate, export, info, predict, train
 
 app = typer.Typer(
     name="biigma",
@@ -35,5 +35,9 @@ def _root(
     del version
 
 
+app.command("predict")(predict.predict)
 app.command("download")(download.download)
 app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("info")(info.info)
+app.add_typer(export.app, name="export")

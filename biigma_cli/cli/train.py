@@ -84,7 +84,7 @@ def train(
         settings = cfg.preset(preset)
         if config is not None:
             settings = cfg.from_dict(cfg.read_toml(config), settings)
-        short = {
+        short: dict[str, dict[str, object]] = {
             "model": {"weights": weights},
             "data": {"dataset": dataset, "protocol": protocol},
             "train": {"epochs": epochs, "batch_size": batch_size, "seed": seed},

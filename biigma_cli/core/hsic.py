@@ -157,8 +157,11 @@ def independence(
         else:
             value_BKK = hsic_BKK
         pairs_KK = value_BKK.mean(0)
+        # HSIC is never negative, its unbiased estimate may be. Below zero there is nothing left to
+        # remove: pushing on would make the heads each other's opposites, and so dependent again.
+        penalty_KK = pairs_KK.clamp_min(0) if estimator == "unbiased" else pairs_KK
         eye = torch.eye(k, dtype=torch.bool, device=d2.device)
-        ordered_sum = pairs_KK.masked_fill(eye, 0.0).sum()
+        ordered_sum = penalty_KK.masked_fill(eye, 0.0).sum()
         value = ordered_sum / k**2 if pairs == "ordered_mean" else ordered_sum / 2
         if criterion == "none":
             value = torch.zeros_like(value)

@@ -66,11 +66,12 @@ class MICA(nn.Module):
     def forward(self, feat_BCHW: Tensor) -> Heads:
         """Project, squeeze and excite `(B, C, H, W)`."""
         projected = F.relu(self.project(feat_BCHW))
-        pooled_BKD = projected.mean((2, 3)).unflatten(1, (self.heads, self.channels))
+        b, _, h, w = projected.shape
+        pooled_BKD = projected.mean((2, 3)).view(b, self.heads, self.channels)
         hidden_BKS = F.relu(torch.einsum("bkd,ksd->bks", pooled_BKD, self.squeeze_KSD))
         gate_BKD = torch.sigmoid(torch.einsum("bks,kds->bkd", hidden_BKS, self.excite_KDS))
         return Heads(
-            projected_BKDHW=projected.unflatten(1, (self.heads, self.channels)),
+            projected_BKDHW=projected.view(b, self.heads, self.channels, h, w),
             gate_BKD=gate_BKD,
             pooled_BKD=pooled_BKD * gate_BKD,
         )

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from biigma_cli.errors import ImageError
 
@@ -65,7 +65,7 @@ def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> P
             f"{label} claims more than {MAX_PIXELS // 1_000_000} megapixels",
             fix="scale it down first",
         ) from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(
             f"{label} is not an image Pillow can read", fix="give a JPEG, PNG, TIFF, BMP or WebP"
         ) from None

@@ -81,16 +81,16 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
         by_class[members[0].label].append(members)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for code in manifest.taxonomy.codes:
-        members = by_class.get(code, [])
-        if not members:
+        own = by_class.get(code, [])
+        if not own:
             continue
-        if len(members) < len(PARTS):
+        if len(own) < len(PARTS):
             raise DataError(
-                f"class {code} has {len(members)} lesions: too few for train, val and test",
+                f"class {code} has {len(own)} lesions: too few for train, val and test",
                 fix="add images of that class",
             )
-        members.sort(key=lambda g: _rank(config.split_seed, g[0]))
-        _deal(members, parts, test=config.test_fraction, val=config.val_fraction)
+        own.sort(key=lambda g: _rank(config.split_seed, g[0]))
+        _deal(own, parts, test=config.test_fraction, val=config.val_fraction)
     return Split(
         dataset=manifest.dataset,
         protocol=config.protocol,

@@ -20,7 +20,7 @@ def to_batch(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def prepare(model: BiigmaNet, device: torch.device) -> BiigmaNet:
     """On the device, convolutions channels last."""
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()

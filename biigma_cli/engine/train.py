@@ -315,7 +315,7 @@ def _train_epoch(
                 fix="lower train.lr, or set train.grad_clip and train.precision=fp32",
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        torch.autograd.backward(loss.total)
         if tc.grad_clip:
             nn.utils.clip_grad_norm_(model.parameters(), tc.grad_clip)
         optimizer.step()

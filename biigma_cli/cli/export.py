@@ -1,0 +1,110 @@
+"""`biigma export`: a checkpoint to a file for inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from biigma_cli.cli.boundary import boundary, note
+
+if TYPE_CHECKING:
+    from biigma_cli.config import Config
+    from biigma_cli.data.preprocess import Pixels
+
+app = typer.Typer(help="Export a trained model.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `onnx` a subcommand while it is the only one."""
+
+
+@app.command("onnx")
+@boundary
+def export_onnx(
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run folder.  [default: the newest in runs/]"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="A checkpoint file instead of a run.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write.  [default: RUN/model.onnx]"),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Validation images for the parity proof.")
+    ] = 64,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Write one .onnx file, after proving that it answers as torch does.
+
+    Both run on the same validation images (drawn patterns where the data set is not on this
+    machine); a largest difference above 1e-4 in any probability writes nothing. Figures from
+    'biigma eval --run RUN' are stored in the file with their protocol.
+    """
+    from biigma_cli.cli.evaluate import best_checkpoint, newest_run
+    from biigma_cli.errors import UsageError
+    from biigma_cli.storage import check_writable
+
+    if run is not None and checkpoint is not None:
+        raise UsageError("both --run and --checkpoint are given", fix="leave one of them out")
+    if checkpoint is None:
+        run = run or newest_run(runs)
+        if run is None:
+            raise UsageError(f"no run in {runs}", fix="train first, or give --checkpoint FILE")
+        checkpoint = best_checkpoint(run)
+        note(f"exporting {checkpoint}")
+    folder = run or checkpoint.parent
+    target = output or folder / "model.onnx"
+    check_writable(target)
+
+    import json
+
+    from biigma_cli.core.weights import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    metrics = {}
+    for part in ("val", "test"):
+        file = folder / f"eval-{part}.json"
+        if file.is_file():
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            if stored["split_hash"] == loaded.meta["split"]["split_hash"]:
+                metrics[part] = {k: v for k, v in stored.items() if k not in ("model", "against")}
+    if "test" not in metrics:
+        note("no test figures to store: run 'biigma eval --split test' before exporting")
+    pixels, source = _parity_images(loaded.config, loaded.meta, images)
+
+    from biigma_cli.runtime.export import export_onnx as export
+
+    parity = export(loaded, target, pixels, source=source, metrics=metrics)
+    size = target.stat().st_size
+    typer.echo(f"wrote {target}, {size / 1e6:.1f} MB, one file")
+    typer.echo(parity.proof())
+
+
+def _parity_images(config: Config, meta: dict[str, Any], count: int) -> tuple[Pixels, str]:
+    """Validation images where the data is here, else drawn patterns."""
+    import numpy as np
+
+    from biigma_cli.data.images import load_part
+    from biigma_cli.data.manifest import load_manifest
+    from biigma_cli.data.splits import check_same_split, make_split
+    from biigma_cli.errors import BiigmaError
+
+    side = config.data.side
+    try:
+        manifest = load_manifest(config.data.dataset)
+        split = make_split(manifest, config.data)
+        check_same_split(split, meta["split"], source="the checkpoint")
+        return load_part(manifest, split.val[:count], side).pixels, "validation images"
+    except BiigmaError as error:
+        note(f"no validation images here ({error.message}); using drawn patterns")
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (count, 5, 5, 3))
+    grown = coarse.repeat(-(-side // 5), 1).repeat(-(-side // 5), 2)[:, :side, :side]
+    noise = rng.normal(0, 20, grown.shape)
+    return np.clip(grown + noise, 0, 255).astype(np.uint8), "drawn patterns"

@@ -1,0 +1,108 @@
+"""Tables for people, drawn by rich."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from biigma_cli.metrics import Figures, Interval
+    from biigma_cli.report.records import Prediction
+
+FIGURE_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "macro_recall": "balanced accuracy (macro-recall)",
+    "macro_precision": "macro-precision",
+}
+
+
+def render(*items: Table | str, width: int, colour: bool) -> str:
+    """Tables and lines as text."""
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, force_terminal=colour, color_system="auto" if colour else None,
+        highlight=False, soft_wrap=False,
+    )  # fmt: skip
+    for item in items:
+        console.print(Text(item) if isinstance(item, str) else item)
+    return file.getvalue()
+
+
+def prediction_table(
+    items: Sequence[Prediction], names: Mapping[str, str], malignant: Mapping[str, bool], topk: int
+) -> Table:
+    """One line per file: the answer, its probability, and the runners-up."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file", overflow="fold", ratio=3)
+    table.add_column("answer", ratio=3)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("malignant", justify="right", no_wrap=True)
+    if topk > 1:
+        table.add_column("next", ratio=3)
+    for item in items:
+        if item.probabilities is None:
+            table.add_row(Text(item.path), Text(item.error or "", style="red"))
+            continue
+        (code, p), *rest = item.top(topk)
+        style = "bold red" if malignant[code] else "bold"
+        row = [
+            Text(item.path),
+            Text.assemble((code, style), f"  {names[code]}"),
+            Text(f"{p:.1%}"),
+            Text(f"{item.malignant:.1%}"),
+        ]
+        if topk > 1:
+            row.append(Text(", ".join(f"{c} {q:.1%}" for c, q in rest), style="dim"))
+        table.add_row(*row)
+    return table
+
+
+def headline_table(intervals: Mapping[str, Interval], *, title: str) -> Table:
+    """The headline figures with their intervals."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval", justify="right")
+    for key, interval in intervals.items():
+        span = f"{interval.low:+.4f} .. {interval.high:+.4f}"
+        value = f"{interval.value:+.4f}"
+        if interval.low >= 0 and not title.startswith("difference"):
+            span, value = span.replace("+", ""), value.replace("+", "")
+        table.add_row(FIGURE_NAMES[key], value, span)
+    return table
+
+
+def class_table(figures: Figures, names: Mapping[str, str]) -> Table:
+    """Precision, recall and F1 of each class."""
+    table = Table(title="per class", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("class", "name"):
+        table.add_column(column)
+    for column in ("images", "precision", "recall", "F1"):
+        table.add_column(column, justify="right")
+    for c in figures.per_class:
+        values = (c.precision, c.recall, c.f1) if c.support else ()
+        table.add_row(c.code, names[c.code], str(c.support), *(f"{v:.4f}" for v in values))
+    return table
+
+
+def confusion_table(figures: Figures) -> Table:
+    """Confusion matrix: rows are the truth."""
+    codes = [c.code for c in figures.per_class]
+    table = Table(
+        title="confusion matrix (rows: truth, columns: answer)", title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("")
+    for code in codes:
+        table.add_column(code, justify="right")
+    for i, (code, row) in enumerate(zip(codes, figures.confusion, strict=True)):
+        cells = [Text(str(n), style="bold" if i == j else "") for j, n in enumerate(row)]
+        table.add_row(code, *cells)
+    return table
