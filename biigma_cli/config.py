@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class ModelConfig:
             se_reduction=(1, 1024),
             adapter_channels=(1, 4096),
         )
-        if not self.sigma > 0:
+        if not 0 < self.sigma < math.inf:
             raise UsageError(f"model.sigma is {self.sigma}", fix="give a bandwidth above 0")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"model.dropout is {self.dropout}", fix="give a value in [0, 1)")
@@ -130,8 +131,10 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("original", "hybrid", "independence", "l2", "map_distance", "consistency_kl"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"loss.{name} is negative", fix="give a weight of 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(
+                    f"loss.{name} is {getattr(self, name)}", fix="give a weight of 0 or more"
+                )
         if not 0 <= self.label_smoothing < 1:
             raise UsageError("loss.label_smoothing is outside [0, 1)", fix="try 0.1")
 
@@ -207,14 +210,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self, epochs=(1, 100_000), batch_size=(2, 65_536), sampling_start_epoch=(0, 100_000))
-        if not self.lr > 0:
+        for name in ("weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(
+                    f"train.{name} is {getattr(self, name)}", fix="give a number of 0 or more"
+                )
+        if not 0 <= self.warmup_fraction < 1:
+            raise UsageError(
+                f"train.warmup_fraction is {self.warmup_fraction}", fix="give a share in [0, 1)"
+            )
+        if not 0 < self.lr < math.inf:
             raise UsageError(f"train.lr is {self.lr}", fix="give a learning rate above 0")
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema is {self.ema}", fix="give a decay in [0, 1)")
         for side in self.sides:
             _check_side(side, "train.sides")
         if len(self.sides) != len(self.side_epochs) or (
-            self.sides and sum(self.side_epochs) != self.epochs
+            self.sides and (sum(self.side_epochs) != self.epochs or min(self.side_epochs) < 1)
         ):
             raise UsageError(
                 f"train.sides {list(self.sides)} and train.side_epochs {list(self.side_epochs)} "
@@ -238,6 +250,19 @@ class Config:
                 f"train.sides ends at {self.train.sides[-1]}, data.side is {self.data.side}",
                 fix="end train.sides with data.side",
             )
+        side = min((self.data.side, *self.train.sides))
+        if self.model.mica and self.model.estimator == "unbiased" and side < 64:
+            raise UsageError(
+                f"model.estimator=unbiased needs 4 positions, side {side} gives 1",
+                fix="use a side of 64 or more, or model.estimator=biased",
+            )
+        lacking = []
+        if self.loss.map_distance and not (self.model.mica and self.model.sampling):
+            lacking.append("loss.map_distance needs model.mica and model.sampling")
+        if self.loss.consistency_kl and not self.model.sampling:
+            lacking.append("loss.consistency_kl needs model.sampling")
+        if lacking:
+            raise UsageError("; ".join(lacking), fix="set the loss weight to 0, or switch it on")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, fit for JSON and TOML."""

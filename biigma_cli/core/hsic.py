@@ -58,6 +58,8 @@ def median_bandwidth(d2_BKNN: Tensor) -> Tensor:
     Detached: the bandwidth follows the features and gives them no gradient.
     """
     n = d2_BKNN.shape[-1]
+    if n == 1:  # no pair of positions: any bandwidth will do
+        return d2_BKNN.new_ones(d2_BKNN.shape[1])
     off = ~torch.eye(n, dtype=torch.bool, device=d2_BKNN.device)
     per_head = d2_BKNN.detach()[..., off].transpose(0, 1).flatten(1)  # (K, B * N * (N - 1))
     return per_head.median(dim=1).values.clamp_min(_EPS).sqrt()

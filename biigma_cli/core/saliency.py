@@ -64,15 +64,16 @@ def saliency_map(stack_BCHW: Tensor, *, prune: str = "low_variance", form: str =
     Returns:
         M, `(B, 1, H, W)`.
     """
-    stack = stack_BCHW.float() if stack_BCHW.dtype != torch.float64 else stack_BCHW
+    stack = stack_BCHW.to(torch.promote_types(stack_BCHW.dtype, torch.float32))
     if prune == "none":
         mean = stack.mean(1, keepdim=True)
     else:
         variance = stack.detach().var((2, 3), correction=0)  # (B, C)
-        above = variance >= variance.mean(1, keepdim=True)
+        # With equal variances, rounding must not lift the mean above them all.
+        above = variance >= variance.mean(1, keepdim=True) * (1 - 1e-5)
         keep = (above if prune == "low_variance" else ~above).to(stack.dtype)
-        # With all variances equal nothing lies under the mean: an empty set would divide by 0.
-        mean = torch.einsum("bchw,bc->bhw", stack, keep)[:, None]
+        # Not a matrix product: autocast would run that in bf16, too coarse for the mean of hundreds.
+        mean = (stack * keep[:, :, None, None]).sum(1, keepdim=True)
         mean = mean / keep.sum(1).clamp_min(1)[:, None, None, None]
     if form == "standardised":
         centred = mean - mean.mean((2, 3), keepdim=True)

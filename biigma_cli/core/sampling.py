@@ -40,7 +40,7 @@ def sample_background(
         # Positions of B first, in order; no data-dependent shape, so nothing waits for a GPU.
         members = torch.argsort((~present).to(torch.uint8), stable=True)
         count = present.sum()
-        place = (draw_P.to(torch.float64) * count).long().clamp_max(b * h * w - 1)
+        place = (draw_P.float() * count).long().clamp_max(b * h * w - 1)
         index_P = members[torch.minimum(place, (count - 1).clamp_min(0))]
     return vectors_PC[index_P].reshape(b, h, w, c).permute(0, 3, 1, 2)
 

@@ -60,7 +60,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelFileError(
             f"{path} is not a readable checkpoint: {error}", fix="use another checkpoint"
         ) from error
-    return Checkpoint(tensors, json.loads(meta["biigma"]))
+    try:
+        decoded = json.loads(meta["biigma"])
+        absent = [k for k in ("config", "classes") if k not in decoded]
+        if absent:
+            raise ValueError(f"it lacks {', '.join(absent)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path} has a damaged header: {error}", fix="use another checkpoint"
+        ) from error
+    return Checkpoint(tensors, decoded)
 
 
 def model_state(model: BiigmaNet) -> dict[str, Tensor]:
