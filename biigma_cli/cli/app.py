@@ -14,6 +14,7 @@ app = typer.Typer(
     help="BIIGMA-Net for dermoscopy: get data, train, judge, export, predict. "
     "For research; not a medical device.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: rich costs as much time as everything else together
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -39,8 +39,9 @@ def evaluate(
     ] = "auto",
     runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
 ) -> None:
-    """Judge a model: accuracy, macro-F1, balanced accuracy, macro-precision, per class.
+    """Judge a model on images it never saw.
 
+    Accuracy, macro-F1, balanced accuracy and macro-precision, per class, and the confusion matrix.
     Each figure has a bootstrap interval (2,000 resamples of lesions), and the protocol stands
     above the table. Without --run and --model: the newest run in runs/, else the shipped model.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from biigma_cli.config import Config
     from biigma_cli.data.preprocess import Pixels
 
-app = typer.Typer(help="Export a trained model.", no_args_is_help=True)
+app = typer.Typer(help="Export a trained model.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
@@ -34,6 +34,10 @@ def export_onnx(
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write.  [default: RUN/model.onnx]"),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", help="Also write a model card (Markdown) there."),
     ] = None,
     images: Annotated[
         int, typer.Option("--images", min=1, help="Validation images for the parity proof.")
@@ -61,6 +65,8 @@ def export_onnx(
     folder = run or checkpoint.parent
     target = output or folder / "model.onnx"
     check_writable(target)
+    if card is not None:
+        check_writable(card)
 
     import json
 
@@ -84,6 +90,21 @@ def export_onnx(
     size = target.stat().st_size
     typer.echo(f"wrote {target}, {size / 1e6:.1f} MB, one file")
     typer.echo(parity.proof())
+    if card is not None:
+        from biigma_cli.report.card import model_card
+        from biigma_cli.runtime.session import Predictor
+        from biigma_cli.storage import atomic_write_text
+
+        tensors = loaded.tensors.items()
+        text = model_card(
+            target.stem,
+            Predictor(target, device="cpu").info.metadata,
+            parameters=sum(v.numel() for k, v in tensors if k.startswith("model.")),
+            megabytes=size / 1e6,
+            command=loaded.meta.get("command", "biigma train"),
+        )
+        atomic_write_text(card, text)
+        typer.echo(f"wrote {card}")
 
 
 def _parity_images(config: Config, meta: dict[str, Any], count: int) -> tuple[Pixels, str]:

@@ -61,9 +61,10 @@ def train(
         bool, typer.Option("--show-config", help="Print the resolved settings and stop.")
     ] = False,
 ) -> None:
-    """Train on the training part, choose by macro-F1 on the validation part.
+    """Train, choosing the epoch on validation.
 
-    The test part is never looked at. Ctrl-C or a crash loses the current epoch at most: go on with
+    The best epoch is the one with the highest macro-F1 on the validation part; the test part is
+    never looked at. Ctrl-C or a crash loses the current epoch at most: go on with
     --resume RUN.
     """
     from biigma_cli import config as cfg

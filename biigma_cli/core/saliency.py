@@ -72,7 +72,7 @@ def saliency_map(stack_BCHW: Tensor, *, prune: str = "low_variance", form: str =
         # With equal variances, rounding must not lift the mean above them all.
         above = variance >= variance.mean(1, keepdim=True) * (1 - 1e-5)
         keep = (above if prune == "low_variance" else ~above).to(stack.dtype)
-        # Not a matrix product: autocast would run that in bf16, too coarse for the mean of hundreds.
+        # Not a matrix product: autocast would run that in bf16, too coarse a mean.
         mean = (stack * keep[:, :, None, None]).sum(1, keepdim=True)
         mean = mean / keep.sum(1).clamp_min(1)[:, None, None, None]
     if form == "standardised":

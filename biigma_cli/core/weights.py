@@ -87,13 +87,27 @@ def load_model(checkpoint: Checkpoint, *, classes: list[str] | None = None) -> B
         CheckpointMismatch: its classes are others, or its tensors do not fit its own config.
     """
     own = list(checkpoint.meta["classes"])
-    if classes is not None and classes != own:
+    model = BiigmaNet(checkpoint.config.model, len(own), load_weights=False)
+    load_into(model, checkpoint, classes=classes or own)
+    return model.eval()
+
+
+def load_into(model: BiigmaNet, checkpoint: Checkpoint, *, classes: list[str]) -> None:
+    """Fill `model` with a checkpoint's tensors.
+
+    Args:
+        classes: class codes the caller works with.
+
+    Raises:
+        CheckpointMismatch: its classes are others, or its tensors do not fit the model.
+    """
+    own = list(checkpoint.meta["classes"])
+    if classes != own:
         raise CheckpointMismatch(
             f"the checkpoint has {len(own)} classes ({', '.join(own)}), the data has "
             f"{len(classes)} ({', '.join(classes)})",
             fix="use the data set it was trained on",
         )
-    model = BiigmaNet(checkpoint.config.model, len(own), load_weights=False)
     state = {
         k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")
     }
@@ -105,9 +119,8 @@ def load_model(checkpoint: Checkpoint, *, classes: list[str] | None = None) -> B
     ]
     if wrong:
         raise CheckpointMismatch(
-            f"the checkpoint's tensors do not fit its config: {wrong[:3]}",
-            fix="it was edited or made by another version; train again",
+            f"the checkpoint's tensors do not fit the network: {wrong[:3]}",
+            fix="give the network the settings the checkpoint was trained with",
         )
     with torch.no_grad():
         model.load_state_dict(state)
-    return model.eval()

@@ -22,11 +22,17 @@ from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
 from biigma_cli.core.loss import Criterion, Loss
 from biigma_cli.core.model import BiigmaNet
-from biigma_cli.core.weights import Checkpoint, load_checkpoint, model_state, save_checkpoint
+from biigma_cli.core.weights import (
+    Checkpoint,
+    load_checkpoint,
+    load_into,
+    model_state,
+    save_checkpoint,
+)
 from biigma_cli.data.augment import augment_batch, resize_batch
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
-from biigma_cli.data.splits import Split, make_split
+from biigma_cli.data.splits import Split, check_same_split, make_split
 from biigma_cli.engine.device import pick_precision
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.engine.schedule import generator, learning_rate, side_at
@@ -149,6 +155,11 @@ def train(
     last = load_checkpoint(last_path) if resume else None
     if last is not None:
         _check_resumable(last, config, split)
+    first = None
+    if config.train.init and last is None:
+        first = load_checkpoint(Path(config.train.init))
+        # Another split would have shown the network images that are test images here.
+        check_same_split(split, first.meta["split"], source=config.train.init)
     atomic_write_text(run / "config.toml", to_toml(config))
     atomic_write_text(run / "split.json", split.to_json())
 
@@ -167,7 +178,11 @@ def train(
     on_event(NoteEvent(text=f"training on {device} in {precision}"))
 
     torch.manual_seed(config.train.seed)
-    model = prepare(BiigmaNet(config.model, len(codes), load_weights=last is None), device)
+    fresh = last is None and first is None
+    model = BiigmaNet(config.model, len(codes), load_weights=fresh)
+    if first is not None:
+        load_into(model, first, classes=codes)
+    model = prepare(model, device)
     counts = torch.from_numpy(np.bincount(parts["train"].labels, minlength=len(codes)))
     criterion = Criterion(config.loss, config.model, counts).to(device)
     optimizer = _optimizer(model, config)
