@@ -41,9 +41,10 @@ def report(title: str, heads_BKDHW: torch.Tensor) -> None:
             independence(leaf.detach(), criterion="cka", estimator=e, **options).pairs_KK
             for e in ("biased", "unbiased")
         ]
+        hsic = float(result.value.detach()) / pairs
         means = [float((c.sum() - c.trace()) / (k * (k - 1))) for c in cka]
         print(
-            f"{name:<12}{float(result.kernel_mean):12.2e}{float(result.value.detach()) / pairs:13.5f}"
+            f"{name:<12}{float(result.kernel_mean):12.2e}{hsic:13.5f}"
             f"{(n - 1) / n**2:9.5f}{float(gradient.norm()):12.2e}{means[0]:12.4f}{means[1]:14.4f}"
         )
 

@@ -158,6 +158,10 @@ def _resampled(
     seed: int,
 ) -> list[dict[str, Floats]]:
     """Headline figures of each prediction on the same resamples of groups."""
+    for predicted_n in predictions:
+        _check(truth_n, predicted_n, classes)
+    if len(groups) != len(truth_n):
+        raise DataError(f"{len(truth_n)} labels and {len(groups)} groups", fix="match them by id")
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
     count = len(names)

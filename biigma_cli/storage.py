@@ -75,7 +75,11 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if (
+        not folder.is_dir()
+        or not os.access(folder, os.W_OK | os.X_OK)
+        or (path.exists() and not os.access(path, os.W_OK))
+    ):
         raise UsageError(f"cannot write {path}", fix="choose a place you may write to")
 
 

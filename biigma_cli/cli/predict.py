@@ -37,7 +37,9 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="Write there instead; - is stdout.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 16,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Images run together.")
+    ] = 16,
 ) -> None:
     """Classify dermoscopic images.
 

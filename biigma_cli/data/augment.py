@@ -20,7 +20,7 @@ def random_affine(batch: int, generator: torch.Generator) -> Tensor:
     """Per-sample 2 x 3 matrices: flips, any rotation, scale, aspect and shift.
 
     Dermoscopy has no up or down, so rotations cover the circle. Scale is 0.8 to 1.25, aspect
-    0.87 to 1.15 (both log-uniform), shift up to 10% of the side.
+    0.87 to 1.15 (both log-uniform), shift up to 5% of the side.
     """
 
     def uniform(low: float, high: float) -> Tensor:

@@ -152,7 +152,8 @@ def _read_metadata(path: Path) -> list[dict[str, str]]:
 def _find_images(folder: Path) -> dict[str, Path]:
     """JPEGs below `folder` by stem; masks are PNG and so never among them."""
     found: dict[str, Path] = {}
-    for current, _, names in os.walk(folder):
+    for current, folders, names in os.walk(folder):
+        folders.sort()  # a double is resolved the same way on every machine
         for name in sorted(names):
             stem, dot, suffix = name.rpartition(".")
             if dot and suffix.lower() in ("jpg", "jpeg"):

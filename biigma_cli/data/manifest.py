@@ -124,6 +124,8 @@ def load_manifest(dataset: str) -> Manifest:
             licence=stored["licence"],
             citation=stored["citation"],
         )
+        if (manifest.dataset, manifest.data_hash) != (dataset, stored["data_hash"]):
+            raise ValueError("its contents do not match its own hash")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}", fix=again) from error
     if not manifest.root.is_dir():

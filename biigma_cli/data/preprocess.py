@@ -7,6 +7,7 @@ network itself scales and normalises (see `core.model`), in torch and in the exp
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from biigma_cli.errors import ImageError
 
@@ -26,6 +27,19 @@ Pixels = npt.NDArray[np.uint8]
 
 # Written into every exported model; a change of rule needs a new name.
 RESIZE_RULE = "squash-bilinear-1"
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 MAX_PIXELS = 200_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -50,10 +64,10 @@ def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> P
         with _open(source) as image:
             image.draft("RGB", (2 * side, 2 * side))
             image.load()
-            square = to_rgb(ImageOps.exif_transpose(image))
+            square = to_rgb(_upright(image))
             # Pillow's bilinear filter widens when it shrinks: that is the antialiasing.
             square = square.resize((side, side), Image.Resampling.BILINEAR)
-            return np.asarray(square)
+            return np.array(square)
     except FileNotFoundError:
         raise ImageError(f"no file at {label}", fix="check the path") from None
     except IsADirectoryError:
@@ -69,7 +83,10 @@ def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> P
         raise ImageError(
             f"{label} is not an image Pillow can read", fix="give a JPEG, PNG, TIFF, BMP or WebP"
         ) from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
+    except (
+        OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, TypeError,
+        struct.error,
+    ) as error:  # fmt: skip
         # Pillow raises any of these for damaged files, by format.
         raise ImageError(
             f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
@@ -78,15 +95,27 @@ def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> P
 
 def _open(source: Path | bytes) -> Image.Image:
     file: Path | BinaryIO = source if isinstance(source, Path) else io.BytesIO(source)
-    return Image.open(file)
+    # Named, so that no plug-in for other formats, some of which run programs, is ever tried.
+    return Image.open(file, formats=FORMATS)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says.
+
+    Not `ImageOps.exif_transpose`: that writes the EXIF anew, and fails where any tag is ill-typed.
+    """
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB: 16-bit is scaled, transparency laid on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1.0
-        grey = Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        # I;16 is 16-bit by name; I and F may hold either.
+        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        values *= 255 / 65535 if wide else 1
+        grey = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
         return grey.convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -160,6 +160,14 @@ def train(
         first = load_checkpoint(Path(config.train.init))
         # Another split would have shown the network images that are test images here.
         check_same_split(split, first.meta["split"], source=config.train.init)
+    # Built before anything is written or decoded: weights that do not fit end it here.
+    codes = list(manifest.taxonomy.codes)
+    torch.manual_seed(config.train.seed)
+    fresh = last is None and first is None
+    model = BiigmaNet(config.model, len(codes), load_weights=fresh)
+    if first is not None:
+        load_into(model, first, classes=codes)
+    model = prepare(model, device)
     atomic_write_text(run / "config.toml", to_toml(config))
     atomic_write_text(run / "split.json", split.to_json())
 
@@ -173,16 +181,9 @@ def train(
                 LoadEvent(part=name, done=done, total=total)
             ),
         )
-    codes = list(manifest.taxonomy.codes)
     precision = pick_precision(config.train.precision, device)
     on_event(NoteEvent(text=f"training on {device} in {precision}"))
 
-    torch.manual_seed(config.train.seed)
-    fresh = last is None and first is None
-    model = BiigmaNet(config.model, len(codes), load_weights=fresh)
-    if first is not None:
-        load_into(model, first, classes=codes)
-    model = prepare(model, device)
     counts = torch.from_numpy(np.bincount(parts["train"].labels, minlength=len(codes)))
     criterion = Criterion(config.loss, config.model, counts).to(device)
     optimizer = _optimizer(model, config)

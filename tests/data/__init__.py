@@ -1,0 +1,1 @@
+"""Tests of `biigma_cli.data`."""

@@ -1,0 +1,61 @@
+"""Encoded pictures, records and manifests shared by the tests of `biigma_cli.data`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from biigma_cli.data.manifest import Manifest, Record
+
+HAM10000 = Path(__file__).parents[2].parent / "shared" / "data" / "ham10000"
+NO_HAM10000 = "no HAM10000 metadata at ../shared/data/ham10000 beside the repository"
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth random colours, so that JPEG keeps them and every place differs."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pixels(source: Image.Image) -> npt.NDArray[np.uint8]:
+    """An image's pixels as an array."""
+    return np.asarray(source, dtype=np.uint8)
+
+
+def digest(content: bytes) -> str:
+    """What a record says of a file's bytes."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def record(
+    image_id: str, label: str, lesion_id: str = "", content: str | None = None, path: str = ""
+) -> Record:
+    """A record without a file; `content` stands for its bytes, default its id."""
+    return Record(
+        image_id=image_id,
+        path=path or f"{image_id}.jpg",
+        label=label,
+        lesion_id=lesion_id,
+        digest=digest((content or image_id).encode()),
+    )
+
+
+def manifest(records: Sequence[Record], dataset: str = "isic18", root: Path = Path()) -> Manifest:
+    """A manifest of `records`, in the order given."""
+    return Manifest(
+        dataset=dataset, root=root, records=tuple(records), licence="CC0-1.0", citation="Nobody"
+    )

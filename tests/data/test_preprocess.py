@@ -1,0 +1,439 @@
+"""Decoding: orientation, modes, sizes, and every way a file can be bad."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biigma_cli.data import preprocess
+from biigma_cli.data.preprocess import MAX_PIXELS, load_image, map_threads
+from biigma_cli.errors import EXIT_DATA, ImageError
+from tests.data.samples import encode, noise, pixels
+
+Transpose = Image.Transpose
+# How a camera that is held so stores an upright scene.
+STORED = {
+    1: None,
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_90,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_270,
+}
+
+
+def orientation(value: int) -> Image.Exif:
+    """EXIF data with nothing but an orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has next to no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(bytes(16))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+# --- what comes out --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", STORED)
+def test_exif_orientation_is_honoured(value: int) -> None:
+    """However the camera was held, the same upright pixels come out."""
+    upright = noise(40, 24)
+    how = STORED[value]
+    stored = upright if how is None else upright.transpose(how)
+    turned = load_image(encode(stored, exif=orientation(value)), 16)
+    assert np.array_equal(turned, load_image(encode(upright), 16))
+
+
+def test_orientation_matters_to_the_sample() -> None:
+    """The scene above is not the same in any two orientations."""
+    scenes = {
+        load_image(encode(noise(40, 24), exif=orientation(value)), 16).tobytes() for value in STORED
+    }
+    assert len(scenes) == len(STORED)
+
+
+def test_orientation_of_a_jpeg_decoded_at_reduced_scale() -> None:
+    """EXIF survives the reduced decoding of a large JPEG."""
+    upright = noise(640, 480)
+    stored = encode(upright.transpose(Transpose.ROTATE_90), "JPEG", quality=95, exif=orientation(6))
+    expected = load_image(encode(upright), 32).astype(int)
+    assert np.abs(load_image(stored, 32) - expected).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("LA", (0, 255), (0, 0, 0)),
+        ("LA", (0, 51), (204, 204, 204)),
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 255, 51), (204, 204, 255)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 25700, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+        ("1", 0, (0, 0, 0)),
+    ],
+)
+def test_modes_become_rgb(
+    mode: str, colour: int | tuple[int, ...], expected: tuple[int, int, int]
+) -> None:
+    """Each mode Pillow finds in a PNG, transparency laid on white, 16 bits scaled to 8."""
+    image = load_image(encode(Image.new(mode, (9, 7), colour)), 8)
+    assert image.shape == (8, 8, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+def test_cmyk() -> None:
+    """Inks become light: no cyan, full magenta and yellow is red."""
+    image = load_image(encode(Image.new("CMYK", (9, 7), (0, 255, 255, 0)), "TIFF"), 8)
+    assert image.shape == (8, 8, 3)
+    assert (image == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette(kind: str) -> None:
+    """A palette is looked up; its transparent entry is white, whatever colour it has."""
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 40, 80, 120, 255, 0, 0])
+    image.paste(2, (4, 0, 8, 8))
+    opaque = load_image(encode(image, kind), 8)
+    assert (opaque[:, :4] == (40, 80, 120)).all()
+    assert (opaque[:, 4:] == (255, 0, 0)).all()
+    clear = load_image(encode(image, kind, transparency=1), 8)
+    assert (clear[:, :4] == 255).all()
+    assert (clear[:, 4:] == (255, 0, 0)).all()
+
+
+def test_sixteen_bit_floats_and_integers_keep_their_order() -> None:
+    """A 16-bit ramp stays a ramp over the whole range; a float image of bytes is not scaled."""
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(64, 0)
+    row = load_image(encode(Image.fromarray(ramp)), 64)[0, :, 0].astype(int)
+    assert row[0] == 0
+    assert row[-1] == 255
+    assert (np.diff(row) >= 3).all()
+    floats = Image.fromarray(np.full((8, 8), 77.0, np.float32))
+    assert (load_image(encode(floats, "TIFF"), 8) == 77).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000), (2, 5000)])
+def test_odd_sizes_are_squashed(size: tuple[int, int]) -> None:
+    """One pixel, one row, one column: a square of that colour."""
+    image = load_image(encode(Image.new("RGB", size, (9, 90, 200))), 24)
+    assert image.shape == (24, 24, 3)
+    assert (image == (9, 90, 200)).all()
+
+
+def test_the_whole_image_is_squashed() -> None:
+    """The aspect ratio is given up; nothing is cropped."""
+    wide = Image.new("RGB", (400, 100), (0, 0, 0))
+    wide.paste((255, 255, 255), (0, 0, 100, 100))
+    image = load_image(encode(wide), 40)
+    assert (image[:, :9] > 250).all()
+    assert (image[:, 11:] < 5).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    """One-pixel stripes become grey, not black or white."""
+    stripes = np.zeros((256, 256), np.uint8)
+    stripes[:, ::2] = 255
+    image = load_image(encode(Image.fromarray(stripes)), 16)
+    assert np.abs(image.astype(int) - 128).max() < 4
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than the full size, never under twice the side, and nearly the same pixels."""
+    content = encode(noise(1600, 1200), "JPEG", quality=92)
+    sizes: list[tuple[int, int]] = []
+    to_rgb = preprocess.to_rgb
+
+    def spy(image: Image.Image) -> Image.Image:
+        sizes.append(image.size)
+        return to_rgb(image)
+
+    monkeypatch.setattr(preprocess, "to_rgb", spy)
+    quick = load_image(content, 64)
+    assert 128 <= min(sizes[0]) < 1200
+    with Image.open(io.BytesIO(content)) as image:
+        full = pixels(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+    difference = np.abs(quick.astype(int) - full)
+    assert difference.mean() < 1
+    assert difference.max() < 12
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
+def test_bytes_and_path_agree(tmp_path: Path, kind: str) -> None:
+    """A file and its bytes give the same pixels, and those of the picture."""
+    content = encode(noise(50, 40), kind)
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    image = load_image(path, 32)
+    assert np.array_equal(image, load_image(content, 32))
+    expected = load_image(encode(noise(50, 40)), 32)
+    assert np.abs(image.astype(int) - expected).mean() < 12
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+
+def refused(path: Path, *words: str) -> ImageError:
+    """The error for `path`, with its name, all `words`, a remedy and exit code 3."""
+    with pytest.raises(ImageError) as caught:
+        load_image(path, 16)
+    error = caught.value
+    assert str(path) in error.message
+    for word in words:
+        assert word in error.message
+    assert error.fix
+    assert error.exit_code == EXIT_DATA == 3
+    return error
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """It says that there is none."""
+    refused(tmp_path / "none.jpg", "no file")
+
+
+def test_folder(tmp_path: Path) -> None:
+    """It says that it is a folder."""
+    refused(tmp_path, "folder")
+
+
+def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not be read is not called damaged."""
+
+    def deny(*_: object) -> Image.Image:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(preprocess, "_open", deny)
+    refused(tmp_path / "secret.jpg", "permission")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "not an image"),
+        (b"hello, I am no picture\n" * 40, "not an image"),
+        (bytes(1000), "not an image"),
+        (encode(noise(200, 150), "JPEG")[:1500], "damaged"),
+        (encode(noise(200, 150), "PNG")[:1500], "damaged"),
+        (encode(noise(64, 64), "BMP")[:1500], "damaged"),
+        (encode(noise(64, 64), "JPEG")[:3], "not an image"),
+        (png_header(60000, 60000), "megapixels"),
+        (png_header(17000, 17000), "megapixels"),
+        (png_header(64, 64), "damaged"),
+    ],
+    ids=[
+        "empty", "text", "zeros", "cut-jpeg", "cut-png", "cut-bmp", "stub", "bomb", "big", "hollow",
+    ],
+)  # fmt: skip
+def test_bad_content(tmp_path: Path, content: bytes, word: str) -> None:
+    """Each kind of bad content has its own words."""
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    refused(path, word)
+
+
+def test_bad_bytes_take_the_name_given() -> None:
+    """Bytes have no path: the name given, or a plain noun."""
+    with pytest.raises(ImageError, match="upload 7 is not an image"):
+        load_image(b"no", 16, name="upload 7")
+    with pytest.raises(ImageError, match="the image is not an image"):
+        load_image(b"no", 16)
+
+
+def test_an_image_just_over_the_limit_is_refused_outside_pytest() -> None:
+    """Pillow only warns between once and twice the limit: the module makes that an error."""
+    script = (
+        "import sys\n"
+        "from biigma_cli.data.preprocess import load_image\n"
+        "from biigma_cli.errors import ImageError\n"
+        "try:\n"
+        "    load_image(sys.stdin.buffer.read(), 16)\n"
+        "except ImageError as error:\n"
+        "    print(error)\n"
+    )
+    side = int((1.2 * MAX_PIXELS) ** 0.5)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=png_header(side, side),
+        capture_output=True,
+        check=True,
+    )
+    assert b"claims more than 200 megapixels" in done.stdout
+    assert done.stderr == b""
+
+
+def mutants() -> Iterator[tuple[str, bytes]]:
+    """Small files of each kind with a few bytes changed, dropped, doubled or cut off."""
+    rng = random.Random(20)
+    image = noise(31, 24)
+    exif = orientation(6)
+    palette = image.quantize(16)
+    files = {
+        "JPEG": encode(image, "JPEG"),
+        "JPEG with EXIF": encode(image, "JPEG", exif=exif),
+        "progressive JPEG": encode(image, "JPEG", progressive=True),
+        "PNG": encode(image, exif=exif),
+        "palette PNG": encode(palette, transparency=3),
+        "16-bit PNG": encode(Image.new("I;16", (31, 24), 4000)),
+        "BMP": encode(image, "BMP"),
+        "TIFF": encode(image, "TIFF"),
+        "LZW TIFF": encode(image, "TIFF", compression="tiff_lzw"),
+        "WebP": encode(image, "WEBP"),
+        "GIF": encode(palette, "GIF"),
+    }
+    for name, content in files.items():
+        for _ in range(16):
+            data = bytearray(content)
+            reach = len(data) if rng.random() < 0.4 else min(len(data), 120)
+            for _ in range(rng.choice((1, 1, 2, 5))):
+                data[rng.randrange(reach)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+            cut = rng.randrange(len(data))
+            match rng.randrange(6):
+                case 0:
+                    del data[cut:]
+                case 1:
+                    del data[cut : cut + 9]
+                case 2:
+                    data[cut:cut] = data[cut : cut + 9]
+            yield name, bytes(data)
+
+
+def test_mutated_files_give_an_image_or_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done to a file, nothing but `ImageError` is ever raised."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # no huge images, for speed
+    read = refusals = unnamed = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd tags
+        for name, content in mutants():
+            try:
+                image = load_image(content, 16, name=name)
+            except ImageError as error:
+                unnamed += name not in error.message
+                refusals += 1
+            else:
+                assert image.shape == (16, 16, 3)
+                assert image.dtype == np.uint8
+                read += 1
+    assert read > 30
+    assert refusals > 30
+    assert unnamed == 0
+
+
+@pytest.mark.parametrize("tag", [0x0100, 0x011A])
+def test_an_ill_typed_exif_tag_beside_the_orientation(tag: int) -> None:
+    """Text where EXIF wants a number, in a photo to be turned: an image, or `ImageError`."""
+    entries = ((tag, 2, 4, b"abc\0"), (0x0112, 3, 1, b"\x06\0\0\0"))
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    for entry in entries:
+        block += struct.pack("<HHI4s", *entry)
+    content = encode(noise(40, 24), "JPEG", exif=block + bytes(4))
+    try:
+        image = load_image(content, 16)
+    except ImageError:
+        return
+    assert image.shape == (16, 16, 3)
+
+
+# --- threads ---------------------------------------------------------------------------------
+
+
+def test_map_threads_keeps_the_order() -> None:
+    """Results come in the items' order, though the first takes longest."""
+    last = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert last.wait(10)
+        if item == 3:
+            last.set()
+        return item * item
+
+    assert list(map_threads(work, range(100), threads=4)) == [i * i for i in range(100)]
+
+
+@pytest.mark.parametrize("items", [0, 1, 63, 64, 65])
+def test_map_threads_loses_nothing(items: int) -> None:
+    """Fewer, as many and more items than the look-ahead."""
+    assert list(map_threads(str, range(items), threads=2)) == [str(i) for i in range(items)]
+
+
+def test_map_threads_looks_only_so_far_ahead() -> None:
+    """No more than `ahead` items are taken beyond those handed out."""
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for i in range(1000):
+            taken += 1
+            yield i
+
+    results = map_threads(str, items(), threads=2, ahead=5)
+    assert taken == 0
+    for handed_out in range(1, 20):
+        next(results)
+        assert handed_out <= taken <= handed_out + 5
+    results.close()  # type: ignore[attr-defined]
+    assert taken < 30
+
+
+def test_map_threads_raises_at_the_items_turn() -> None:
+    """Earlier results come first, then the exception."""
+
+    def work(item: int) -> int:
+        if item == 3:
+            raise LookupError("three")
+        return item
+
+    results = map_threads(work, range(10), threads=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(LookupError, match="three"):
+        next(results)
+
+
+def test_map_threads_cancels_what_waits_when_closed() -> None:
+    """Closed early, it ends the running item and starts no other."""
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item:
+            gate.wait(10)
+        return item
+
+    results = map_threads(work, range(100), threads=1, ahead=8)
+    assert next(results) == 0
+    timer = threading.Timer(0.3, gate.set)
+    timer.start()
+    results.close()  # type: ignore[attr-defined]
+    timer.join()
+    assert set(begun) <= {0, 1}

@@ -1,0 +1,246 @@
+"""Splits: what stays together, how much each part gets, and the same on every machine."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from biigma_cli.config import DataConfig
+from biigma_cli.data.ham10000 import METADATA
+from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.splits import PARTS, Split, check_same_split, make_split, part_counts
+from biigma_cli.errors import CheckpointMismatch, DataError
+from biigma_cli.taxonomy import ISIC17, ISIC18
+from tests.data.samples import HAM10000, NO_HAM10000, manifest, record
+
+PAPER = DataConfig(protocol="paper")
+
+
+def lesions(sizes: dict[str, int], *, biggest: int = 3) -> Manifest:
+    """`sizes` lesions per class, of 1 to `biggest` images each in turn."""
+    records = [
+        record(f"{code}_{lesion:03}_{image}", code, f"L_{code}_{lesion:03}")
+        for code, count in sizes.items()
+        for lesion in range(count)
+        for image in range(1 + lesion % biggest)
+    ]
+    return manifest(sorted(records, key=lambda r: r.image_id))
+
+
+FIXED = lesions({"MEL": 30, "NV": 150, "BCC": 14, "AKIEC": 9, "BKL": 30, "DF": 4, "VASC": 5})
+FIXED_DATA_HASH = "1ae099d5acefee2c25db326cb312d5030a35304007753453b4a327316bce2b63"
+
+
+def part_of(split: Split) -> dict[str, str]:
+    """Part of each image; fails where an image is in two."""
+    parts = {i: part for part in PARTS for i in split.part(part)}
+    assert len(parts) == sum(len(split.part(part)) for part in PARTS)
+    return parts
+
+
+def shared(split: Split, data: Manifest, key: str) -> list[str]:
+    """Values of a record's field that lie in more than one part."""
+    parts = part_of(split)
+    where: dict[str, set[str]] = defaultdict(set)
+    for r in data.records:
+        where[getattr(r, key)].add(parts[r.image_id])
+    return [value for value, sides in where.items() if value and len(sides) > 1]
+
+
+@st.composite
+def tangled(draw: st.DrawFn) -> Manifest:
+    """Lesions, byte-identical images and classes at random, and enough of each class."""
+    rows = draw(
+        st.lists(
+            st.tuples(st.integers(0, 9), st.integers(0, 14), st.sampled_from(ISIC17.codes)),
+            max_size=40,
+        )
+    )
+    records = [
+        record(f"I{i:02}", code, f"L{lesion}" if lesion else "", content=f"C{content}")
+        for i, (lesion, content, code) in enumerate(rows)
+    ]
+    records += [record(f"J{code}{i}", code, f"M{code}{i}") for code in ISIC17.codes for i in "abc"]
+    return manifest(draw(st.permutations(records)), dataset="isic17")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=tangled(), seed=st.integers(0, 5))
+def test_lesions_and_identical_images_stay_together(data: Manifest, seed: int) -> None:
+    """No lesion and no file's content is on two sides; each image is in exactly one part."""
+    split = make_split(data, DataConfig(split_seed=seed))
+    assert set(part_of(split)) == {r.image_id for r in data.records}
+    assert shared(split, data, "lesion_id") == []
+    assert shared(split, data, "digest") == []
+    for part in PARTS:
+        assert split.part(part)
+        assert list(split.part(part)) == sorted(split.part(part))
+
+
+def test_chains_of_shared_contents_and_lesions_stay_together() -> None:
+    """Lesions linked only through each other's copies end up on one side."""
+    chain = [record(f"C{i}", "NV", f"L{i // 2}", content=f"{(i + 1) // 2}") for i in range(40)]
+    others = [record(f"X{i:02}", "NV", f"M{i}") for i in range(40)]
+    for seed in range(5):
+        data = manifest([*chain[::2], *others, *chain[1::2]])
+        parts = part_of(make_split(data, DataConfig(split_seed=seed)))
+        assert len({parts[r.image_id] for r in chain}) == 1
+
+
+@pytest.mark.parametrize("protocol", ["lesion", "paper"])
+@pytest.mark.parametrize(("test", "val"), [(0.2, 0.1), (0.3, 0.25), (0.05, 0.05)])
+def test_parts_are_stratified(protocol: Any, test: float, val: float) -> None:
+    """Each class gives its share, over by less than one lesion."""
+    biggest = 3 if protocol == "lesion" else 1
+    config = DataConfig(protocol=protocol, test_fraction=test, val_fraction=val)
+    counts = part_counts(make_split(FIXED, config), FIXED)
+    for code, total in FIXED.class_counts().items():
+        assert sum(counts[part][code] for part in PARTS) == total
+        for part, share in (("test", test), ("val", val)):
+            wanted = max(1, round(share * total))
+            assert wanted <= counts[part][code] < wanted + biggest
+        assert counts["train"][code] > 0
+
+
+def test_the_smallest_class_stands_in_all_parts() -> None:
+    """Three lesions of a class: one in each part."""
+    data = lesions({"NV": 30, "DF": 3}, biggest=5)
+    split = make_split(data, DataConfig())
+    sides = {r.lesion_id: part_of(split)[r.image_id] for r in data.records if r.label == "DF"}
+    assert sorted(sides.values()) == sorted(PARTS)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_lesions(count: int) -> None:
+    """Fewer than three lesions cannot stand in three parts, however many images they have."""
+    records = [record(f"D{i}", "DF", f"L{i % count}") for i in range(12)]
+    data = manifest([*lesions({"NV": 30}).records, *records])
+    with pytest.raises(DataError, match=f"class DF has {count} lesions"):
+        make_split(data, DataConfig())
+    make_split(data, PAPER)
+
+
+@pytest.mark.parametrize("protocol", ["lesion", "paper"])
+def test_the_order_of_records_does_not_matter(protocol: Any) -> None:
+    """Reversed and interleaved records give the same parts."""
+    config = DataConfig(protocol=protocol)
+    one = make_split(FIXED, config)
+    r = FIXED.records
+    for order in (r[::-1], r[::2] + r[1::2]):
+        other = make_split(dataclasses.replace(FIXED, records=order), config)
+        assert other.split_hash == one.split_hash
+        assert other.test == one.test
+
+
+@pytest.mark.parametrize("protocol", ["lesion", "paper"])
+def test_the_seed_matters(protocol: Any) -> None:
+    """Another seed is another split, of about the same sizes."""
+    one, two = (
+        make_split(FIXED, DataConfig(protocol=protocol, split_seed=seed)) for seed in (0, 1)
+    )
+    assert one.split_hash != two.split_hash
+    assert set(one.test) != set(two.test)
+    assert abs(len(one.test) - len(two.test)) <= 2 * len(ISIC18)
+
+
+@pytest.mark.parametrize(
+    ("config", "data_hash", "split_hash"),
+    [
+        (
+            DataConfig(),
+            FIXED_DATA_HASH,
+            "cbd1325e637d3d1fccd6b15ae396dcc016b7527d9d278d961797ae5f81ace35c",
+        ),
+        (
+            DataConfig(split_seed=7),
+            FIXED_DATA_HASH,
+            "d180c369c3c3056681afcf367e726b944ee0b71e404387fec1aacaf09e45e98a",
+        ),
+        (
+            PAPER,
+            FIXED_DATA_HASH,
+            "b319728d933e1e4f76671c7ba1721833b4ada40d393d2886fe178cf918ed7509",
+        ),
+    ],
+    ids=["lesion", "lesion-7", "paper"],
+)
+def test_golden_hashes(config: DataConfig, data_hash: str, split_hash: str) -> None:
+    """The same hashes on every machine, and in every later version."""
+    split = make_split(FIXED, config)
+    assert split.data_hash == data_hash
+    assert split.split_hash == split_hash
+
+
+def test_the_paper_protocol_is_80_20_by_image_and_leaks() -> None:
+    """A fifth of the images is for testing, and most have a twin in training."""
+    split = make_split(FIXED, PAPER)
+    total = len(FIXED.records)
+    assert abs(len(split.test) - 0.2 * total) <= len(ISIC18)
+    assert len(shared(split, FIXED, "lesion_id")) > 20
+    assert shared(make_split(FIXED, DataConfig()), FIXED, "lesion_id") == []
+
+
+def test_title_and_summary() -> None:
+    """The title names the protocol, seed and sizes; the summary has no ids."""
+    split = make_split(FIXED, DataConfig(split_seed=3))
+    assert "lesion-safe" in split.title
+    assert "seed 3" in split.title
+    assert f"{len(split.train)} / {len(split.val)} / {len(split.test)}" in split.title
+    assert "lesions leak" in make_split(FIXED, PAPER).title
+    summary = split.summary()
+    assert summary["sizes"] == {part: len(split.part(part)) for part in PARTS}
+    assert summary["split_hash"] == split.split_hash
+    assert "NV_000_0" not in json.dumps(summary)
+    whole = json.loads(split.to_json())
+    assert tuple(whole["test"]) == split.test
+    assert whole["split_hash"] == split.split_hash
+
+
+def test_the_same_split_passes() -> None:
+    """A split made again is the one of the checkpoint."""
+    stored = json.loads(json.dumps(make_split(FIXED, DataConfig()).summary()))
+    check_same_split(make_split(FIXED, DataConfig()), stored, source="best.pt")
+
+
+def test_another_split_or_data_is_refused() -> None:
+    """A changed seed, a changed label and a hash that is missing are mismatches."""
+    split = make_split(FIXED, DataConfig())
+    other = make_split(FIXED, DataConfig(split_seed=1)).summary()
+    with pytest.raises(CheckpointMismatch, match=r"best\.pt was trained on another split"):
+        check_same_split(split, other, source="best.pt")
+    copied = dataclasses.replace(FIXED.records[0], digest="0" * 32)
+    changed = dataclasses.replace(FIXED, records=(copied, *FIXED.records[1:]))
+    summary = make_split(changed, DataConfig()).summary()
+    assert summary["split_hash"] == split.split_hash
+    with pytest.raises(CheckpointMismatch, match="another data"):
+        check_same_split(split, summary, source="best.pt")
+    with pytest.raises(CheckpointMismatch):
+        check_same_split(split, {}, source="best.pt")
+
+
+@pytest.mark.skipif(not (HAM10000 / METADATA).is_file(), reason=NO_HAM10000)
+def test_leaks_of_the_real_data() -> None:
+    """By image, about 38% of HAM10000's test images have their lesion in training; by lesion, 0."""
+    with (HAM10000 / METADATA).open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["image_id"])
+    data = manifest([record(r["image_id"], r["dx"].upper(), r["lesion_id"]) for r in rows])
+    records = data.by_id()
+
+    def leaked(split: Split) -> float:
+        known = {records[i].lesion_id for i in split.train}
+        return sum(records[i].lesion_id in known for i in split.test) / len(split.test)
+
+    safe = make_split(data, DataConfig())
+    assert leaked(safe) == 0
+    assert shared(safe, data, "lesion_id") == []
+    counts = Counter(records[i].label for i in safe.test)
+    for code, total in data.class_counts().items():
+        assert 0.18 <= counts[code] / total <= 0.24
+    assert 0.30 <= leaked(make_split(data, PAPER)) <= 0.46

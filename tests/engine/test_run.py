@@ -1,0 +1,345 @@
+"""What a training run leaves behind, and that it goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from biigma_cli import config as cfg
+from biigma_cli.core.weights import Checkpoint, load_checkpoint
+from biigma_cli.data import images
+from biigma_cli.data.manifest import Manifest, load_manifest
+from biigma_cli.data.splits import make_split
+from biigma_cli.engine.train import EpochEvent, Event, LoadEvent, NoteEvent, StepEvent, train
+from biigma_cli.errors import CheckpointMismatch, TrainingDiverged
+from tests.conftest import TINY, call
+
+CPU = torch.device("cpu")
+TIMING = ("seconds", "images_per_s")
+
+
+def settings(**changes: Any) -> cfg.Config:
+    """Three epochs of the whole recipe, small."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"weights": "none", "projection_channels": 16, "adapter_channels": 8},
+        "data": {"side": 64},
+        "train": {
+            "epochs": 3, "batch_size": 8, "sides": [], "side_epochs": [], "precision": "fp32",
+            "sampling_start_epoch": 1, **changes,
+        },
+    }  # fmt: skip
+    return cfg.from_dict(values, cfg.preset("light"))
+
+
+@pytest.fixture(scope="module")
+def small(home: Path) -> Manifest:
+    """The first five lesions of each class."""
+    manifest = load_manifest("isic18")
+    kept = []
+    for code in manifest.taxonomy.codes:
+        own = [r for r in manifest.records if r.label == code]
+        lesions = list(dict.fromkeys(r.lesion_id for r in own))[:5]
+        kept += [r for r in own if r.lesion_id in lesions]
+    return dataclasses.replace(manifest, records=tuple(sorted(kept, key=lambda r: r.image_id)))
+
+
+class Whole(NamedTuple):
+    """An uninterrupted run, and what happened in it."""
+
+    run: Path
+    summary: dict[str, Any]
+    events: list[Event]
+    decoded: set[str]
+
+
+@pytest.fixture(scope="module")
+def whole(small: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Three epochs without a break; every image decoded is noted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    decoded: set[str] = set()
+    events: list[Event] = []
+    load_image = images.load_image
+
+    def noted(source: Path | bytes, side: int, *, name: str) -> Any:
+        decoded.add(Path(name).stem)
+        return load_image(source, side, name=name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "load_image", noted)
+        summary = train(settings(), small, run, device=CPU, on_event=events.append)
+    return Whole(run, summary, events, decoded)
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    """`metrics.csv`."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(first: Checkpoint, second: Checkpoint) -> None:
+    """Every tensor (weights, optimizer, average) equal to the last bit."""
+    assert first.tensors.keys() == second.tensors.keys()
+    assert any(k.startswith("optim.") for k in first.tensors)
+    differing = [k for k in first.tensors if not torch.equal(first.tensors[k], second.tensors[k])]
+    assert not differing
+
+
+def last(run: Path) -> Checkpoint:
+    """A run's last checkpoint."""
+    return load_checkpoint(run / "weights" / "last.safetensors")
+
+
+# --- what a run leaves -----------------------------------------------------------------------
+
+
+def test_run_folder(tiny_run: Path) -> None:
+    """All files that a run is said to leave, and no temporary one."""
+    names = {p.relative_to(tiny_run).as_posix() for p in tiny_run.rglob("*") if p.is_file()}
+    wanted = {
+        "config.toml", "split.json", "metrics.csv", "summary.json", "train.log",
+        "weights/best.safetensors", "weights/last.safetensors",
+    }  # fmt: skip
+    assert wanted <= names
+    assert not [n for n in names if n.endswith("~")]
+
+
+def test_metrics_file(tiny_run: Path) -> None:
+    """One row an epoch, with every loss term; the hybrid one from the epoch it joins."""
+    first, second = rows_of(tiny_run)
+    assert (first["epoch"], second["epoch"]) == ("1", "2")
+    for row in (first, second):
+        for name in ("loss", "ce", "independence", "l2", "val_macro_f1", "val_accuracy",
+                     "val_macro_recall", "val_macro_precision", "val_log_loss", "lr"):  # fmt: skip
+            assert math.isfinite(float(row[name])), name
+    assert first["ce_hybrid"] == ""
+    assert float(second["ce_hybrid"]) > 0
+
+
+def test_config_file(tiny_run: Path) -> None:
+    """The resolved settings: read again they are those of the checkpoint."""
+    stored = cfg.from_dict(cfg.read_toml(tiny_run / "config.toml"))
+    assert stored == last(tiny_run).config
+    assert (stored.data.side, stored.train.epochs) == (64, 2)
+    assert stored.model.normalisation == "unit"
+
+
+def test_split_file(tiny_run: Path, home: Path) -> None:
+    """The split's ids: three parts without overlap that make the data set, and its hash."""
+    stored = json.loads((tiny_run / "split.json").read_text())
+    parts = [set(stored[p]) for p in ("train", "val", "test")]
+    manifest = load_manifest("isic18")
+    assert sum(len(p) for p in parts) == len(set.union(*parts)) == len(manifest.records)
+    assert stored["split_hash"] == make_split(manifest, last(tiny_run).config.data).split_hash
+
+
+def test_log(tiny_run: Path) -> None:
+    """The log has a line for each epoch."""
+    text = (tiny_run / "train.log").read_text()
+    assert "epoch 1/2" in text
+    assert "epoch 2/2" in text
+
+
+def test_test_part_is_never_decoded(whole: Whole, small: Manifest) -> None:
+    """Training decodes the training and validation parts, whole, and nothing else."""
+    split = make_split(small, settings().data)
+    assert whole.decoded == {*split.train, *split.val}
+    assert not whole.decoded & set(split.test)
+    assert split.test
+
+
+def test_best_epoch(whole: Whole) -> None:
+    """The best epoch is the first with the highest validation macro-F1, in every file."""
+    scores = [float(row["val_macro_f1"]) for row in rows_of(whole.run)]
+    best = load_checkpoint(whole.run / "weights" / "best.safetensors")
+    assert whole.summary["best_epoch"] == best.meta["epoch"] == scores.index(max(scores)) + 1
+    assert whole.summary["best_val_macro_f1"] == pytest.approx(max(scores), rel=1e-5)
+    assert best.meta["validation"]["val_macro_f1"] == whole.summary["best_val_macro_f1"]
+    assert json.loads((whole.run / "summary.json").read_text()) == whole.summary
+
+
+def test_best_holds_the_average(whole: Whole) -> None:
+    """What is kept as best is what was judged: the averaged weights of that epoch."""
+    best = load_checkpoint(whole.run / "weights" / "best.safetensors")
+    end = last(whole.run)
+    assert not any(k.startswith(("optim.", "ema.")) for k in best.tensors)
+    if best.meta["epoch"] == end.meta["epoch"]:
+        for key, tensor in best.tensors.items():
+            assert torch.equal(tensor, end.tensors["ema." + key.removeprefix("model.")])
+    raw = [k for k in best.tensors if not torch.equal(best.tensors[k], end.tensors[k])]
+    assert raw
+
+
+def test_events(whole: Whole) -> None:
+    """Loading, a note of the device, then for each epoch its steps and its row."""
+    epochs = [e for e in whole.events if isinstance(e, EpochEvent)]
+    steps = [e for e in whole.events if isinstance(e, StepEvent)]
+    assert [e.epoch for e in epochs] == [1, 2, 3]
+    assert [e.step for e in steps] == [*range(1, steps[0].steps + 1)] * 3
+    assert {e.part for e in whole.events if isinstance(e, LoadEvent)} == {"train", "val"}
+    assert any("cpu in fp32" in e.text for e in whole.events if isinstance(e, NoteEvent))
+    assert epochs[0].best
+    assert max(e.epoch for e in epochs if e.best) == whole.summary["best_epoch"]
+
+
+# --- going on --------------------------------------------------------------------------------
+
+
+def stopper(epoch: int, step: int) -> Callable[[Event], None]:
+    """Ctrl-C after a step."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepEvent) and (event.epoch, event.step) == (epoch, step):
+            raise KeyboardInterrupt
+
+    return on_event
+
+
+@pytest.mark.parametrize("finished", [1, 2])
+def test_resumed_run_is_the_same(
+    finished: int, whole: Whole, small: Manifest, tmp_path: Path
+) -> None:
+    """Stopped in the middle of an epoch and resumed: the same weights to the last bit."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), small, run, device=CPU, on_event=stopper(finished + 1, 2))
+    assert last(run).meta["epoch"] == finished
+    assert not (run / "summary.json").exists()
+    torch.manual_seed(12345)  # the state of the global generator must not matter
+    summary = train(settings(), small, run, device=CPU, resume=True)
+    same(last(run), last(whole.run))
+    for ours, theirs in zip(rows_of(run), rows_of(whole.run), strict=True):
+        assert {k: v for k, v in ours.items() if k not in TIMING} == {
+            k: v for k, v in theirs.items() if k not in TIMING
+        }
+    assert summary["best_epoch"] == whole.summary["best_epoch"]
+    best, wanted = (
+        load_checkpoint(r / "weights" / "best.safetensors").tensors for r in (run, whole.run)
+    )
+    assert all(torch.equal(best[k], wanted[k]) for k in wanted)
+
+
+def test_stopped_in_the_first_epoch(small: Manifest, tmp_path: Path) -> None:
+    """Nothing is there to go on from, and no weights that look as if."""
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), small, tmp_path / "run", device=CPU, on_event=stopper(1, 1))
+    assert not (tmp_path / "run" / "weights").exists()
+
+
+def test_resume_checks_settings_and_data(whole: Whole, small: Manifest) -> None:
+    """Another rate or another label is refused, each named."""
+    with pytest.raises(CheckpointMismatch, match=r"train\.lr: 0\.001 -> 0\.5"):
+        train(settings(lr=0.5), small, whole.run, device=CPU, resume=True)
+    first, *others = small.records
+    changed = dataclasses.replace(
+        small, records=(dataclasses.replace(first, digest="0" * 32), *others)
+    )
+    with pytest.raises(CheckpointMismatch, match="data_hash"):
+        train(settings(), changed, whole.run, device=CPU, resume=True)
+
+
+def test_another_seed_trains_otherwise(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """The comparison above can fail: one other seed gives other weights."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(seed=1), small, run, device=CPU, on_event=stopper(2, 1))
+    assert rows_of(run)[0]["loss"] != rows_of(whole.run)[0]["loss"]
+
+
+def test_diverged(small: Manifest, tmp_path: Path) -> None:
+    """A loss that is no number stops at once and names the moment and the batch's images."""
+    run = tmp_path / "run"
+    with pytest.raises(TrainingDiverged, match=r"epoch 1, step \d+; no epoch was done") as caught:
+        train(settings(lr=1e30, grad_clip=0.0), small, run, device=CPU)
+    named = set(
+        caught.value.message.split("images of the batch: ")[1].split(" and ")[0].split(", ")
+    )
+    assert len(named) == 8
+    assert named <= set(make_split(small, settings().data).train)
+    assert not (run / "weights").exists()
+
+
+# --- killed processes ------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """`biigma` in a process of its own, with as many threads as this one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "biigma_cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the process has written `path`."""
+    limit = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def killed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The settings of `tiny_run`, killed at a random moment of the second epoch."""
+    runs = tmp_path_factory.mktemp("killed")
+    process = start(
+        [*TINY, "--epochs", "2", "--runs", str(runs), "--name", "killed"], {**os.environ}
+    )
+    wait_for(runs / "killed" / "weights" / "last.safetensors", process)
+    time.sleep(random.uniform(0, 0.8))
+    process.kill()
+    process.communicate()
+    assert not (runs / "killed" / "summary.json").exists()
+    return runs / "killed"
+
+
+@posix
+def test_killed_run_goes_on(killed: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """kill -9 loses the current epoch at most; the end is that of the uninterrupted run."""
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    done = call("train", "--resume", run, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "resumed after epoch 1" in done.err
+    same(last(run), last(tiny_run))
+    assert len(rows_of(run)) == 2
+
+
+@posix
+def test_interrupted_run(killed: Path, tmp_path: Path, bare_environment: dict[str, str]) -> None:
+    """Ctrl-C ends with code 130 and the command to go on with, without a traceback."""
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    before = (run / "weights" / "last.safetensors").read_bytes()
+    lines = len((run / "train.log").read_text().splitlines())
+    process = start(["train", "--resume", str(run), "--device", "cpu"], bare_environment)
+    limit = time.monotonic() + 200
+    while "resumed after" not in "".join((run / "train.log").read_text().splitlines()[lines:]):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=100)
+    assert process.returncode == 130, told
+    assert out == ""
+    assert f"biigma train --resume {run}" in told
+    assert "Traceback" not in told
+    assert (run / "weights" / "last.safetensors").read_bytes() == before

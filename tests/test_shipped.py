@@ -1,0 +1,80 @@
+"""The models in `models/`: they load, stay small, and still give what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biigma_cli.data.preprocess import load_image
+from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model, shipped_models
+
+ROOT = Path(__file__).parents[1]
+HAM10000 = ROOT.parent / "shared" / "data" / "ham10000"
+GOLDEN = Path(__file__).parent / "shipped_golden.json"
+
+
+def synthetic(side: int) -> np.ndarray:
+    """A fixed handful of pictures made by arithmetic alone, uint8 `(4, side, side, 3)`."""
+    y, x = np.mgrid[0:side, 0:side] / side - 0.5
+    images = []
+    for i in range(4):
+        lesion = 1 / (1 + np.exp(40 * (np.hypot(x * (1 + 0.2 * i), y) - 0.15 - 0.06 * i)))
+        ripple = 0.08 * np.sin((20 + 7 * i) * x) * np.cos((23 + 5 * i) * y)
+        skin = np.array([0.86, 0.68 - 0.03 * i, 0.60])
+        spot = np.array([0.40 - 0.06 * i, 0.22, 0.16 + 0.04 * i])
+        mixed = skin + (spot - skin) * lesion[..., None] + (ripple * lesion)[..., None]
+        images.append(np.clip(mixed * 255, 0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def test_the_default_is_there_and_small() -> None:
+    """The default model ships, in at most 16 MB, with its card beside it."""
+    path = find_model(None)
+    assert path.stem == DEFAULT_MODEL
+    assert path.stat().st_size <= 16e6
+    card = (ROOT / "models" / f"{DEFAULT_MODEL}.md").read_text(encoding="utf-8")
+    metadata = Predictor(path, device="cpu").info.metadata
+    for figure in metadata["metrics"]["test"]["intervals"].values():
+        assert f"{figure['value']:.4f}" in card
+    assert metadata["split"]["split_hash"] in card
+
+
+@pytest.mark.parametrize("path", shipped_models(), ids=lambda p: p.stem)
+def test_stored_answers(path: Path) -> None:
+    """Probabilities for fixed synthetic pictures are those stored when the model was added."""
+    predictor = Predictor(path, device="cpu")
+    answer = predictor(synthetic(predictor.info.side))
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))[path.stem]
+    np.testing.assert_allclose(answer.probabilities_BY, expected, atol=2e-3)
+
+
+def test_the_drawn_lesion() -> None:
+    """The README's picture gets the README's answer."""
+    predictor = Predictor(find_model(None), device="cpu")
+    pixels = load_image(ROOT / "docs" / "img" / "drawn_lesion.jpg", predictor.info.side)
+    row = predictor(pixels[None]).probabilities_BY[0]
+    p, code = row.max(), predictor.info.classes[int(row.argmax())]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{code}  " in readme
+    assert f"{p:.1%}" in readme
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAM10000.is_dir(), reason="no HAM10000 at ../shared/data/ham10000")
+def test_stated_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The default model's test figures come out again from its own file, split and data."""
+    import torch
+
+    from biigma_cli.data.ham10000 import read_ham10000
+    from biigma_cli.judge import judge, open_candidate
+
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path))
+    candidate = open_candidate(find_model(None), torch.device("cpu"))
+    result = judge(candidate, read_ham10000(HAM10000), "test")
+    stated = Predictor(find_model(None), device="cpu").info.metadata["metrics"]["test"]
+    assert result["n"] == stated["n"]
+    for name in ("accuracy", "macro_f1", "macro_recall", "macro_precision"):
+        assert result[name] == pytest.approx(stated[name], abs=0.003)
