@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,7 +114,13 @@ def best_checkpoint(run: Path) -> Path:
 
 def _tables(result: dict[str, Any]) -> str:
     from biigma_cli.metrics import ClassFigures, Figures, Interval
-    from biigma_cli.report.tables import class_table, confusion_table, headline_table, render
+    from biigma_cli.report.tables import (
+        class_table,
+        confusion_table,
+        headline_table,
+        render,
+        table_width,
+    )
     from biigma_cli.taxonomy import taxonomy
 
     names = {c.code: c.name for c in taxonomy(result["dataset"]).classes}
@@ -144,5 +149,5 @@ def _tables(result: dict[str, Any]) -> str:
         )
     if figures.absent:
         items.append(f"not in this part, left out of macro averages: {', '.join(figures.absent)}")
-    width = shutil.get_terminal_size((100, 24)).columns
-    return render(*items, width=width, colour=sys.stdout.isatty())
+    tty = sys.stdout.isatty()
+    return render(*items, width=table_width(tty=tty), colour=tty)

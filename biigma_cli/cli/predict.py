@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,13 +102,12 @@ def predict(
         rows = (records.csv_row(i, info.classes, info.name) for i in results)
         text = records.csv_header(info.classes) + "".join(rows)
     else:
-        from biigma_cli.report.tables import prediction_table, render
+        from biigma_cli.report.tables import prediction_table, render, table_width
 
         malignant = dict(zip(info.classes, info.malignant, strict=True))
         colour = target is None and sys.stdout.isatty()
-        width = shutil.get_terminal_size((100, 24)).columns
         table = prediction_table(results, names, malignant, topk)
-        text = render(table, width=width, colour=colour)
+        text = render(table, width=table_width(tty=colour), colour=colour)
     if target is None:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,11 @@ FIGURE_NAMES = {
 }
 
 
+def table_width(*, tty: bool) -> int:
+    """Columns to draw in: the terminal's, or so many that a file or a pipe gets no folded line."""
+    return shutil.get_terminal_size((100, 24)).columns if tty else 10_000
+
+
 def render(*items: Table | str, width: int, colour: bool) -> str:
     """Tables and lines as text."""
     file = io.StringIO()
@@ -40,12 +46,13 @@ def prediction_table(
 ) -> Table:
     """One line per file: the answer, its probability, and the runners-up."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("file", overflow="fold", ratio=3)
-    table.add_column("answer", ratio=3)
+    # Nothing is ever cut off: names fold, and the minimum widths keep a long one from taking all.
+    table.add_column("file", overflow="fold", min_width=16)
+    table.add_column("answer", overflow="fold", min_width=20)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("malignant", justify="right", no_wrap=True)
     if topk > 1:
-        table.add_column("next", ratio=3)
+        table.add_column("next", overflow="fold", min_width=14)
     for item in items:
         if item.probabilities is None:
             table.add_row(Text(item.path), Text(item.error or "", style="red"))
