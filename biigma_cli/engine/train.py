@@ -215,7 +215,8 @@ def train(
             on_event, last_good=last_path if state.epoch else None,
         )  # fmt: skip
         judged = _with_average(model, average) if average else model
-        proba = predict_proba(judged, parts["val"].pixels, device=device, precision=precision)
+        # In float32, as the exported model will run: in bf16 other epochs look best.
+        proba = predict_proba(judged, parts["val"].pixels, device=device)
         figures = evaluate(parts["val"].labels, proba.argmax(1), codes)
         picked = np.clip(proba[np.arange(len(proba)), parts["val"].labels], 1e-12, 1)
         row |= {f"val_{k}": v for k, v in figures.headline().items()}

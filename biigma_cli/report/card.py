@@ -47,8 +47,7 @@ def model_card(
         f"- protocol: {metadata['protocol']}\n"
         f"- data hash: `{split['data_hash']}`\n"
         f"- split hash: `{split['split_hash']}`\n"
-        f"- chosen by: {metadata['selection']} (epoch {metadata['epoch']}); the test part was used "
-        "once, for the figures below",
+        f"- chosen by: {metadata['selection']} (epoch {metadata['epoch']})",
         "## Input and output",
         f"- {pre['input']}, side {pre['side']}\n"
         f"- resize: {pre['resize_means']}\n"
