@@ -42,7 +42,8 @@ def sample_background(
         count = present.sum()
         place = (draw_P.float() * count).long().clamp_max(b * h * w - 1)
         index_P = members[torch.minimum(place, (count - 1).clamp_min(0))]
-    return vectors_PC[index_P].reshape(b, h, w, c).permute(0, 3, 1, 2)
+    # index_select, for its gradient adds up in a fixed order; that of indexing does not on the CPU.
+    return vectors_PC.index_select(0, index_P).reshape(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def hybrid_feature(
