@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from biigma_cli.config import DataConfig
+from biigma_cli.config import DataConfig, fill_older, from_dict
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
@@ -29,17 +29,15 @@ class Candidate(NamedTuple):
     Attributes:
         name: to show.
         classes: class codes.
-        side: of its input.
+        data: what it was trained on, its input's side and resize rule.
         split: summary of the split it was trained with.
-        dataset: what it was trained on.
         run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
     """
 
     name: str
     classes: tuple[str, ...]
-    side: int
+    data: DataConfig
     split: dict[str, Any]
-    dataset: str
     run: Callable[[npt.NDArray[np.uint8], Progress], npt.NDArray[np.float32]]
 
 
@@ -64,9 +62,8 @@ def open_candidate(path: Path, device: torch.device) -> Candidate:
     return Candidate(
         name=str(path),
         classes=tuple(checkpoint.meta["classes"]),
-        side=checkpoint.config.data.side,
+        data=checkpoint.config.data,
         split=checkpoint.meta["split"],
-        dataset=checkpoint.config.data.dataset,
         run=run,
     )
 
@@ -85,9 +82,8 @@ def _open_onnx(path: Path, device: torch.device) -> Candidate:
     return Candidate(
         name=str(path),
         classes=info.classes,
-        side=info.side,
+        data=from_dict(fill_older({"data": info.metadata["config"]["data"]})).data,
         split=info.metadata["split"],
-        dataset=info.metadata["dataset"],
         run=run,
     )
 
@@ -109,6 +105,7 @@ def split_of(candidate: Candidate, manifest: Manifest) -> Split:
     config = DataConfig(
         dataset=manifest.dataset,
         protocol=stored["protocol"],
+        join_duplicates=stored.get("join_duplicates", False),
         test_fraction=stored["test_fraction"],
         val_fraction=stored["val_fraction"],
         split_seed=stored["seed"],
@@ -127,6 +124,7 @@ def judge(
     resamples: int = 2000,
     decoding: Progress = lambda *_: None,
     running: Progress = lambda *_: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """All figures of a part, with bootstrap intervals by lesion, as a plain dict.
 
@@ -135,7 +133,11 @@ def judge(
             trained with the same split, or its test images may be among those it has seen.
     """
     split = split_of(candidate, manifest)
-    part = load_part(manifest, split.part(part_name), candidate.side, progress=decoding)
+    data = candidate.data
+    part = load_part(
+        manifest, split.part(part_name), data.side, rule=data.resize, build=True,
+        progress=decoding, warn=warn,
+    )  # fmt: skip
     predicted = candidate.run(part.pixels, running).argmax(1).astype(np.int64)
     codes = candidate.classes
     figures = evaluate(part.labels, predicted, codes)
@@ -153,7 +155,7 @@ def judge(
     }
     if against is not None:
         check_same_split(split, against.split, source=against.name)
-        other_part = _same_images(part, manifest, against.side)
+        other_part = _same_images(part, manifest, data, against.data)
         other = against.run(other_part, running).argmax(1).astype(np.int64)
         difference = bootstrap_difference(
             part.labels, predicted, other, part.groups, len(codes), resamples=resamples
@@ -166,10 +168,12 @@ def judge(
     return result
 
 
-def _same_images(part: Part, manifest: Manifest, side: int) -> npt.NDArray[np.uint8]:
-    if part.pixels.shape[1] == side:
+def _same_images(
+    part: Part, manifest: Manifest, first: DataConfig, second: DataConfig
+) -> npt.NDArray[np.uint8]:
+    if (first.side, first.resize) == (second.side, second.resize):
         return part.pixels
-    return load_part(manifest, part.ids, side).pixels
+    return load_part(manifest, part.ids, second.side, rule=second.resize, build=True).pixels
 
 
 def _plain(intervals: dict[str, Interval]) -> dict[str, dict[str, float]]:

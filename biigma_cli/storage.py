@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,30 @@ import platformdirs
 
 from biigma_cli.errors import BiigmaError, UsageError
 
+_chosen: list[Path] = []
+
 
 def home() -> Path:
-    """Data folder: `BIIGMA_HOME`, else the platform's own; made by whoever writes to it."""
+    """Data folder: the one in use, else `BIIGMA_HOME`, else the platform's own.
+
+    It is made by whoever writes to it.
+    """
+    if _chosen:
+        return _chosen[-1]
     return Path(os.environ.get("BIIGMA_HOME") or platformdirs.user_data_dir("biigma"))
+
+
+@contextlib.contextmanager
+def using_home(path: Path | None) -> Iterator[None]:
+    """`home()` is `path` within; None changes nothing."""
+    if path is None:
+        yield
+        return
+    _chosen.append(path.expanduser().resolve())
+    try:
+        yield
+    finally:
+        _chosen.pop()
 
 
 def models_dir() -> Path:

@@ -15,14 +15,15 @@ class LesionClass:
     """One diagnosis.
 
     Attributes:
-        code: the challenge's column name, upper case.
+        code: the challenge's column name, upper case; a user's own label as it is written.
         name: full name for people.
-        malignant: malignant or pre-malignant (actinic keratosis counts, as in HAM10000's paper).
+        malignant: malignant or pre-malignant (actinic keratosis counts, as in HAM10000's paper);
+            None where nobody has said.
     """
 
     code: str
     name: str
-    malignant: bool
+    malignant: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,10 @@ class Taxonomy:
 
     def index(self, code: str) -> int:
         """Index of a class code, any case. Raises `KeyError` where it is unknown."""
-        try:
-            return self.codes.index(code.upper())
-        except ValueError:
-            raise KeyError(code) from None
+        for known in (code, code.upper()):
+            if known in self.codes:
+                return self.codes.index(known)
+        raise KeyError(code)
 
 
 def _c(code: str, name: str, *, malignant: bool = False) -> LesionClass:
@@ -64,15 +65,32 @@ VASC = _c("VASC", "vascular lesion")
 SCC = _c("SCC", "squamous cell carcinoma", malignant=True)
 SK = _c("SK", "seborrheic keratosis")
 
+OTHER = LesionClass(code="OTHER", name="any other lesion", malignant=None)
+
 ISIC17 = Taxonomy(dataset="isic17", title="ISIC 2017", classes=(MEL, SK, NV))
+# The paper's two binary tasks on ISIC 2017.
+ISIC17_MEL = Taxonomy(
+    dataset="isic17-mel", title="ISIC 2017, melanoma against the rest", classes=(MEL, OTHER)
+)
+ISIC17_SK = Taxonomy(
+    dataset="isic17-sk",
+    title="ISIC 2017, seborrheic keratosis against the rest",
+    classes=(SK, OTHER),
+)
 ISIC18 = Taxonomy(
     dataset="isic18", title="ISIC 2018 / HAM10000", classes=(MEL, NV, BCC, AKIEC, BKL, DF, VASC)
 )
 ISIC19 = Taxonomy(
     dataset="isic19", title="ISIC 2019", classes=(MEL, NV, BCC, AK, BKL, DF, VASC, SCC)
 )
+SYNTHETIC = Taxonomy(dataset="synthetic", title="synthetic dermoscopy", classes=ISIC18.classes)
 
-TAXONOMIES = {t.dataset: t for t in (ISIC17, ISIC18, ISIC19)}
+TAXONOMIES = {t.dataset: t for t in (ISIC17, ISIC17_MEL, ISIC17_SK, ISIC18, ISIC19, SYNTHETIC)}
+
+#: Binary task -> the data set whose images it relabels.
+DERIVED = {"isic17-mel": "isic17", "isic17-sk": "isic17"}
+
+_KNOWN = {c.code: c for c in (MEL, NV, BCC, AKIEC, AK, BKL, DF, VASC, SCC, SK, OTHER)}
 
 
 def taxonomy(dataset: str) -> Taxonomy:
@@ -82,3 +100,13 @@ def taxonomy(dataset: str) -> Taxonomy:
             f"unknown data set {dataset!r}", fix=f"choose one of: {', '.join(TAXONOMIES)}"
         )
     return TAXONOMIES[dataset]
+
+
+def lesion_class(code: str) -> LesionClass:
+    """The class of a code; a user's own label stands for itself."""
+    return _KNOWN.get(code) or LesionClass(code=code, name=code, malignant=None)
+
+
+def custom_taxonomy(dataset: str, codes: tuple[str, ...]) -> Taxonomy:
+    """The classes of a user's own data set."""
+    return Taxonomy(dataset=dataset, title=dataset, classes=tuple(lesion_class(c) for c in codes))

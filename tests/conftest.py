@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,11 @@ from biigma_cli.data.images import load_part
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.splits import make_split
 from tests.core.tiny import settle_norms
+
+# A shell that starts the tests in the background has SIGINT ignored, and every child would inherit
+# that; with a handler here, children start with the default, as in a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Lesions per class in the synthetic set; every fourth lesion has two images.
 LESIONS = {"mel": 10, "nv": 16, "bcc": 8, "akiec": 8, "bkl": 10, "df": 6, "vasc": 6}
@@ -80,6 +86,16 @@ def make_ham(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the user's data folder, or heeds the user's mirror."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIIGMA_HOME", str(tmp_path_factory.mktemp("guard")))
+        for name in ("BIIGMA_MIRROR", "BIIGMA_OFFLINE", "BIIGMA_MODEL"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_ham(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the synthetic data set."""
@@ -92,7 +108,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_ham: Path) -> Iterator[P
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIIGMA_HOME", str(folder))
-        patch.delenv("BIIGMA_MODEL", raising=False)
         done = call("download", "isic18", "--from", tiny_ham, "--allow-missing")
         assert done.code == 0, done.err
         yield folder

@@ -296,22 +296,26 @@ def test_presets_are_what_they_say() -> None:
     plain, light = preset("plain-light"), preset("light")
     assert plain.model.baseline
     assert plain.model.criterion == "none"
-    assert (plain.model.trunk, plain.train.sides, plain.train.epochs) == (
-        light.model.trunk,
-        light.train.sides,
-        light.train.epochs,
-    )
-    assert plain.data == light.data
+    # The comparison is of the network alone: everything else is the same.
+    assert plain.model.trunk == light.model.trunk
+    assert plain.model.dropout == light.model.dropout
+    assert (plain.train, plain.data) == (light.train, light.data)
+    assert dataclasses.replace(light.loss, independence=0.0, l2=0.0) == plain.loss
     assert not light.model.baseline
+
+
+PHASED = dataclasses.replace(
+    preset("light").train, epochs=16, sides=(96, 128, 160), side_epochs=(4, 5, 7)
+)
 
 
 @pytest.mark.parametrize("epochs", range(1, 41))
 def test_stretched_phases_fit(epochs: int) -> None:
     """Any number of epochs: the phases still add up, in order, ending at the same side."""
-    train = preset("light").train
-    stretched = stretch_phases(train, epochs)
-    fitted = from_dict({"train": {"epochs": epochs, **stretched}}, preset("light")).train
-    assert fitted.sides[-1] == train.sides[-1]
+    stretched = stretch_phases(PHASED, epochs)
+    base = dataclasses.replace(preset("light"), train=PHASED)
+    fitted = from_dict({"train": {"epochs": epochs, **stretched}}, base).train
+    assert fitted.sides[-1] == 160
     assert list(fitted.sides) == sorted(fitted.sides)
     assert min(fitted.side_epochs) > 0
 
@@ -319,7 +323,6 @@ def test_stretched_phases_fit(epochs: int) -> None:
 def test_stretching_nothing() -> None:
     """No phases, or no number of epochs to stretch to: nothing to change."""
     assert stretch_phases(TrainConfig(), 7) == {}
-    assert stretch_phases(preset("light").train, "7") == {}
-    assert stretch_phases(preset("light").train, 0) == {}
-    same = stretch_phases(preset("light").train, 16)
-    assert same == {"sides": [96, 128, 160], "side_epochs": [4, 5, 7]}
+    assert stretch_phases(PHASED, "7") == {}
+    assert stretch_phases(PHASED, 0) == {}
+    assert stretch_phases(PHASED, 16) == {"sides": [96, 128, 160], "side_epochs": [4, 5, 7]}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from biigma_cli import __version__
-from biigma_cli.cli import download, evaluate, export, info, predict, train
+from biigma_cli.cli import audit, cache, datasets, download, evaluate, export, info, predict, train
 
 app = typer.Typer(
     name="biigma",
@@ -38,7 +38,10 @@ def _root(
 
 app.command("predict")(predict.predict)
 app.command("download")(download.download)
+app.add_typer(datasets.app, name="datasets")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("audit")(audit.audit)
 app.command("info")(info.info)
 app.add_typer(export.app, name="export")
+app.add_typer(cache.app, name="cache")

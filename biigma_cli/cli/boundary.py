@@ -20,8 +20,11 @@ def boundary(function: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from biigma_cli.storage import using_home
+
         try:
-            function(*args, **kwargs)
+            with using_home(kwargs.get("data_dir")):  # type: ignore[arg-type]
+                function(*args, **kwargs)
         except BiigmaError as error:
             say_error(error)
             raise typer.Exit(error.exit_code) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,10 +34,9 @@ def evaluate(
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    device: DeviceOption = "auto",
+    runs: RunsOption = Path("runs"),
+    data_dir: DataDirOption = None,
 ) -> None:
     """Judge a model on images it never saw.
 
@@ -73,13 +73,15 @@ def evaluate(
         other = best_checkpoint(against) if against.is_dir() else against
         second = open_candidate(other, torch_device)
 
-    from biigma_cli.data.manifest import load_manifest
+    from biigma_cli.data.datasets import load_dataset
 
-    manifest = load_manifest(candidate.dataset)
+    with Progress("drawing", "images") as drawing:
+        manifest = load_dataset(candidate.data, progress=drawing)
     with Progress("decoding", "images") as decoding, Progress("judging", "images") as running:
         result = judge(
-            candidate, manifest, split, against=second, decoding=decoding, running=running
-        )
+            candidate, manifest, split, against=second, decoding=decoding, running=running,
+            warn=note,
+        )  # fmt: skip
     if run is not None:
         from biigma_cli.storage import write_json
 
@@ -121,9 +123,9 @@ def _tables(result: dict[str, Any]) -> str:
         render,
         table_width,
     )
-    from biigma_cli.taxonomy import taxonomy
+    from biigma_cli.taxonomy import lesion_class
 
-    names = {c.code: c.name for c in taxonomy(result["dataset"]).classes}
+    names = {c["code"]: lesion_class(c["code"]).name for c in result["per_class"]}
     figures = Figures(
         **{k: result[k] for k in ("n", "accuracy", "macro_f1", "macro_recall", "macro_precision",
                                   "confusion", "absent")},

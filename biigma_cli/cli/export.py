@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.options import DataDirOption, RunsOption
+from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
 
 if TYPE_CHECKING:
     from biigma_cli.config import Config
+    from biigma_cli.core.weights import Checkpoint
     from biigma_cli.data.preprocess import Pixels
 
 app = typer.Typer(help="Export a trained model.", no_args_is_help=True, rich_markup_mode=None)
@@ -42,7 +45,8 @@ def export_onnx(
     images: Annotated[
         int, typer.Option("--images", min=1, help="Validation images for the parity proof.")
     ] = 64,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
+    data_dir: DataDirOption = None,
 ) -> None:
     """Write one .onnx file, after proving that it answers as torch does.
 
@@ -101,27 +105,40 @@ def export_onnx(
             Predictor(target, device="cpu").info.metadata,
             parameters=sum(v.numel() for k, v in tensors if k.startswith("model.")),
             megabytes=size / 1e6,
-            command=loaded.meta.get("command", "biigma train"),
+            commands=_commands(loaded, folder.name, target.name, metrics),
         )
         atomic_write_text(card, text)
         typer.echo(f"wrote {card}")
+
+
+def _commands(checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any]) -> list[str]:
+    """What made the exported file, as far as is recorded; without anyone's folders."""
+    dataset = checkpoint.config.data.dataset
+    base = DERIVED.get(dataset, dataset)
+    return [
+        *([f"biigma download {base}"] if base in TAXONOMIES and base != SYNTHETIC.dataset else []),
+        checkpoint.meta.get("command") or "biigma train",
+        *(f"biigma eval --run runs/{run} --split {part}" for part in metrics),
+        f"biigma export onnx --run runs/{run} -o {target}",
+    ]
 
 
 def _parity_images(config: Config, meta: dict[str, Any], count: int) -> tuple[Pixels, str]:
     """Validation images where the data is here, else drawn patterns."""
     import numpy as np
 
+    from biigma_cli.data.datasets import load_dataset
     from biigma_cli.data.images import load_part
-    from biigma_cli.data.manifest import load_manifest
     from biigma_cli.data.splits import check_same_split, make_split
     from biigma_cli.errors import BiigmaError
 
     side = config.data.side
     try:
-        manifest = load_manifest(config.data.dataset)
+        manifest = load_dataset(config.data)
         split = make_split(manifest, config.data)
         check_same_split(split, meta["split"], source="the checkpoint")
-        return load_part(manifest, split.val[:count], side).pixels, "validation images"
+        part = load_part(manifest, split.val[:count], side, rule=config.data.resize)
+        return part.pixels, "validation images"
     except BiigmaError as error:
         note(f"no validation images here ({error.message}); using drawn patterns")
     rng = np.random.default_rng(0)

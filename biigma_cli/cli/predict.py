@@ -153,7 +153,7 @@ def _classify(
 
     def decode(path: Path) -> Pixels | ImageError:
         try:
-            return load_image(path, info.side)
+            return load_image(path, info.side, rule=info.rule)
         except ImageError as error:
             return error
 

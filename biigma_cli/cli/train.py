@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
 
 if TYPE_CHECKING:
     from biigma_cli.engine.train import Event
@@ -39,20 +42,33 @@ def train(
         ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="Split: lesion (no leak) or paper.")
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="Split: lesion (no leak), paper (by image) or official.  [default: lesion; "
+            "official where the data set brings its own parts]",
+        ),
+    ] = None,
+    background_bias: Annotated[
+        float | None,
+        typer.Option(
+            "--background-bias",
+            metavar="R",
+            help="With --dataset synthetic: probability that class and background agree in "
+            "training.",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Images a step.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the training.")] = None,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
+    device: DeviceOption = "auto",
     name: Annotated[
         str | None, typer.Option("--name", help="Run folder's name.  [default: date and preset]")
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
+    data_dir: DataDirOption = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run."),
@@ -70,24 +86,29 @@ def train(
     from biigma_cli import config as cfg
     from biigma_cli.errors import UsageError
 
+    chosen_protocol = False
     if resume is not None:
         saved = resume / "config.toml"
         if not saved.is_file():
             raise UsageError(f"{resume} is no run folder", fix="name a folder under runs/")
-        if any(v is not None for v in (config, set_, weights, dataset, protocol, epochs, seed,
-                                       batch_size)):  # fmt: skip
+        if any(v is not None for v in (config, set_, weights, dataset, protocol, background_bias,
+                                       epochs, seed, batch_size)):  # fmt: skip
             raise UsageError(
                 "a resumed run keeps its settings", fix="leave all settings out with --resume"
             )
-        settings = cfg.from_dict(cfg.read_toml(saved))
+        settings = cfg.from_dict(cfg.fill_older(cfg.read_toml(saved)))
         run = resume
     else:
         settings = cfg.preset(preset)
-        if config is not None:
-            settings = cfg.from_dict(cfg.read_toml(config), settings)
+        from_file = cfg.read_toml(config) if config is not None else {}
+        settings = cfg.from_dict(from_file, settings)
         short: dict[str, dict[str, object]] = {
             "model": {"weights": weights},
-            "data": {"dataset": dataset, "protocol": protocol},
+            "data": {
+                "dataset": dataset,
+                "protocol": protocol,
+                "background_bias": background_bias,
+            },
             "train": {"epochs": epochs, "batch_size": batch_size, "seed": seed},
         }
         given = cfg.parse_assignments(set_ or [])
@@ -97,6 +118,7 @@ def train(
         if "epochs" in given["train"] and "sides" not in given["train"]:
             given["train"] |= cfg.stretch_phases(settings.train, given["train"]["epochs"])
         settings = cfg.from_dict(given, settings)
+        chosen_protocol = "protocol" in given["data"] or "protocol" in from_file.get("data", {})
         run = runs / (name or time.strftime("%Y%m%d-%H%M%S-") + preset)
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
@@ -106,9 +128,16 @@ def train(
             f"{run} holds a run already", fix=f"choose another --name, or --resume {run}"
         )
 
-    from biigma_cli.data.manifest import load_manifest
+    from biigma_cli.cli.progress import Progress
+    from biigma_cli.data.datasets import load_dataset
+    from biigma_cli.data.splits import brings_own_split
 
-    manifest = load_manifest(settings.data.dataset)
+    with Progress("drawing", "images") as drawing:
+        manifest = load_dataset(settings.data, progress=drawing)
+    if not chosen_protocol and resume is None and brings_own_split(manifest):
+        note(f"{manifest.dataset} brings its own parts: --protocol official")
+        data = dataclasses.replace(settings.data, protocol="official")
+        settings = dataclasses.replace(settings, data=data)
     from biigma_cli.engine import train as engine
     from biigma_cli.engine.device import pick_device
 
@@ -124,6 +153,7 @@ def train(
             run,
             device=torch_device,
             resume=resume is not None,
+            command=_command(),
             on_event=display,
         )
     except KeyboardInterrupt:
@@ -137,6 +167,12 @@ def train(
     )
     typer.echo(f"checkpoint: {run / 'weights' / 'best.safetensors'}")
     typer.echo(f"next: biigma eval --run {run} --split test")
+
+
+def _command() -> str:
+    """The command as it was given, without anyone's folders: it goes into checkpoints."""
+    words = [w if w.startswith("-") or "/" not in w else Path(w).name for w in sys.argv[1:]]
+    return shlex.join(["biigma", *words])
 
 
 class _Display:
@@ -156,10 +192,8 @@ class _Display:
         if isinstance(event, NoteEvent):
             self.line(event.text)
         elif isinstance(event, LoadEvent):
-            if event.done == event.total:
-                self.line(f"decoded {event.total} {event.part} images")
-            else:
-                self.transient(f"decoding {event.part}: {event.done}/{event.total} images")
+            if event.done < event.total:
+                self.transient(f"decoding: {event.done}/{event.total} images")
         elif isinstance(event, EpochEvent):
             row = event.row
             self.line(

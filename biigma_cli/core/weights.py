@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from biigma_cli.config import Config, from_dict
+from biigma_cli.config import Config, fill_older, from_dict
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.errors import CheckpointMismatch, ModelFileError
 from biigma_cli.storage import atomic_write_bytes
@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
     @property
     def config(self) -> Config:
         """The run's resolved config."""
-        return from_dict(self.meta["config"])
+        return from_dict(fill_older(self.meta["config"]))
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-from biigma_cli.data.manifest import Manifest, Record
-from biigma_cli.data.preprocess import load_image, map_threads
-from biigma_cli.errors import DataError, ImageError
+from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.scan import (
+    Draft,
+    Progress,
+    Warn,
+    check_images,
+    first,
+    images_by_stem,
+    read_csv,
+    refuse_doubles,
+    walk_files,
+)
+from biigma_cli.errors import DataError
 from biigma_cli.taxonomy import ISIC18
 
 METADATA = "HAM10000_metadata.csv"
@@ -26,21 +33,21 @@ CITATION = (
     "Tschandl et al., doi:10.1038/sdata.2018.161. ISIC 2018: arXiv:1902.03368, arXiv:1710.05006."
 )
 
-Progress = Callable[[int, int], None]
-
 
 def read_ham10000(
     folder: Path,
     *,
+    beside: Sequence[Path] = (),
     allow_missing: bool = False,
     progress: Progress | None = None,
-    warn: Callable[[str], None] | None = None,
+    warn: Warn | None = None,
 ) -> Manifest:
     """Check an existing copy: counts, classes, and that each image opens.
 
     Args:
         folder: holds `HAM10000_metadata.csv` and the images, in `HAM10000_images_part_1` and
-            `_2` or anywhere below.
+            `_2` or anywhere below; lesion masks (`*_segmentation.png`) are taken where they are.
+        beside: more folders below which images and masks may lie.
         allow_missing: take a partial copy: rows without an image are left out, counts may differ.
         progress: called with (images checked, images in all).
         warn: called with one line for what is odd but no error.
@@ -52,11 +59,12 @@ def read_ham10000(
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}", fix="give the folder that holds " + METADATA)
     rows = _read_metadata(folder / METADATA)
-    files = _find_images(folder)
+    folders = [folder, *beside]
+    files = images_by_stem(folders)
     missing = [r["image_id"] for r in rows if r["image_id"] not in files]
     if missing and not allow_missing:
         raise DataError(
-            f"{len(missing)} rows of {METADATA} have no image: {_first(missing)}",
+            f"{len(missing)} rows of {METADATA} have no image: {first(missing)}",
             fix="complete the copy, or pass --allow-missing to train on the rest",
         )
     rows = [r for r in rows if r["image_id"] in files]
@@ -72,98 +80,56 @@ def read_ham10000(
     extra = len(files) - len(rows)
     if extra and warn:
         warn(f"{extra} images have no row in {METADATA}; left out")
-
-    def check(row: dict[str, str]) -> Record | ImageError:
-        path = files[row["image_id"]]
-        try:
-            content = path.read_bytes()
-            load_image(content, 32, name=str(path))
-        except ImageError as error:
-            return error
-        except OSError as error:
-            return ImageError(f"cannot read {path}: {error.strerror}")
-        return Record(
+    masks = masks_by_id(folders)
+    drafts = [
+        Draft(
             image_id=row["image_id"],
-            path=path.relative_to(folder).as_posix(),
+            file=files[row["image_id"]],
             label=row["dx"].upper(),
             lesion_id=row["lesion_id"],
-            digest=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            mask=masks.get(row["image_id"]),
+            age=row.get("age") or "",
+            sex=_known(row.get("sex")),
+            site=_known(row.get("localization")),
         )
-
-    records: list[Record] = []
-    damaged: list[ImageError] = []
-    rows.sort(key=lambda r: r["image_id"])
-    for done, result in enumerate(map_threads(check, rows, threads=os.cpu_count() or 1), 1):
-        if isinstance(result, Record):
-            records.append(result)
-        else:
-            damaged.append(result)
-        if progress:
-            progress(done, len(rows))
-    if damaged:
-        raise DataError(
-            f"{len(damaged)} of {len(rows)} images cannot be read; first: {damaged[0].message}",
-            fix="get those files again",
-        )
+        for row in rows
+    ]
     return Manifest(
         dataset="isic18",
         root=folder,
-        records=tuple(records),
+        records=check_images(drafts, folder, progress=progress),
         licence=LICENCE,
         citation=CITATION,
+        missing=len(missing),
     )
 
 
+def masks_by_id(folders: Sequence[Path]) -> dict[str, Path]:
+    """Lesion masks (`ID_segmentation.png`, by ViDIR and by the ISIC challenges) by image id."""
+    found: dict[str, Path] = {}
+    for path in walk_files(folders, ("_segmentation.png",)):
+        found.setdefault(path.name[: -len("_segmentation.png")], path)
+    return found
+
+
+def _known(value: str | None) -> str:
+    return "" if value in (None, "unknown") else str(value)
+
+
 def _read_metadata(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            lacking = [c for c in COLUMNS if c not in columns]
-            if lacking:
-                raise DataError(
-                    f"{path} has no column {', '.join(lacking)}; it has: {', '.join(columns)}",
-                    fix=f"the expected columns are {', '.join(COLUMNS)}",
-                )
-            rows = list(reader)
-    except FileNotFoundError:
-        raise DataError(
-            f"no {METADATA} in {path.parent}",
-            fix="give the folder of a Kaggle or Dataverse copy of HAM10000",
-        ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}", fix="get the file again") from error
+    rows = read_csv(
+        path, COLUMNS, absent="give the folder of a Kaggle or Dataverse copy of HAM10000"
+    )
     known = [c.lower() for c in ISIC18.codes]
     for line, row in enumerate(rows, 2):
-        if not all(row[c] for c in COLUMNS):
-            raise DataError(f"{path}, line {line}: an empty cell", fix="mend that line")
         if row["dx"].lower() not in known:
             near = difflib.get_close_matches(row["dx"].lower(), known, n=1)
             raise DataError(
                 f"{path}, line {line}: unknown class {row['dx']!r}",
                 fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}",
             )
-    doubled = [i for i, n in Counter(r["image_id"] for r in rows).items() if n > 1]
-    if doubled:
-        raise DataError(f"{path} names images twice: {_first(doubled)}", fix="remove the doubles")
+    refuse_doubles((r["image_id"] for r in rows), path)
     return rows
-
-
-def _find_images(folder: Path) -> dict[str, Path]:
-    """JPEGs below `folder` by stem; masks are PNG and so never among them."""
-    found: dict[str, Path] = {}
-    for current, folders, names in os.walk(folder):
-        folders.sort()  # a double is resolved the same way on every machine
-        for name in sorted(names):
-            stem, dot, suffix = name.rpartition(".")
-            if dot and suffix.lower() in ("jpg", "jpeg"):
-                found.setdefault(stem, Path(current) / name)
-    return found
-
-
-def _first(ids: list[str], n: int = 10) -> str:
-    rest = len(ids) - n
-    return ", ".join(ids[:n]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _show(counts: dict[str, int]) -> str:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from biigma_cli.errors import DataError
+from biigma_cli.errors import DataError, UsageError
 from biigma_cli.storage import home, sha256_lines, write_json
-from biigma_cli.taxonomy import Taxonomy, taxonomy
+from biigma_cli.taxonomy import (
+    DERIVED,
+    SYNTHETIC,
+    TAXONOMIES,
+    Taxonomy,
+    custom_taxonomy,
+    taxonomy,
+)
 
-FORMAT = "biigma-dataset-1"
+FORMAT = "biigma-dataset-2"
+# Version 1 had fewer fields; its records read as they are.
+FORMATS = ("biigma-dataset-1", FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +36,11 @@ class Record:
         label: class code.
         lesion_id: images of one lesion share it; empty where unknown.
         digest: hex BLAKE2b-128 of the file's bytes.
+        part: the part its publisher put it in (`train`, `val`, `test`); empty where there is none.
+        mask: lesion mask, relative to the manifest's root; empty where there is none.
+        age: years, as text; empty where unknown, like the next two.
+        sex: as published.
+        site: anatomical site, as published.
     """
 
     image_id: str
@@ -32,6 +48,11 @@ class Record:
     label: str
     lesion_id: str
     digest: str
+    part: str = ""
+    mask: str = ""
+    age: str = ""
+    sex: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +61,13 @@ class Manifest:
 
     Attributes:
         dataset: name, such as `isic18`.
-        root: folder the records' paths start from.
+        root: folder the records' paths start from; a path elsewhere is stored whole.
         records: in order of `image_id`.
         licence: SPDX id of the images' licence.
         citation: what its authors ask to be cited.
+        codes: classes of a user's own data set; empty where the name says them.
+        missing: labelled images that are not on this machine.
+        variant: which of several sets of that name it is, to stand in the protocol.
     """
 
     dataset: str
@@ -51,17 +75,21 @@ class Manifest:
     records: tuple[Record, ...]
     licence: str
     citation: str
+    codes: tuple[str, ...] = ()
+    missing: int = 0
+    variant: str = ""
 
     @property
     def taxonomy(self) -> Taxonomy:
         """Its classes."""
-        return taxonomy(self.dataset)
+        return custom_taxonomy(self.dataset, self.codes) if self.codes else taxonomy(self.dataset)
 
     @property
     def data_hash(self) -> str:
-        """SHA-256 over ids, labels, lesions and file contents; not over where they lie."""
+        """SHA-256 over ids, labels, lesions, file contents and parts; not over where they lie."""
         return sha256_lines(
-            "\t".join((r.image_id, r.label, r.lesion_id, r.digest)) for r in self.records
+            "\t".join((r.image_id, r.label, r.lesion_id, r.digest, *([r.part] if r.part else [])))
+            for r in self.records
         )
 
     def class_counts(self) -> dict[str, int]:
@@ -79,10 +107,14 @@ def record_path(dataset: str) -> Path:
     return home() / "datasets" / f"{dataset}.json"
 
 
-def save_manifest(manifest: Manifest) -> Path:
-    """Record a checked data set in the data folder, atomically."""
-    path = record_path(manifest.dataset)
-    fields = ("image_id", "path", "label", "lesion_id", "digest")
+def save_manifest(manifest: Manifest, *, name: str | None = None) -> Path:
+    """Record a checked data set in the data folder, atomically.
+
+    Args:
+        name: name of the record; default: the data set's.
+    """
+    path = record_path(name or manifest.dataset)
+    fields = tuple(f.name for f in dataclasses.fields(Record))
     write_json(
         path,
         {
@@ -91,6 +123,9 @@ def save_manifest(manifest: Manifest) -> Path:
             "root": str(manifest.root),
             "licence": manifest.licence,
             "citation": manifest.citation,
+            "codes": manifest.codes,
+            "missing": manifest.missing,
+            "variant": manifest.variant,
             "data_hash": manifest.data_hash,
             "fields": fields,
             "records": [[getattr(r, f) for f in fields] for r in manifest.records],
@@ -100,20 +135,41 @@ def save_manifest(manifest: Manifest) -> Path:
 
 
 def load_manifest(dataset: str) -> Manifest:
-    """The recorded data set.
+    """The recorded data set; a binary task is made from the one it relabels.
 
     Raises:
         UsageError: `dataset` is unknown.
         DataError: it was never recorded, its record is damaged, or its folder is gone.
     """
-    taxonomy(dataset)
-    path = record_path(dataset)
-    again = f"run: biigma download {dataset} --from FOLDER"
-    if not path.is_file():
-        raise DataError(f"the data set {dataset} is not on this machine yet", fix=again)
+    base = DERIVED.get(dataset, dataset)
+    path = record_path(base)
+    drawn = base.startswith(f"{SYNTHETIC.dataset}-")
+    if base == SYNTHETIC.dataset or drawn:
+        again = f"draw it: biigma train --dataset {SYNTHETIC.dataset}"
+    elif base in TAXONOMIES:
+        again = f"run: biigma download {base}"
+    else:
+        again = f"run: biigma datasets add {base} FOLDER"
+    if is_path(base) or not path.is_file():
+        if base not in TAXONOMIES:
+            _unknown(base)
+        raise DataError(f"the data set {base} is not on this machine yet", fix=again)
+    manifest = read_record(path, again=again)
+    if manifest.dataset != (SYNTHETIC.dataset if drawn else base):
+        raise DataError(f"{path} is damaged: it holds {manifest.dataset!r}", fix=again)
+    if not manifest.root.is_dir():
+        raise DataError(f"the images of {base} are gone from {manifest.root}", fix=again)
+    return manifest if base == dataset else _binary(manifest, dataset)
+
+
+def read_record(path: Path, *, again: str) -> Manifest:
+    """A record file, whole and true to its own hash.
+
+    Raises `DataError`, with `again` as the remedy, where it is damaged.
+    """
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if stored["format"] != FORMAT:
+        if stored["format"] not in FORMATS:
             raise DataError(f"{path} has format {stored['format']!r}", fix=again)
         manifest = Manifest(
             dataset=stored["dataset"],
@@ -123,11 +179,48 @@ def load_manifest(dataset: str) -> Manifest:
             ),
             licence=stored["licence"],
             citation=stored["citation"],
+            codes=tuple(stored.get("codes", ())),
+            missing=int(stored.get("missing", 0)),
+            variant=str(stored.get("variant", "")),
         )
-        if (manifest.dataset, manifest.data_hash) != (dataset, stored["data_hash"]):
+        if manifest.data_hash != stored["data_hash"]:
             raise ValueError("its contents do not match its own hash")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        foreign = {r.label for r in manifest.records}.difference(manifest.taxonomy.codes)
+        if foreign:
+            raise ValueError(f"{', '.join(sorted(foreign))} are none of its classes")
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise DataError(f"{path} is damaged: {error}", fix=again) from error
-    if not manifest.root.is_dir():
-        raise DataError(f"the images of {dataset} are gone from {manifest.root}", fix=again)
     return manifest
+
+
+def is_path(name: str) -> bool:
+    """Whether what was given as a data set's name cannot be one, but could be a path."""
+    return "/" in name or "\\" in name or len(name) > 128
+
+
+def _unknown(dataset: str) -> NoReturn:
+    if is_path(dataset) or Path(dataset).exists():
+        raise UsageError(
+            f"{dataset} is a path, and data sets go by name",
+            fix=f"record it first: biigma datasets add NAME {dataset}",
+        )
+    own = (p.stem for p in record_path("x").parent.glob("*.json"))
+    known = sorted({*TAXONOMIES, *own})
+    near = difflib.get_close_matches(dataset, known, n=1)
+    raise UsageError(
+        f"unknown data set {dataset!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
+        fix=f"choose one of: {', '.join(known)}; your own: biigma datasets add NAME FOLDER",
+    )
+
+
+def _binary(manifest: Manifest, dataset: str) -> Manifest:
+    """One class of `manifest` against the rest."""
+    positive = taxonomy(dataset).codes[0]
+    return dataclasses.replace(
+        manifest,
+        dataset=dataset,
+        records=tuple(
+            dataclasses.replace(r, label=positive if r.label == positive else "OTHER")
+            for r in manifest.records
+        ),
+    )

@@ -25,8 +25,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 Pixels = npt.NDArray[np.uint8]
 
-# Written into every exported model; a change of rule needs a new name.
-RESIZE_RULE = "squash-bilinear-1"
+# Rule -> the name written into every exported model; a change of rule needs a new name.
+RESIZE_RULES: dict[str, str] = {
+    "squash": "squash-bilinear-1",
+    "crop": "crop-bilinear-1",
+    "pad": "pad-bilinear-1",
+}
+RESIZE_MEANS = {
+    "squash": "whole image squashed to a square",
+    "crop": "short side scaled to the side, the centre square kept",
+    "pad": "long side scaled to the side, centred on black",
+}
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
@@ -46,14 +55,17 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> Pixels:
-    """Decode, upright by EXIF, to RGB, squashed to `(side, side, 3)` with antialiasing.
+def load_image(
+    source: Path | bytes, side: int, *, rule: str = "squash", name: str | None = None
+) -> Pixels:
+    """Decode, upright by EXIF, to RGB, resized to `(side, side, 3)` with antialiasing.
 
-    The squash (aspect ratio given up) is the paper's. JPEGs much larger than needed are decoded at
-    a reduced scale, never under twice the side.
+    JPEGs much larger than needed are decoded at a reduced scale, never under twice the side.
 
     Args:
         source: a file, or the bytes of one.
+        rule: `squash` (aspect ratio given up: the paper's), `crop` (short side to `side`, centre
+            kept) or `pad` (long side to `side`, on black).
         name: what to call it in errors; default: the path.
 
     Raises:
@@ -64,10 +76,7 @@ def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> P
         with _open(source) as image:
             image.draft("RGB", (2 * side, 2 * side))
             image.load()
-            square = to_rgb(_upright(image))
-            # Pillow's bilinear filter widens when it shrinks: that is the antialiasing.
-            square = square.resize((side, side), Image.Resampling.BILINEAR)
-            return np.array(square)
+            return np.array(_square(to_rgb(_upright(image)), side, rule))
     except FileNotFoundError:
         raise ImageError(f"no file at {label}", fix="check the path") from None
     except IsADirectoryError:
@@ -91,6 +100,27 @@ def load_image(source: Path | bytes, side: int, *, name: str | None = None) -> P
         raise ImageError(
             f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
         ) from error
+
+
+def _square(image: Image.Image, side: int, rule: str) -> Image.Image:
+    """Resized by a rule of `RESIZE_RULES`."""
+    # Pillow's bilinear filter widens when it shrinks: that is the antialiasing.
+    how = Image.Resampling.BILINEAR
+    if rule == "squash":
+        return image.resize((side, side), how)
+    width, height = image.size
+    if rule == "crop":
+        # Equal to scaling the whole and then cutting, without scaling what is cut away.
+        short = min(width, height)
+        left, top = (width - short) / 2, (height - short) / 2
+        return image.resize((side, side), how, box=(left, top, left + short, top + short))
+    if rule != "pad":
+        raise KeyError(rule)
+    scale = side / max(width, height)
+    inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
+    canvas = Image.new("RGB", (side, side))
+    canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
+    return canvas
 
 
 def _open(source: Path | bytes) -> Image.Image:

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from biigma_cli.config import DataConfig
+from biigma_cli.data.duplicates import twin_key
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.errors import CheckpointMismatch, DataError
 from biigma_cli.storage import sha256_lines
+from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
 
 PARTS = ("train", "val", "test")
 
@@ -25,7 +27,9 @@ class Split:
     """Image ids of each part, sorted, and how they came about."""
 
     dataset: str
+    variant: str
     protocol: str
+    join_duplicates: bool
     seed: int
     test_fraction: float
     val_fraction: float
@@ -45,9 +49,11 @@ class Split:
         how = {
             "lesion": "lesion-safe (no lesion on two sides)",
             "paper": "random by image, as published (lesions leak between parts)",
+            "official": "the publisher's own parts",
         }[self.protocol]
         sizes = " / ".join(f"{len(getattr(self, p))}" for p in PARTS)
-        return f"{self.dataset}, {how}, seed {self.seed}, {sizes} train / val / test"
+        which = f"{self.dataset} ({self.variant})" if self.variant else self.dataset
+        return f"{which}, {how}, seed {self.seed}, {sizes} train / val / test"
 
     def part(self, name: str) -> tuple[str, ...]:
         """Ids of a part by name."""
@@ -67,39 +73,117 @@ class Split:
 def make_split(manifest: Manifest, config: DataConfig) -> Split:
     """Cut the test part from all images, then validation from the rest.
 
-    Groups that must not be divided are whole lesions joined with byte-identical images
-    (`lesion`), or single images (`paper`). Within each class, groups are taken in hash order until
-    the class has given its share of images.
+    Groups that must not be divided are whole lesions joined with byte-identical images and known
+    near-duplicates (`lesion`), or single images (`paper`). Within each class, groups are taken in
+    hash order until the class has given its share of images. With `official`, parts are the
+    publisher's; where it has no validation part, that is cut from train by lesion. The other two
+    protocols leave the official test and validation images of ISIC 2018 and 2019 out, and pool
+    those of ISIC 2017, as the paper does.
 
     Raises:
-        DataError: a class has too few groups to stand in all three parts.
+        DataError: a class has too few groups to stand in all parts that are cut, or a publisher's
+            part that is needed is not there, or has no image of a class to train on.
     """
-    groups = _groups(manifest.records, by_lesion=config.protocol == "lesion")
-    by_class: dict[str, list[list[Record]]] = defaultdict(list)
-    for members in groups:
-        # A group of several classes (a label conflict) goes with its first by image id.
-        by_class[members[0].label].append(members)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
-    for code in manifest.taxonomy.codes:
-        own = by_class.get(code, [])
-        if not own:
-            continue
-        if len(own) < len(PARTS):
-            raise DataError(
-                f"class {code} has {len(own)} lesions: too few for train, val and test",
-                fix="add images of that class",
-            )
-        own.sort(key=lambda g: _rank(config.split_seed, g[0]))
-        _deal(own, parts, test=config.test_fraction, val=config.val_fraction)
+    if config.protocol == "official":
+        _official(manifest, config, parts)
+    else:
+        pool = manifest.records
+        if manifest.dataset in ("isic18", "isic19"):
+            pool = tuple(r for r in pool if r.part in ("", "train"))
+            if not pool:
+                raise DataError(
+                    f"{manifest.dataset} has no training images on this machine",
+                    fix=f"get them with: biigma download {manifest.dataset}",
+                )
+        shares = {"test": config.test_fraction, "val": config.val_fraction}
+        _cut(manifest, pool, config, parts, shares, by_lesion=config.protocol == "lesion")
     return Split(
         dataset=manifest.dataset,
+        variant=manifest.variant,
         protocol=config.protocol,
+        join_duplicates=config.join_duplicates,
         seed=config.split_seed,
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
         data_hash=manifest.data_hash,
         **{part: tuple(sorted(ids)) for part, ids in parts.items()},
     )
+
+
+def brings_own_split(manifest: Manifest) -> bool:
+    """Whether a user's own or the synthetic data set has parts, which then are what is meant.
+
+    The challenges have parts, too, but stand for the lesion-safe protocol by default.
+    """
+    if manifest.dataset in TAXONOMIES and manifest.dataset != SYNTHETIC.dataset:
+        return False
+    parts = {r.part for r in manifest.records}
+    return "" not in parts and {"train", "test"} <= parts
+
+
+def _official(manifest: Manifest, config: DataConfig, parts: dict[str, list[str]]) -> None:
+    by_part: dict[str, list[Record]] = defaultdict(list)
+    for record in manifest.records:
+        by_part[record.part].append(record)
+    for part in ("train", "test"):
+        if not by_part[part]:
+            base = DERIVED.get(manifest.dataset, manifest.dataset)
+            fix = f"get it with: biigma download {base} --parts {part}"
+            if manifest.codes:
+                fix = "add a column split with train, val and test to its CSV"
+            raise DataError(
+                f"{manifest.dataset} has no official {part} part on this machine",
+                fix=f"{fix}; or choose --protocol lesion",
+            )
+    if by_part[""]:
+        raise DataError(
+            f"{len(by_part[''])} images of {manifest.dataset} are in no part",
+            fix="fill its column split, or choose --protocol lesion",
+        )
+    untrained = {r.label for r in manifest.records} - {r.label for r in by_part["train"]}
+    if untrained:
+        raise DataError(
+            f"the train part of {manifest.dataset} has no image of {', '.join(sorted(untrained))}",
+            fix="add some, or choose --protocol lesion",
+        )
+    parts["test"] += [r.image_id for r in by_part["test"]]
+    if by_part["val"]:
+        parts["train"] += [r.image_id for r in by_part["train"]]
+        parts["val"] += [r.image_id for r in by_part["val"]]
+        return
+    _cut(
+        manifest, tuple(by_part["train"]), config, parts, {"val": config.val_fraction},
+        by_lesion=True,
+    )  # fmt: skip
+
+
+def _cut(
+    manifest: Manifest,
+    pool: tuple[Record, ...],
+    config: DataConfig,
+    parts: dict[str, list[str]],
+    shares: dict[str, float],
+    *,
+    by_lesion: bool,
+) -> None:
+    """Share `pool` out over the parts of `shares`, in that order, and train."""
+    by_class: dict[str, list[list[Record]]] = defaultdict(list)
+    for members in _groups(pool, by_lesion=by_lesion, twins=config.join_duplicates):
+        # A group of several classes (a label conflict) goes with its first by image id.
+        by_class[members[0].label].append(members)
+    for code in manifest.taxonomy.codes:
+        own = by_class.get(code, [])
+        if not own:
+            continue
+        if len(own) < len(shares) + 1:
+            raise DataError(
+                f"class {code} has {len(own)} {'lesions' if by_lesion else 'images'}: too few for "
+                + ", ".join(("train", *reversed(shares))),
+                fix="add images of that class, or leave it out",
+            )
+        own.sort(key=lambda g: _rank(config.split_seed, g[0]))
+        _deal(own, parts, shares)
 
 
 def check_same_split(split: Split, stored: dict[str, Any], *, source: str) -> None:
@@ -116,13 +200,14 @@ def check_same_split(split: Split, stored: dict[str, Any], *, source: str) -> No
 
 
 def _deal(
-    groups: list[list[Record]], parts: dict[str, list[str]], *, test: float, val: float
+    groups: list[list[Record]], parts: dict[str, list[str]], shares: dict[str, float]
 ) -> None:
-    """Share one class's groups out: test first, then val, each at least one group."""
+    """Share one class's groups out: at least one group to each part, the rest to train."""
     total = sum(len(g) for g in groups)
     rest = iter(groups)
     left = len(groups)
-    for part, share, reserved in (("test", test, 2), ("val", val, 1)):
+    for i, (part, share) in enumerate(shares.items()):
+        reserved = len(shares) - i  # a group for each part still to come, train among them
         taken = 0
         while left > reserved and (taken == 0 or taken < round(share * total)):
             group = next(rest)
@@ -133,11 +218,11 @@ def _deal(
         parts["train"] += [r.image_id for r in group]
 
 
-def _groups(records: tuple[Record, ...], *, by_lesion: bool) -> list[list[Record]]:
+def _groups(records: tuple[Record, ...], *, by_lesion: bool, twins: bool) -> list[list[Record]]:
     """Records that must stay together, each group sorted by id."""
     if not by_lesion:
         return [[r] for r in records]
-    # Union-find over shared lesion ids and shared file contents.
+    # Union-find over shared lesion ids, shared file contents and known pairs.
     parent = list(range(len(records)))
 
     def find(i: int) -> int:
@@ -151,6 +236,8 @@ def _groups(records: tuple[Record, ...], *, by_lesion: bool) -> list[list[Record
         keys = [("digest", record.digest)]
         if record.lesion_id:
             keys.append(("lesion", record.lesion_id))
+        if twins and twin_key(record.image_id):
+            keys.append(("twin", twin_key(record.image_id)))
         for key in keys:
             parent[find(i)] = find(seen.setdefault(key, i))
     grouped: dict[int, list[Record]] = defaultdict(list)

@@ -70,7 +70,6 @@ class EpochEvent:
 class LoadEvent:
     """While images are decoded."""
 
-    part: str
     done: int
     total: int
 
@@ -124,6 +123,7 @@ def train(
     *,
     device: torch.device,
     resume: bool = False,
+    command: str = "",
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train, choosing the epoch with the best macro-F1 on the validation part.
@@ -177,10 +177,12 @@ def train(
             manifest,
             split.part(name),
             config.data.side,
-            progress=lambda done, total, name=name: on_event(  # type: ignore[misc]
-                LoadEvent(part=name, done=done, total=total)
-            ),
+            rule=config.data.resize,
+            build=True,
+            progress=lambda done, total: on_event(LoadEvent(done=done, total=total)),
+            warn=lambda text: on_event(NoteEvent(text=text)),
         )
+        on_event(NoteEvent(text=f"{len(parts[name].ids)} {name} images"))
     precision = pick_precision(config.train.precision, device)
     on_event(NoteEvent(text=f"training on {device} in {precision}"))
 
@@ -205,6 +207,7 @@ def train(
             "selection": SELECTION,
             "validation": {k: v for k, v in row.items() if k.startswith("val_")},
             "versions": versions(),
+            "command": (last.meta.get("command") if last else None) or command,
         }
 
     data = _TrainData(parts["train"], device)

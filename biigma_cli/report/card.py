@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from biigma_cli.report.tables import FIGURE_NAMES
+
+_SOURCES = {
+    "isic17": "several centres of the ISIC archive up to 2017",
+    "isic18": "one Austrian and one Australian centre",
+    "isic19": "Austria, Australia, Barcelona and New York",
+    "synthetic": "a program: no patient is among them",
+}
 
 _LIMITS = """\
 - It knows only the classes above. Anything else, a scar, a clinical photograph, a cat, still gets
@@ -12,13 +20,18 @@ _LIMITS = """\
 - Its probabilities are not calibrated. They order answers; they are no measure of risk.
 - The training images come from {sources}. Skin tones, cameras, body sites and diagnoses that are
   rare there are judged worse, by an amount nobody has measured here.
-- Images are squashed to {side} x {side} pixels; fine structures of large pictures are lost.
+- Images are reduced to {side} x {side} pixels; fine structures of large pictures are lost.
 - The saliency map shows where the network looked to sample its backgrounds. It is no outline of
   the lesion and no explanation of the answer."""
 
 
 def model_card(
-    name: str, metadata: dict[str, Any], *, parameters: int, megabytes: float, command: str
+    name: str,
+    metadata: dict[str, Any],
+    *,
+    parameters: int,
+    megabytes: float,
+    commands: Sequence[str],
 ) -> str:
     """The card's text.
 
@@ -27,7 +40,7 @@ def model_card(
         metadata: decoded metadata of the exported file, as in `runtime.session.ModelInfo`.
         parameters: in the exported network.
         megabytes: size of the file, in 10^6 bytes.
-        command: what trained it.
+        commands: what made it, in order.
     """
     split = metadata["split"]
     pre = metadata["preprocessing"]
@@ -57,9 +70,9 @@ def model_card(
         "## Figures",
         *[_figures(part, values) for part, values in metadata["metrics"].items()],
         "## Limits",
-        _LIMITS.format(sources="one Austrian and one Australian centre", side=pre["side"]),
+        _LIMITS.format(sources=_SOURCES.get(metadata["dataset"], "one data set"), side=pre["side"]),
         "## How it was made",
-        f"```\n{command}\n```",
+        "```\n" + "\n".join(commands) + "\n```",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"

@@ -22,7 +22,8 @@ class Prediction:
     Attributes:
         path: as the user gave it.
         probabilities: by class code, in class order; None where `error` is set.
-        malignant: summed probability of the malignant and pre-malignant classes.
+        malignant: summed probability of the malignant and pre-malignant classes; None where a
+            class is not known to be either.
         error: what was wrong with the file.
     """
 
@@ -48,14 +49,16 @@ def prediction(
     path: str,
     probabilities_Y: npt.NDArray[np.float32],
     classes: Sequence[str],
-    malignant: Sequence[bool],
+    malignant: Sequence[bool | None],
 ) -> Prediction:
     """A record from one row of probabilities."""
     values = [float(p) for p in probabilities_Y]
     return Prediction(
         path=path,
         probabilities=dict(zip(classes, values, strict=True)),
-        malignant=sum(p for p, m in zip(values, malignant, strict=True) if m),
+        malignant=None
+        if None in malignant
+        else sum(p for p, m in zip(values, malignant, strict=True) if m),
     )
 
 
@@ -68,7 +71,7 @@ def to_dict(item: Prediction, names: dict[str, str], model: str, *, topk: int) -
         "label": item.label,
         "name": names[item.label or ""],
         "probability": round(item.probabilities[item.label or ""], 6),
-        "malignant_probability": round(item.malignant or 0.0, 6),
+        "malignant_probability": None if item.malignant is None else round(item.malignant, 6),
         "top": [{"label": c, "probability": round(p, 6)} for c, p in item.top(topk)],
         "probabilities": {c: round(p, 6) for c, p in item.probabilities.items()},
         "model": model,
@@ -85,7 +88,8 @@ def csv_row(item: Prediction, classes: Sequence[str], model: str) -> str:
     if item.probabilities is None:
         return _csv_line([item.path, "", "", *[""] * len(classes), item.error or "", model])
     figures = [f"{item.probabilities[c]:.6f}" for c in classes]
-    return _csv_line([item.path, item.label or "", f"{item.malignant:.6f}", *figures, "", model])
+    malignant = "" if item.malignant is None else f"{item.malignant:.6f}"
+    return _csv_line([item.path, item.label or "", malignant, *figures, "", model])
 
 
 def jsonl_row(item: Prediction, names: dict[str, str], model: str, *, topk: int) -> str:

@@ -42,7 +42,10 @@ def render(*items: Table | str, width: int, colour: bool) -> str:
 
 
 def prediction_table(
-    items: Sequence[Prediction], names: Mapping[str, str], malignant: Mapping[str, bool], topk: int
+    items: Sequence[Prediction],
+    names: Mapping[str, str],
+    malignant: Mapping[str, bool | None],
+    topk: int,
 ) -> Table:
     """One line per file: the answer, its probability, and the runners-up."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -63,11 +66,42 @@ def prediction_table(
             Text(item.path),
             Text.assemble((code, style), f"  {names[code]}"),
             Text(f"{p:.1%}"),
-            Text(f"{item.malignant:.1%}"),
+            Text("?" if item.malignant is None else f"{item.malignant:.1%}"),
         ]
         if topk > 1:
             row.append(Text(", ".join(f"{c} {q:.1%}" for c, q in rest), style="dim"))
         table.add_row(*row)
+    return table
+
+
+def dataset_table(rows: Sequence[tuple[str, str, int | None, int | None, str, str]]) -> Table:
+    """Data sets: name, state, images, missing, classes, licence."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("data set", no_wrap=True)
+    table.add_column("state", overflow="fold", min_width=8)
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("missing", justify="right", no_wrap=True)
+    table.add_column("classes", overflow="fold", min_width=16)
+    table.add_column("licence", overflow="fold", min_width=8)
+    for name, state, images, missing, classes, licence in rows:
+        style = "" if images is not None else "dim"
+        counts = ["" if n is None else f"{n:,}" for n in (images, missing)]
+        table.add_row(*map(Text, (name, state, *counts, classes, licence)), style=style)
+    return table
+
+
+def cache_table(rows: Sequence[tuple[str, int, str, int, int, str]]) -> Table:
+    """Decoded data sets: name, side, rule, images, bytes, folder."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("data set", overflow="fold")
+    table.add_column("side", justify="right")
+    table.add_column("resize")
+    table.add_column("images", justify="right")
+    table.add_column("MB", justify="right")
+    table.add_column("folder", overflow="fold")
+    for dataset, side, rule, images, size, folder in rows:
+        cells = (dataset, str(side), rule, f"{images:,}", f"{size / 1e6:,.0f}", folder)
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from biigma_cli import __version__
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import Checkpoint, load_model
-from biigma_cli.data.preprocess import RESIZE_RULE, Pixels
+from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.runtime.parity import FP32_TOLERANCE, Parity, compare
 from biigma_cli.runtime.session import FORMAT, Predictor
 from biigma_cli.storage import atomic_write_bytes
-from biigma_cli.taxonomy import taxonomy
+from biigma_cli.taxonomy import lesion_class
 
 OPSET = 18
 DISCLAIMER = "For research use only. Not a medical device."
@@ -105,19 +105,19 @@ def metadata(checkpoint: Checkpoint, metrics: dict[str, Any] | None) -> dict[str
     """Metadata of an exported model: JSON values under plain keys, listed in docs/models.md."""
     meta = checkpoint.meta
     config = checkpoint.config
-    lesions = taxonomy(config.data.dataset)
-    by_code = {c.code: c for c in lesions.classes}
+    lesions = [lesion_class(code) for code in meta["classes"]]
+    rule = config.data.resize
     settings = config.to_dict()
     settings["model"]["weights"] = Path(config.model.weights).name  # no one's folders
     values = {
         "classes": meta["classes"],
-        "class_names": [by_code[c].name for c in meta["classes"]],
-        "malignant": [by_code[c].malignant for c in meta["classes"]],
+        "class_names": [c.name for c in lesions],
+        "malignant": [c.malignant for c in lesions],
         "preprocessing": {
             "input": "image: uint8, (batch, side, side, 3), RGB",
             "side": config.data.side,
-            "resize": RESIZE_RULE,
-            "resize_means": "EXIF orientation applied, whole image squashed to a square, "
+            "resize": RESIZE_RULES[rule],
+            "resize_means": f"EXIF orientation applied, {RESIZE_MEANS[rule]}, "
             "Pillow bilinear with antialiasing",
             "normalisation": f"{config.model.normalisation}, inside the graph",
         },

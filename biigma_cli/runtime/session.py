@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from biigma_cli.data.preprocess import RESIZE_RULE, Pixels
+from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
 from biigma_cli.errors import DeviceError, ModelFileError, UsageError
 from biigma_cli.storage import models_dir
 
@@ -31,8 +31,9 @@ class ModelInfo:
         name: file stem.
         classes: class codes in the order of the probabilities.
         class_names: full names.
-        malignant: malignant or pre-malignant, per class.
+        malignant: malignant or pre-malignant, per class; None where nobody has said.
         side: the square side it takes, in pixels.
+        rule: how images become that square, see `data.preprocess.load_image`.
         metadata: everything else, decoded.
     """
 
@@ -40,8 +41,9 @@ class ModelInfo:
     path: Path
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
-    malignant: tuple[bool, ...]
+    malignant: tuple[bool | None, ...]
     side: int
+    rule: str
     metadata: dict[str, Any]
 
 
@@ -152,10 +154,12 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
         )
     try:
         values = {k: json.loads(v) for k, v in metadata.items() if k != "biigma_format"}
-        rule = values["preprocessing"]["resize"]
-        if rule != RESIZE_RULE:
+        wanted = values["preprocessing"]["resize"]
+        rule = next((rule for rule, name in RESIZE_RULES.items() if name == wanted), None)
+        if rule is None:
             raise ModelFileError(
-                f"{path} wants its images resized by {rule!r}, this version does {RESIZE_RULE!r}",
+                f"{path} wants its images resized by {wanted!r}, "
+                f"this version does {', '.join(RESIZE_RULES.values())}",
                 fix="export it again with this version",
             )
         return ModelInfo(
@@ -165,6 +169,7 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             class_names=tuple(values["class_names"]),
             malignant=tuple(values["malignant"]),
             side=int(values["preprocessing"]["side"]),
+            rule=rule,
             metadata=values,
         )
     except (ValueError, KeyError, TypeError) as error:

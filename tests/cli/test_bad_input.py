@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import onnx
@@ -270,9 +271,20 @@ def test_download_unknown_dataset(ham_copy: Path) -> None:
     refused(call("download", "isic21", "--from", ham_copy), 2, "'isic21'", "isic18")
 
 
-def test_download_without_from(ham_copy: Path) -> None:
-    """Fetching is not built: where to get the data is said."""
-    refused(call("download", "isic18"), 2, "--from")
+def test_download_offline(ham_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, no socket is opened; where the files lie is said, and how to take a copy."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    for name in ("connect", "connect_ex", "bind"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for more in (["--offline"], []):
+        refused(call("download", "isic18", *more), 3, "ISIC2018_Task3_Training_Input.zip", "--from")
+        left = files_below(Path(os.environ["BIIGMA_HOME"]))
+        assert {Path(f).name for f in left} <= {".download.lock"}
+        monkeypatch.setenv("BIIGMA_OFFLINE", "1")
 
 
 # --- train -----------------------------------------------------------------------------------

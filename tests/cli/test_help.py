@@ -16,6 +16,8 @@ from tests.conftest import call
 
 COMMANDS = [
     [], ["predict"], ["download"], ["train"], ["eval"], ["info"], ["export"], ["export", "onnx"],
+    ["audit"], ["datasets"], ["datasets", "add"], ["datasets", "remove"], ["cache"],
+    ["cache", "list"], ["cache", "clear"],
 ]  # fmt: skip
 
 

@@ -15,6 +15,13 @@ from biigma_cli.errors import DataError, ImageError
 from tests.data.samples import digest, encode, manifest, noise, record
 
 
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of each test's own."""
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Manifest:
     """Four images of three classes, one without a lesion id."""
@@ -80,3 +87,24 @@ def test_a_file_recorded_damaged(data: Manifest) -> None:
     damaged = dataclasses.replace(data.records[0], digest=digest(b"no image"))
     with pytest.raises(ImageError, match=r"A\.jpg is not an image"):
         load_part(dataclasses.replace(data, records=(damaged,)), ("A",), 16)
+
+
+def test_nothing_is_written_unless_asked_for(data: Manifest, data_folder: Path) -> None:
+    """Without `build` no cache is made."""
+    load_part(data, ("A", "B"), 16)
+    assert not data_folder.exists()
+
+
+def test_a_part_from_the_cache(data: Manifest, data_folder: Path) -> None:
+    """The same part in the same order, whether decoded or read from the cache."""
+    ids = ("C", "A", "D")
+    decoded = load_part(data, ids, 16, rule="pad")
+    built = load_part(data, ids, 16, rule="pad", build=True)
+    assert (data_folder / "cache").is_dir()
+    cached = load_part(data, ids, 16, rule="pad")
+    for other in (built, cached):
+        assert np.array_equal(other.pixels, decoded.pixels)
+        assert (other.ids, other.groups) == (decoded.ids, decoded.groups)
+        assert other.labels.tolist() == decoded.labels.tolist()
+        assert other.pixels.flags.writeable
+    assert load_part(data, (), 16, rule="pad").pixels.shape == (0, 16, 16, 3)

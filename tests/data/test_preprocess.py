@@ -188,6 +188,121 @@ def test_a_large_jpeg_is_decoded_at_reduced_scale(monkeypatch: pytest.MonkeyPatc
     assert difference.max() < 12
 
 
+# --- resize rules ----------------------------------------------------------------------------
+
+
+def flag(width: int, height: int, bars: int) -> Image.Image:
+    """Vertical bars of equal width in rising red, constant from top to bottom."""
+    columns = np.arange(width) * bars // width
+    values = np.zeros((height, width, 3), np.uint8)
+    values[:, :, 0] = columns * 255 // (bars - 1)
+    values[:, :, 2] = 90
+    return Image.fromarray(values)
+
+
+def test_rules_agree_on_squares() -> None:
+    """Nothing is cropped or padded there."""
+    content = encode(noise(50, 50))
+    squash = load_image(content, 16, rule="squash")
+    assert np.array_equal(squash, load_image(content, 16))
+    for rule in ("crop", "pad"):
+        assert np.array_equal(load_image(content, 16, rule=rule), squash)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_crop_keeps_the_centre(turned: bool) -> None:
+    """The short side is whole, the long one loses the same at both ends; shapes are kept."""
+    image = flag(60, 20, 3)
+    if turned:
+        image = image.transpose(Transpose.ROTATE_270)
+    cropped = load_image(encode(image), 10, rule="crop")
+    assert cropped.shape == (10, 10, 3)
+    assert (cropped[1:-1, 1:-1, 0] == 127).all()  # the middle bar alone
+    # As if the whole were scaled first and its centre cut out then.
+    scaled = image.resize((10, 30) if turned else (30, 10), Image.Resampling.BILINEAR)
+    centre = (0, 10, 10, 20) if turned else (10, 0, 20, 10)
+    assert np.array_equal(cropped, pixels(scaled.crop(centre)))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pad_keeps_everything(turned: bool) -> None:
+    """The long side is whole, on black, in the middle; shapes are kept."""
+    image = flag(60, 20, 3)
+    if turned:
+        image = image.transpose(Transpose.ROTATE_270)
+    padded = load_image(encode(image), 30, rule="pad")
+    if turned:
+        padded = padded.transpose(1, 0, 2)
+    assert (padded[:10] == 0).all()
+    assert (padded[20:] == 0).all()
+    inner = padded[10:20]
+    assert (inner[:, :, 2] == 90).all()
+    assert (np.abs(inner[:, [0, 14, 29], 0].astype(int) - [0, 127, 255]) <= 1).all()
+
+
+def test_a_circle_stays_round_but_for_squash() -> None:
+    """What each rule does to proportions: width over height of a disc in a 2:1 image."""
+    yy, xx = np.mgrid[:100, :200]
+    disc = (((xx - 100) ** 2 + (yy - 50) ** 2) < 40**2).astype(np.uint8) * 255
+    ratios = {}
+    for rule in preprocess.RESIZE_RULES:
+        image = load_image(encode(Image.fromarray(disc)), 64, rule=rule)[:, :, 0] > 127
+        ratios[rule] = image.any(0).sum() / image.any(1).sum()
+    assert ratios == {
+        "squash": pytest.approx(0.5, abs=0.05),
+        "crop": pytest.approx(1, abs=0.05),
+        "pad": pytest.approx(1, abs=0.05),
+    }
+
+
+@pytest.mark.parametrize("rule", preprocess.RESIZE_RULES)
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000), (2, 5000), (7, 7), (31, 33)])
+def test_every_rule_makes_a_square(rule: str, size: tuple[int, int]) -> None:
+    """One pixel, one row, one column; where there is picture it has the picture's colour."""
+    image = load_image(encode(Image.new("RGB", size, (9, 90, 200))), 24, rule=rule)
+    assert (image.shape, image.dtype) == ((24, 24, 3), np.uint8)
+    picture = (image == (9, 90, 200)).all(axis=2)
+    assert picture.any()
+    if rule != "pad":
+        assert picture.all()
+    assert (picture | (image == 0).all(axis=2)).all()
+
+
+@pytest.mark.parametrize("rule", preprocess.RESIZE_RULES)
+def test_every_rule_is_antialiased(rule: str) -> None:
+    """One-pixel stripes become grey, not black or white."""
+    stripes = np.zeros((256, 512), np.uint8)
+    stripes[:, ::2] = 255
+    image = load_image(encode(Image.fromarray(stripes)), 16, rule=rule).astype(int)
+    inner = image[4:12] if rule == "pad" else image
+    assert np.abs(inner - 128).max() < 4
+
+
+@pytest.mark.parametrize("rule", preprocess.RESIZE_RULES)
+def test_orientation_comes_before_the_rule(rule: str) -> None:
+    """However the camera was held, the same square comes out."""
+    upright = noise(48, 24)
+    wanted = load_image(encode(upright), 16, rule=rule)
+    for value, how in STORED.items():
+        stored = upright if how is None else upright.transpose(how)
+        turned = load_image(encode(stored, exif=orientation(value)), 16, rule=rule)
+        assert np.array_equal(turned, wanted)
+
+
+@pytest.mark.parametrize("rule", ["crop", "pad"])
+def test_reduced_decoding_under_every_rule(rule: str) -> None:
+    """A large JPEG decoded at a reduced scale looks as the whole one does."""
+    image = noise(1600, 1200)
+    quick = load_image(encode(image, "JPEG", quality=92), 64, rule=rule).astype(int)
+    assert np.abs(quick - load_image(encode(image), 64, rule=rule)).mean() < 2
+
+
+def test_an_unknown_rule() -> None:
+    """A mistake of the caller is not taken for another rule, nor for a damaged image."""
+    with pytest.raises(KeyError, match="stretch"):
+        load_image(encode(noise(8, 8)), 8, rule="stretch")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
 def test_bytes_and_path_agree(tmp_path: Path, kind: str) -> None:
     """A file and its bytes give the same pixels, and those of the picture."""

@@ -13,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biigma_cli.config import DataConfig
+from biigma_cli.data.duplicates import KNOWN_PAIRS
 from biigma_cli.data.ham10000 import METADATA
 from biigma_cli.data.manifest import Manifest
-from biigma_cli.data.splits import PARTS, Split, check_same_split, make_split, part_counts
+from biigma_cli.data.splits import (
+    PARTS,
+    Split,
+    brings_own_split,
+    check_same_split,
+    make_split,
+    part_counts,
+)
 from biigma_cli.errors import CheckpointMismatch, DataError
 from biigma_cli.taxonomy import ISIC17, ISIC18
 from tests.data.samples import HAM10000, NO_HAM10000, manifest, record
@@ -244,3 +252,194 @@ def test_leaks_of_the_real_data() -> None:
     for code, total in data.class_counts().items():
         assert 0.18 <= counts[code] / total <= 0.24
     assert 0.30 <= leaked(make_split(data, PAPER)) <= 0.46
+
+
+# --- the publisher's own parts ---------------------------------------------------------------
+
+OFFICIAL = DataConfig(protocol="official")
+
+
+def parted(
+    sizes: dict[str, int], dataset: str = "isic17", codes: tuple[str, ...] = ISIC17.codes
+) -> Manifest:
+    """`sizes` lesions of two images per class and part."""
+    records = [
+        dataclasses.replace(record(f"{part}_{code}_{i}_{j}", code, f"{part}{code}{i}"), part=part)
+        for part, count in sizes.items()
+        for code in codes
+        for i in range(count)
+        for j in "ab"
+    ]
+    return manifest(records, dataset=dataset)
+
+
+def of_part(data: Manifest, part: str) -> set[str]:
+    """Ids of a publisher's part."""
+    return {r.image_id for r in data.records if r.part == part}
+
+
+def test_official_with_all_parts() -> None:
+    """The parts as they are, whatever seed and shares say; the title says whose they are."""
+    data = parted({"train": 5, "val": 2, "test": 3})
+    split = make_split(data, OFFICIAL)
+    for part in PARTS:
+        assert set(split.part(part)) == of_part(data, part)
+    other = DataConfig(protocol="official", split_seed=7, test_fraction=0.4, val_fraction=0.4)
+    assert make_split(data, other).split_hash == split.split_hash
+    assert "the publisher's own parts" in split.title
+    assert "30 / 12 / 18" in split.title
+
+
+def test_official_without_a_validation_part() -> None:
+    """It is cut from train, by lesion and class, by seed; the test part is left alone."""
+    data = parted({"train": 20, "test": 3})
+    split = make_split(data, OFFICIAL)
+    assert set(split.test) == of_part(data, "test")
+    assert {*split.train, *split.val} == of_part(data, "train")
+    assert shared(split, data, "lesion_id") == []
+    counts = part_counts(split, data)
+    assert counts["val"] == dict.fromkeys(ISIC17.codes, 4)
+    other = make_split(data, dataclasses.replace(OFFICIAL, split_seed=1))
+    assert other.test == split.test
+    assert other.val != split.val
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking"), [(("train", "val"), "test"), (("val", "test"), "train"), (("",), "train")]
+)
+@pytest.mark.parametrize("dataset", ["isic17", "isic18", "mine"])
+def test_official_with_a_part_missing(dataset: str, there: tuple[str, ...], lacking: str) -> None:
+    """Named, with how to get it, and what else can be done."""
+    data = parted(dict.fromkeys(there, 5), dataset, ("MEL", "NV"))
+    fix = f"biigma download {dataset} --parts {lacking}"
+    if dataset == "mine":
+        data = dataclasses.replace(data, codes=("MEL", "NV"))
+        fix = "column split"
+    with pytest.raises(DataError, match=f"{dataset} has no official {lacking} part") as caught:
+        make_split(data, OFFICIAL)
+    assert fix in caught.value.fix
+    assert "--protocol lesion" in caught.value.fix
+
+
+def test_official_of_a_binary_task_with_a_part_missing() -> None:
+    """The download that helps is that of the data set it is made from."""
+    data = parted({"train": 5}, "isic17-sk", ("SK", "OTHER"))
+    with pytest.raises(DataError, match="isic17-sk has no official test part") as caught:
+        make_split(data, OFFICIAL)
+    assert "biigma download isic17 --parts test" in caught.value.fix
+
+
+def test_official_with_images_in_no_part() -> None:
+    """They would be lost silently: refused, with their number."""
+    data = parted({"train": 5, "test": 2, "": 1})
+    with pytest.raises(DataError, match="6 images of isic17 are in no part"):
+        make_split(data, OFFICIAL)
+
+
+def test_official_with_a_class_that_cannot_be_trained() -> None:
+    """A class that stands in the test part alone is named."""
+    data = parted({"train": 5, "val": 1, "test": 2})
+    kept = tuple(r for r in data.records if (r.label, r.part) != ("SK", "train"))
+    with pytest.raises(DataError, match="train part of isic17 has no image of SK"):
+        make_split(dataclasses.replace(data, records=kept), OFFICIAL)
+
+
+def test_official_with_too_few_to_cut_validation_from() -> None:
+    """One lesion of a class cannot stand in train and validation."""
+    with pytest.raises(DataError, match=r"class MEL has 1 lesions: too few for train, val$"):
+        make_split(parted({"train": 1, "test": 2}), OFFICIAL)
+    assert make_split(parted({"train": 2, "test": 1}), OFFICIAL).val
+
+
+@pytest.mark.parametrize("protocol", ["lesion", "paper"])
+@pytest.mark.parametrize(
+    ("dataset", "pooled"), [("isic18", False), ("isic19", False), ("isic17", True), ("mine", True)]
+)
+def test_official_parts_under_the_other_protocols(
+    protocol: Any, dataset: str, pooled: bool
+) -> None:
+    """Official test and validation images of 2018 and 2019 are never cut up; those of 2017 are."""
+    data = parted({"train": 20, "val": 5, "test": 10}, dataset, ("MEL", "NV"))
+    if dataset == "mine":
+        data = dataclasses.replace(data, codes=("MEL", "NV"))
+    split = make_split(data, DataConfig(protocol=protocol))
+    wanted = {r.image_id for r in data.records if pooled or r.part == "train"}
+    assert set(part_of(split)) == wanted
+    assert len(wanted) == (140 if pooled else 80)
+
+
+@pytest.mark.parametrize("protocol", ["lesion", "paper"])
+def test_no_training_images_at_all(protocol: Any) -> None:
+    """With the official test part alone there is nothing to cut."""
+    data = parted({"test": 10}, "isic18", ("MEL", "NV"))
+    with pytest.raises(DataError, match="isic18 has no training images") as caught:
+        make_split(data, DataConfig(protocol=protocol))
+    assert "biigma download isic18" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("dataset", "parts", "brings"),
+    [
+        ("mine", ("train", "val", "test"), True),
+        ("mine", ("train", "test"), True),
+        ("mine", ("train", "val"), False),
+        ("mine", ("test",), False),
+        ("mine", ("train", "test", ""), False),
+        ("mine", ("",), False),
+        ("synthetic", ("train", "val", "test"), True),
+        ("isic17", ("train", "val", "test"), False),
+        ("isic17-mel", ("train", "val", "test"), False),
+        ("isic19", ("train", "test"), False),
+    ],
+)
+def test_who_brings_an_own_split(dataset: str, parts: tuple[str, ...], brings: bool) -> None:
+    """A user's own and the synthetic set, where every image has a part; no challenge does."""
+    data = parted(dict.fromkeys(parts, 1), dataset, ("MEL",))
+    assert brings_own_split(data) == brings
+
+
+REAL_17 = HAM10000.parent / "isic17"
+
+
+@pytest.mark.skipif(not REAL_17.is_dir(), reason="no ISIC 2017 at ../shared/data/isic17")
+def test_splits_of_the_real_isic17() -> None:
+    """Training and validation images are pooled as in the paper; `official` lacks its test part."""
+    records = []
+    for part, name in (("train", "Training"), ("val", "Validation")):
+        with (REAL_17 / f"ISIC-2017_{name}_Part3_GroundTruth.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                code = "MEL" if float(row["melanoma"]) else "NV"
+                code = "SK" if float(row["seborrheic_keratosis"]) else code
+                records.append(dataclasses.replace(record(row["image_id"], code), part=part))
+    data = manifest(records, dataset="isic17")
+    for protocol in ("lesion", "paper"):
+        split = make_split(data, DataConfig(protocol=protocol))  # type: ignore[arg-type]
+        assert len(part_of(split)) == 2150
+        assert abs(len(split.test) - 430) <= 3
+        counts = part_counts(split, data)
+        assert sum(counts[part]["MEL"] for part in PARTS) == 404
+        assert counts["test"] == {"MEL": 81, "SK": 59, "NV": 290}
+    with pytest.raises(DataError, match="isic17 has no official test part"):
+        make_split(data, OFFICIAL)
+
+
+def test_known_pairs_stay_together() -> None:
+    """Two ids that are known to show one lesion share a part, unless a run asks otherwise."""
+    base = [record(f"M{i:02}", "MEL", f"L{i}") for i in range(12)]
+    first, second = KNOWN_PAIRS[0]
+    apart = 0
+    for seed in range(30):
+        for suffix in ("", "_downsampled"):
+            pair = [record(first, "MEL", "A"), record(second + suffix, "MEL", "B")]
+            data = manifest(base + pair, dataset="isic19")
+            joined = part_of(make_split(data, DataConfig(split_seed=seed)))
+            assert joined[first] == joined[second + suffix]
+            loose = part_of(make_split(data, DataConfig(split_seed=seed, join_duplicates=False)))
+            apart += loose[first] != loose[second + suffix]
+    assert apart
+
+
+def test_the_pairs_are_pairs() -> None:
+    """No image is in two pairs, so that a pair's first id can stand for both."""
+    ids = [i for pair in KNOWN_PAIRS for i in pair]
+    assert len(ids) == len(set(ids)) == 2 * len(KNOWN_PAIRS)

@@ -1,0 +1,127 @@
+"""`biigma audit`: what is wrong with a data set, and what its splits leak."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.options import DataDirOption, JsonOption
+
+
+@boundary
+def audit(
+    dataset: Annotated[str, typer.Argument(help="Name of a recorded data set, such as isic18.")],
+    protocol: Annotated[
+        str,
+        typer.Option("--protocol", help="Split that --strict judges: lesion, paper or official."),
+    ] = "lesion",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the splits.")] = 0,
+    test_fraction: Annotated[
+        float, typer.Option("--test-fraction", help="Share of images in the test part.")
+    ] = 0.2,
+    val_fraction: Annotated[
+        float, typer.Option("--val-fraction", help="Share of images in the validation part.")
+    ] = 0.1,
+    json_: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a contact sheet.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="Write audit.html and audit.json there."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Findings of each kind that are shown.")
+    ] = 24,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit 1 on leaks between parts, unreadable images, label conflicts."
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=1, help="Decoding threads; default: one per core."),
+    ] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Look for leaks, duplicates, label conflicts and damaged images.
+
+    Lesions and near-duplicates across the parts of each split, byte-identical files, labels that
+    contradict each other, unreadable and odd images, class counts, and images or metadata rows
+    without a partner. Nothing is changed. JSON holds all that --limit leaves out.
+    """
+    del data_dir  # the boundary reads it
+    from biigma_cli.cli.progress import Progress
+    from biigma_cli.config import DataConfig
+    from biigma_cli.data.audit import audit_manifest
+    from biigma_cli.data.manifest import load_manifest
+    from biigma_cli.errors import EXIT_FAILURE, UsageError
+    from biigma_cli.report.audit import audit_html, audit_json, audit_text
+    from biigma_cli.report.tables import table_width
+    from biigma_cli.storage import atomic_write_text, check_writable, write_json
+
+    accepted = ("lesion", "paper", "official")
+    if protocol not in accepted:
+        raise UsageError(
+            f"unknown --protocol {protocol!r}", fix=f"choose one of: {', '.join(accepted)}"
+        )
+    for name, share in (("test", test_fraction), ("val", val_fraction)):
+        if not 0 < share < 0.5:
+            raise UsageError(f"--{name}-fraction is {share}", fix="give a share between 0 and 0.5")
+    pages = [html] if html else []
+    if report is not None:
+        if report.exists() and not report.is_dir():
+            raise UsageError(f"{report} is no folder", fix="give a folder, or use --html FILE")
+        pages.append(report / "audit.html")
+        check_writable(report / "audit.json")
+    for page in pages:
+        check_writable(page)
+    manifest = load_manifest(dataset)
+    config = DataConfig(
+        dataset=dataset,
+        protocol=protocol,  # type: ignore[arg-type]
+        split_seed=seed,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+    )
+    with contextlib.ExitStack() as stack:
+        # Each bar starts with its own work, or its rate would count the other's time.
+        bars: dict[str, Progress] = {}
+
+        def show(title: str, done: int, total: int) -> None:
+            if title not in bars:
+                bars[title] = stack.enter_context(Progress(title, "images"))
+            bars[title](done, total)
+
+        found = audit_manifest(
+            manifest,
+            config,
+            threads=workers,
+            reading=lambda done, total: show("reading", done, total),
+            comparing=lambda done, total: show("comparing", done, total),
+        )
+    whole = audit_json(found)
+    if pages:
+        text = audit_html(found, limit=limit)
+        for page in pages:
+            atomic_write_text(page, text)
+    if report is not None:
+        write_json(report / "audit.json", whole)
+    if json_:
+        typer.echo(json.dumps(whole, indent=2))
+    else:
+        tty = sys.stdout.isatty()
+        typer.echo(audit_text(found, limit=limit, width=table_width(tty=tty), colour=tty), nl=False)
+    for page in pages:
+        note(f"saved in {page}")
+    if strict and (failures := found.failures(protocol)):
+        for line in failures:
+            note(f"strict: {line}")
+        raise typer.Exit(EXIT_FAILURE)

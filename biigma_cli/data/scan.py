@@ -1,0 +1,239 @@
+"""Finding the images of a data set on disk, and checking that each one opens."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from biigma_cli.data.manifest import Record
+from biigma_cli.data.preprocess import load_image, map_threads
+from biigma_cli.errors import DataError, ImageError
+
+Progress = Callable[[int, int], None]
+Warn = Callable[[str], None]
+
+JPEG = (".jpg", ".jpeg")
+IMAGES = (*JPEG, ".png", ".tif", ".tiff", ".bmp", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A labelled image that has not been opened yet; fields as in `Record`, files as paths."""
+
+    image_id: str
+    file: Path
+    label: str
+    lesion_id: str = ""
+    part: str = ""
+    mask: Path | None = None
+    age: str = ""
+    sex: str = ""
+    site: str = ""
+
+
+def resolved(path: Path, *, fix: str) -> Path:
+    """`path` whole, of a file or folder that is there.
+
+    Raises `DataError` where it is not, or may not be looked at.
+    """
+    try:
+        whole = path.expanduser().resolve()
+        whole.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"nothing at {path}", fix=fix) from None
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: a link to itself, or no such user after `~`.
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"cannot read {path}: {reason}", fix=fix) from error
+    return whole
+
+
+def composed(text: str) -> str:
+    """In Unicode's composed form: file systems and spreadsheets differ in how they spell `é`."""
+    return unicodedata.normalize("NFC", text)
+
+
+def walk_files(folders: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
+    """Files below `folders` by suffix, any case, in a fixed order.
+
+    Links to folders are followed, each real folder once and none that lies above the start, so
+    that a loop of links ends and brings nothing in from elsewhere. Hidden files and folders
+    (`.ipynb_checkpoints`, `._image.jpg`) are passed over.
+
+    Raises `DataError` where a folder may not be read.
+    """
+    folders = list(folders)
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    above = {_identity(p) for top in folders for p in top.resolve().parents}
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"cannot read the folder {error.filename}: {error.strerror}",
+            fix="change its permissions, or give another folder",
+        )
+
+    for top in folders:
+        for current, below, names in os.walk(top, followlinks=True, onerror=refuse):
+            try:
+                this = _identity(Path(current))
+            except OSError as error:
+                refuse(error)
+            if this in seen or (this in above and Path(current) != top):
+                below.clear()
+                continue
+            seen.add(this)
+            # Sorted: a double is resolved the same way on every machine.
+            below[:] = sorted(n for n in below if not n.startswith("."))
+            found += [
+                Path(current) / name
+                for name in sorted(names)
+                if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
+            ]
+    return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def images_by_stem(folders: Iterable[Path], suffixes: Sequence[str] = JPEG) -> dict[str, Path]:
+    """Image files by name without suffix; the first of doubles counts."""
+    found: dict[str, Path] = {}
+    for path in walk_files(folders, suffixes):
+        found.setdefault(path.stem, path)
+    return found
+
+
+def check_images(
+    drafts: Sequence[Draft], root: Path, *, progress: Progress | None = None
+) -> tuple[Record, ...]:
+    """Open each image, on all cores; records in order of `image_id`.
+
+    Raises `DataError` naming the first image that cannot be read, and how many there are, or a
+    name that is not valid Unicode.
+    """
+    for draft in drafts:
+        try:
+            f"{draft.image_id}{draft.label}{draft.file}".encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"the name {str(draft.file)!a} is not valid UTF-8", fix="rename the file or folder"
+            ) from None
+
+    def check(draft: Draft) -> Record | ImageError:
+        try:
+            if draft.file.exists() and not draft.file.is_file():  # a pipe would never end
+                return ImageError(f"{draft.file} is no file")
+            content = draft.file.read_bytes()
+            load_image(content, 32, name=str(draft.file))
+        except ImageError as error:
+            return error
+        except OSError as error:
+            return ImageError(f"cannot read {draft.file}: {error.strerror}")
+        return Record(
+            image_id=draft.image_id,
+            path=_stored(draft.file, root),
+            label=draft.label,
+            lesion_id=draft.lesion_id,
+            digest=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            part=draft.part,
+            mask=_stored(draft.mask, root) if draft.mask else "",
+            age=draft.age,
+            sex=draft.sex,
+            site=draft.site,
+        )
+
+    records: list[Record] = []
+    damaged: list[ImageError] = []
+    ordered = sorted(drafts, key=lambda d: d.image_id)
+    for done, result in enumerate(map_threads(check, ordered, threads=os.cpu_count() or 1), 1):
+        if isinstance(result, Record):
+            records.append(result)
+        else:
+            damaged.append(result)
+        if progress:
+            progress(done, len(ordered))
+    if damaged:
+        raise DataError(
+            f"{len(damaged)} of {len(ordered)} images cannot be read; first: {damaged[0].message}",
+            fix="get those files again",
+        )
+    return tuple(records)
+
+
+def _stored(path: Path, root: Path) -> str:
+    """Relative where it lies below the root, whole elsewhere."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def read_csv(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    filled: Sequence[str] | None = None,
+    delimiter: str = ",",
+    absent: str = "",
+) -> list[dict[str, str]]:
+    """Rows of a CSV file in UTF-8, with or without a byte-order mark.
+
+    Args:
+        columns: those it must have.
+        filled: those of them in which no cell may be empty; default: all.
+        absent: the remedy where there is no such file.
+
+    Raises `DataError` where it cannot be read, lacks a column or has it twice, or has an empty
+    cell or a line longer than the header.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            there = reader.fieldnames or []
+            lacking = [c for c in columns if c not in there]
+            if lacking:
+                raise DataError(
+                    f"{path} has no column {', '.join(lacking)}; it has: {', '.join(there)}",
+                    fix=f"the expected columns are {', '.join(columns)}",
+                )
+            twice = [c for c in columns if there.count(c) > 1]
+            if twice:
+                raise DataError(
+                    f"{path} has the column {', '.join(twice)} more than once",
+                    fix=f"the expected columns are {', '.join(columns)}",
+                )
+            rows = list(reader)
+    except FileNotFoundError:
+        raise DataError(f"no {path.name} in {path.parent}", fix=absent) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}", fix="get the file again") from error
+    for line, row in enumerate(rows, 2):
+        if not all((row[c] or "").strip() for c in (columns if filled is None else filled)):
+            raise DataError(f"{path}, line {line}: an empty cell", fix="mend that line")
+        beyond: Sequence[str] = row.get(None, ())
+        if any(cell.strip() for cell in beyond):
+            raise DataError(
+                f"{path}, line {line}: more cells than columns", fix="mend that line, or quote it"
+            )
+    return rows
+
+
+def refuse_doubles(ids: Iterable[str], where: Path | str) -> None:
+    """Raise `DataError` where an id comes twice."""
+    doubled = [i for i, n in Counter(ids).items() if n > 1]
+    if doubled:
+        raise DataError(f"{where} names images twice: {first(doubled)}", fix="remove the doubles")
+
+
+def first(ids: Sequence[str], n: int = 10) -> str:
+    """The first few, and how many more there are."""
+    rest = len(ids) - n
+    return ", ".join(ids[:n]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,233 @@
+"""`biigma audit`: tables, JSON, the contact sheet, exit codes."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from biigma_cli.data.manifest import save_manifest
+from biigma_cli.storage import using_home
+from tests.conftest import call
+from tests.data.test_audit import plant
+
+HOSTILE = '"><script>alert(1)</script>'
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the planted set, one of whose lesions has a hostile name."""
+    folder = tmp_path_factory.mktemp("audit")
+    data = plant(folder / "images")
+    records = [
+        dataclasses.replace(r, lesion_id=HOSTILE) if r.lesion_id == "L01" else r
+        for r in data.records
+    ]
+    with using_home(folder / "home"):
+        save_manifest(
+            dataclasses.replace(data, records=tuple(records), citation="<i>Nobody</i> & others")
+        )
+    return folder
+
+
+@pytest.fixture
+def planted_home(planted_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as the data folder of every command of the test."""
+    monkeypatch.setenv("BIIGMA_HOME", str(planted_folder / "home"))
+    return planted_folder
+
+
+@pytest.fixture(scope="module")
+def reported(planted_folder: Path) -> Path:
+    """A folder with the report of the planted set."""
+    report = planted_folder / "report"
+    home = planted_folder / "home"
+    done = call("audit", "isic17", "--report", report, "--limit", "50", "--data-dir", home)
+    assert done.code == 0, done.err
+    return report
+
+
+class Page(HTMLParser):
+    """Open tags that match their ends, every attribute, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_tables(planted_home: Path) -> None:
+    """Every finding is on stdout, and nothing else."""
+    done = call("audit", "isic17")
+    assert done.code == 0, done.err
+    for words in (
+        "1 group", "5 pairs", "4 conflicts", "1 damaged, 1 missing", "base_03, mirrored",
+        "lesions on two sides", "test images whose lesion is in train", "PNG under the name .jpg",
+        "stranger.jpg", "ghost", "no official split",
+    ):  # fmt: skip
+        assert words in done.out, words
+    assert "error" not in done.err
+
+
+def test_limit_shortens_tables_and_not_json(planted_home: Path) -> None:
+    """A row per kind, and how many there are; JSON has them all."""
+    done = call("audit", "isic17", "--limit", "1")
+    assert "the first 1 of 5" in done.out
+    assert "base_03, mirrored" in done.out  # the worst comes first
+    whole = json.loads(call("audit", "isic17", "--limit", "0", "--json").out)
+    assert len(whole["near_duplicates"]["pairs"]) == 5
+
+
+def test_without_lesion_ids_no_zero_is_claimed(tmp_path: Path) -> None:
+    """What cannot be known is said to be unknown."""
+    data = plant(tmp_path / "images")
+    records = tuple(dataclasses.replace(r, lesion_id="") for r in data.records)
+    with using_home(tmp_path / "home"):
+        save_manifest(dataclasses.replace(data, records=records))
+        done = call("audit", "isic17")
+    rows = [line for line in done.out.splitlines() if line.strip().startswith("lesions on two")]
+    assert len(rows) == 1
+    assert rows[0].count("no lesion ids") == 2
+
+
+def test_json(reported: Path) -> None:
+    """The same findings as plain values, with stable keys."""
+    whole: dict[str, Any] = json.loads((reported / "audit.json").read_text(encoding="utf-8"))
+    assert set(whole) == {
+        "format", "dataset", "root", "data_hash", "licence", "images", "lesions",
+        "images_without_lesion_id", "classes", "classes_too_small", "protocols",
+        "protocols_unavailable", "identical", "near_duplicates", "label_conflicts", "unreadable",
+        "odd", "metadata_without_image", "images_without_metadata",
+    }  # fmt: skip
+    assert whole["format"] == "biigma-audit-1"
+    assert set(whole["protocols"]) == {"lesion", "paper"}
+    paper = whole["protocols"]["paper"]
+    assert set(paper) == {
+        "title", "split", "counts", "empty_classes", "lesions_across", "test_lesion_in_train",
+        "test_lesion_in_train_or_val", "val_lesion_in_train", "identical_across", "near_across",
+    }  # fmt: skip
+    assert set(paper["test_lesion_in_train"]) == {"images", "of", "share"}
+    pair = whole["near_duplicates"]["pairs"][0]
+    assert set(pair) == {
+        "images", "correlation", "second_is", "same_lesion", "same_label", "parts"
+    }  # fmt: skip
+    assert set(pair["parts"]) == {"lesion", "paper"}
+    assert whole["near_duplicates"]["count"] == 5
+    assert whole["near_duplicates"]["different_labels"] == 1
+    assert {u["image"] for u in whole["unreadable"]} == {"cut", "gone"}
+    assert whole["metadata_without_image"] == {"labels.csv": ["ghost"]}
+
+
+def test_html_is_well_formed_and_stands_alone(reported: Path) -> None:
+    """Tags match; pictures are inside, decode, and have a text each; no address of anything."""
+    text = (reported / "audit.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert not re.search(r"https?://|url\(|@import|<link|<script|\bon\w+=", text)
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    assert len(pictures) > 15
+    for attributes in pictures:
+        assert attributes["alt"]
+        head, coded = (attributes["src"] or "").split(",", 1)
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(coded))) as image:
+            assert (str(image.width), str(image.height)) == (
+                attributes["width"],
+                attributes["height"],
+            )
+    assert any(a.get("name") == "viewport" for _, a in page.tags)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_html_shows_the_findings(reported: Path) -> None:
+    """Each section, its pictures' ids and what is wrong with them."""
+    page = Page((reported / "audit.html").read_text(encoding="utf-8"))
+    for words in (
+        "Byte-identical files", "Near-duplicates", "Label conflicts", "Unreadable images",
+        "Odd images", "different labels", "different lesion ids", "mirrored left to right",
+        "no picture", "stranger.jpg", "ghost",
+    ):  # fmt: skip
+        assert words in page.text, words
+
+
+def test_hostile_names_are_text(reported: Path) -> None:
+    """Names and citations from the data are shown, not run."""
+    text = (reported / "audit.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert HOSTILE in page.text
+    assert "<script" not in text
+    assert "<i>Nobody</i> & others" in page.text
+    assert "i" not in {tag for tag, _ in page.tags}
+
+
+def test_strict(planted_home: Path) -> None:
+    """Exit 1 with the reasons on stderr and the table all the same; 0 without --strict."""
+    done = call("audit", "isic17", "--strict", "--protocol", "paper")
+    assert done.code == 1
+    assert "2 images cannot be read" in done.err
+    assert "4 label conflicts" in done.err
+    assert "findings" in done.out
+
+
+def test_strict_lets_a_clean_set_pass(home: Path) -> None:
+    """No leak, no conflict, no damage: 0."""
+    done = call("audit", "isic18", "--strict", "--data-dir", home)
+    assert done.code == 0, done.err
+    assert "near-duplicates" in done.out
+    leaky = call("audit", "isic18", "--strict", "--protocol", "paper", "--data-dir", home)
+    assert leaky.code == 1
+    assert "two sides of the paper split" in leaky.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nonsense",), 2, "nonsense"),
+        (("isic19",), 3, "isic19"),
+        (("isic17", "--protocol", "none"), 2, "--protocol"),
+        (("isic17", "--protocol", "official"), 3, "official"),
+        (("isic17", "--test-fraction", "0.9"), 2, "--test-fraction"),
+        (("isic17", "--html", f"{__file__}/audit.html"), 2, "cannot write"),
+        (("isic17", "--html", "."), 2, "folder"),
+    ],
+)
+def test_refused(planted_home: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    """One message, the right exit code, and nothing on stdout."""
+    done = call("audit", *arguments)
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert done.err.count("error:") == 1
+    assert words in done.err
+
+
+def test_report_is_no_folder(planted_home: Path, tmp_path: Path) -> None:
+    """A file in the report's place is refused before the work, and stays."""
+    path = tmp_path / "taken"
+    path.write_text("mine")
+    done = call("audit", "isic17", "--report", path)
+    assert done.code == 2
+    assert "no folder" in done.err
+    assert path.read_text() == "mine"

@@ -1,0 +1,76 @@
+"""Commands on a disk that is really full: a small tmpfs, where mounting is permitted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, call
+
+ROOM = 256 * 1024
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None:
+        pytest.skip("no mount command here")
+    command = [mount, "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def left_in(folder: Path) -> list[str]:
+    """Files left, temporary ones among them."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_export(tiny_run: Path, small_disk: Path) -> None:
+    """The model does not fit: one message, and no piece of it is left."""
+    target = small_disk / "model.onnx"
+    done = call("export", "onnx", "--run", tiny_run, "-o", target, "--images", "4")
+    assert done.code == 1
+    assert f"cannot write {target}" in done.err
+    assert "No space left" in done.err
+    assert left_in(small_disk) == []
+
+
+def test_export_keeps_what_was_there(tiny_run: Path, small_disk: Path) -> None:
+    """An older model of that name is still whole."""
+    target = small_disk / "model.onnx"
+    target.write_bytes(b"older")
+    assert call("export", "onnx", "--run", tiny_run, "-o", target, "--images", "4").code == 1
+    assert target.read_bytes() == b"older"
+    assert left_in(small_disk) == ["model.onnx"]
+
+
+def test_predict(tiny_onnx: Path, picture: Path, small_disk: Path) -> None:
+    """The answers do not fit: one message, nothing half-written."""
+    (small_disk / "filler").write_bytes(b"x" * (ROOM - 4096))
+    target = small_disk / "answers.csv"
+    images = [picture] * 200
+    done = call("predict", *images, "--model", tiny_onnx, "--format", "csv", "-o", target)
+    assert done.code == 1
+    assert "No space left" in done.err
+    assert left_in(small_disk) == ["filler"]
+
+
+def test_train(home: Path, small_disk: Path) -> None:
+    """The first checkpoint does not fit: one message, no broken checkpoint."""
+    done = call(*TINY, "--epochs", "1", "--name", "full", "--runs", small_disk)
+    assert done.code == 1
+    assert "cannot write" in done.err
+    assert "No space left" in done.err
+    assert "Traceback" not in done.err
+    assert not [f for f in left_in(small_disk) if f.endswith((".safetensors", "~"))]
