@@ -218,16 +218,15 @@ class _Transfers:
         if not finished and now - self.said.get(key, first) < 10:
             return
         self.said[key] = now
-        rate = event.done / max(now - first, 1e-3)
+        rate = event.done / (now - first) if now - first > 0.2 else 0.0
         of = f" of {human(event.total)}" if event.total is not None else ""
         left = (
             f", {clock((event.total - event.done) / rate)} left"
             if event.total is not None and rate and not finished
             else ""
         )
-        self.say(
-            f"{_DOING[event.phase]} {event.name}: {human(event.done)}{of}, {human(rate)}/s{left}"
-        )
+        speed = f", {human(rate)}/s" if rate else ""
+        self.say(f"{_DOING[event.phase]} {event.name}: {human(event.done)}{of}{speed}{left}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
