@@ -34,7 +34,12 @@ def using_home(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    _chosen.append(path.expanduser().resolve())
+    try:
+        _chosen.append(path.expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # nobody's home; a link to itself
+        raise UsageError(
+            f"{path} cannot be the data folder: {error}", fix="check --data-dir"
+        ) from error
     try:
         yield
     finally:

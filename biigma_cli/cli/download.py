@@ -90,12 +90,15 @@ def download(
     if from_ is None:
         from biigma_cli.data.fetch import download as fetch
 
+        kept = _recorded_elsewhere(dataset, folder, wanted)
+
         with _Transfers() as shown:
             folders = [
                 fetch(
                     dataset, folder, parts=wanted, mirror=mirror, accept_checksum=accept_checksum,
                     parallel=jobs, offline=offline, keep_archives=keep_archives, on_event=shown,
-                )
+                ),
+                *kept,
             ]  # fmt: skip
     else:
         from biigma_cli.data.fetch import find_archives, place_archives
@@ -120,6 +123,30 @@ def download(
             dataset, folders, allow_missing=allow_missing, progress=progress, warn=note
         )
     show_recorded(manifest)
+
+
+def _recorded_elsewhere(dataset: str, folder: Path, wanted: list[str]) -> list[Path]:
+    """Where the parts lie that are not fetched now but were recorded from another place."""
+    from biigma_cli.data.manifest import load_manifest, record_path
+    from biigma_cli.data.sources import PARTS
+    from biigma_cli.errors import BiigmaError, UsageError
+
+    if set(wanted) == set(PARTS) or not record_path(dataset).is_file():
+        return []
+    try:
+        manifest = load_manifest(dataset)
+    except BiigmaError:
+        return []  # damaged or gone: nothing to keep
+    others = {r.part for r in manifest.records} - set(wanted)
+    if not others or manifest.root.resolve() == folder.resolve():
+        return []
+    if "" in others:
+        raise UsageError(
+            f"{dataset} is recorded from {manifest.root}, in a layout without official parts: "
+            "a part alone cannot be added to it",
+            fix=f"fetch all parts: biigma download {dataset}",
+        )
+    return [manifest.root]
 
 
 def show_recorded(manifest: Manifest) -> None:

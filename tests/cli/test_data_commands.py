@@ -364,6 +364,42 @@ def test_from_an_official_layout(fresh: Path, tmp_path: Path) -> None:
 # --- cache -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("fresh", "no_network")
+def test_a_part_does_not_replace_a_record(tiny_ham: Path) -> None:
+    """Where the record has no official parts, a part alone is refused before anything is fetched."""
+    assert call("download", "isic18", "--from", tiny_ham, "--allow-missing").code == 0
+    before = record_path("isic18").read_bytes()
+    refused(call("download", "isic18", "--parts", "test", "--offline"), 2, "without official parts")
+    # The whole data set may replace it: what is missing is then the archives.
+    refused(call("download", "isic18", "--offline"), 3, "ISIC2018_Task3_Test_Input.zip")
+    assert record_path("isic18").read_bytes() == before
+
+
+def test_a_part_is_added_to_a_record(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetched part joins the parts that were recorded from another folder."""
+    copy = make_isic17(tmp_path / "elsewhere")
+    (copy / "ISIC-2017_Test_v2_Part3_GroundTruth.csv").unlink()
+    done = call("download", "isic17", "--from", copy, "--allow-missing")
+    assert done.code == 0, done.err
+    had = {r.image_id for r in load_manifest("isic17").records}
+
+    def fetched(dataset: str, folder: Path, **options: Any) -> Path:
+        images = folder / "ISIC-2017_Test_v2_Data"
+        images.mkdir(parents=True)
+        paint(images / "ISIC_0099999.jpg", (90, 60, 50), 1)
+        (folder / "ISIC-2017_Test_v2_Part3_GroundTruth.csv").write_text(
+            "image_id,melanoma,seborrheic_keratosis\nISIC_0099999,1.0,0.0\n", encoding="utf-8"
+        )
+        return folder
+
+    monkeypatch.setattr("biigma_cli.data.fetch.download", fetched)
+    done = call("download", "isic17", "--parts", "test", "--allow-missing")
+    assert done.code == 0, done.err
+    assert {r.image_id for r in load_manifest("isic17").records} == had | {"ISIC_0099999"}
+
+
 def test_an_empty_cache(fresh: Path) -> None:
     """Nothing to list, nothing to clear, nothing made."""
     done = call("cache", "list")
