@@ -366,7 +366,7 @@ def test_from_an_official_layout(fresh: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fresh", "no_network")
 def test_a_part_does_not_replace_a_record(tiny_ham: Path) -> None:
-    """Where the record has no official parts, a part alone is refused before anything is fetched."""
+    """Without official parts in the record, a part alone is refused before anything is fetched."""
     assert call("download", "isic18", "--from", tiny_ham, "--allow-missing").code == 0
     before = record_path("isic18").read_bytes()
     refused(call("download", "isic18", "--parts", "test", "--offline"), 2, "without official parts")
