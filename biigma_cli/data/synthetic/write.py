@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import errno
 import io
 import json
@@ -239,9 +240,19 @@ def _no_interrupt() -> Iterator[None]:
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent, and end with it even where it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory: fresh pages for each layer cost a sixth of the time."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+        mallopt(-2, 16 << 20)  # M_TOP_PAD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its greatest
 
 
 def _end_with(sentinel: int) -> None:
