@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
+from biigma_cli.cli.options import AllowMissingOption, DataDirOption, DeviceOption, RunsOption
 
 if TYPE_CHECKING:
     from biigma_cli.engine.train import Event
@@ -58,6 +58,7 @@ def train(
             "training.",
         ),
     ] = None,
+    allow_missing: AllowMissingOption = False,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Images a step.")
@@ -84,7 +85,7 @@ def train(
     --resume RUN.
     """
     from biigma_cli import config as cfg
-    from biigma_cli.errors import UsageError
+    from biigma_cli.errors import DataError, UsageError
 
     chosen_protocol = False
     if resume is not None:
@@ -134,6 +135,15 @@ def train(
 
     with Progress("drawing", "images") as drawing:
         manifest = load_dataset(settings.data, progress=drawing)
+    if manifest.missing:
+        there = len(manifest.records)
+        if not allow_missing and resume is None:
+            raise DataError(
+                f"{manifest.missing} of the {manifest.missing + there} labelled images of "
+                f"{manifest.dataset} are not on this machine",
+                fix="complete it, or train on the rest with --allow-missing",
+            )
+        note(f"{manifest.missing} labelled images are missing; training on the other {there}")
     if not chosen_protocol and resume is None and brings_own_split(manifest):
         note(f"{manifest.dataset} brings its own parts: --protocol official")
         data = dataclasses.replace(settings.data, protocol="official")

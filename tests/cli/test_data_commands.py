@@ -580,3 +580,22 @@ def test_the_users_own_folder_is_safe() -> None:
 
     assert os.environ["BIIGMA_HOME"]
     assert not data_home().is_relative_to(platformdirs.user_data_dir("biigma"))
+
+
+def test_training_on_a_part_of_the_images(fresh: Path, mine: Path, tmp_path: Path) -> None:
+    """What is missing is said, and is accepted only by name."""
+    table = tmp_path / "some.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "label"])
+        for path in sorted(mine.rglob("*.jpg")):
+            rows.writerow([path, path.parent.name])
+        rows.writerow(["gone.jpg", CLASSES[0]])
+    added = call("datasets", "add", "some", table, "--allow-missing")
+    assert added.code == 0, added.err
+    words = (*TINY, "--dataset", "some", "--epochs", "1", "--runs", tmp_path / "runs")
+    refused(call(*words, "--name", "a"), 3, "1 of the", "--allow-missing")
+    assert not (tmp_path / "runs").exists()
+    done = call(*words, "--name", "b", "--allow-missing")
+    assert done.code == 0, done.err
+    assert "1 labelled images are missing" in done.err
