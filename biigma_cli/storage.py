@@ -1,4 +1,4 @@
-"""Folders, atomic writes and hashes."""
+"""Folders, atomic writes, hashes, and the cores there are."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def using_home(path: Path | None) -> Iterator[None]:
         _chosen.pop()
 
 
+def available_cpus() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def models_dir() -> Path:
     """Folder of the shipped models: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -67,10 +74,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; results are meant to be read like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
+        make_readable(Path(temporary))
         Path(temporary).replace(path)
     except OSError as error:
         raise BiigmaError(
@@ -81,6 +85,13 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 Path(temporary).unlink()
+
+
+def make_readable(path: Path) -> None:
+    """Give a file or folder the usual mode: those of `tempfile` are private, results are not."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -106,6 +117,11 @@ def check_writable(path: Path) -> None:
         or (path.exists() and not os.access(path, os.W_OK))
     ):
         raise UsageError(f"cannot write {path}", fix="choose a place you may write to")
+
+
+def content_digest(content: bytes) -> str:
+    """Hex BLAKE2b-128 of a file's bytes, as records of images hold it."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def sha256_lines(lines: Iterable[str]) -> str:

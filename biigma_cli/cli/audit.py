@@ -57,7 +57,6 @@ def audit(
     contradict each other, unreadable and odd images, class counts, and images or metadata rows
     without a partner. Nothing is changed. JSON holds all that --limit leaves out.
     """
-    del data_dir  # the boundary reads it
     from biigma_cli.cli.progress import Progress
     from biigma_cli.config import DataConfig
     from biigma_cli.data.audit import audit_manifest

@@ -21,7 +21,6 @@ app = typer.Typer(
 @boundary
 def show(json_: JsonOption = False, data_dir: DataDirOption = None) -> None:
     """List the decoded data sets, the largest first."""
-    del data_dir  # the boundary reads it
     from biigma_cli.data.cache import cache_entries, cache_root
 
     entries = cache_entries()
@@ -57,7 +56,6 @@ def clear(
     data_dir: DataDirOption = None,
 ) -> None:
     """Remove decoded images. They are made again when they are needed."""
-    del data_dir  # the boundary reads it
     from biigma_cli.data.cache import clear_cache
 
     gone = clear_cache(dataset)

@@ -95,7 +95,6 @@ def add(
     data_dir: DataDirOption = None,
 ) -> None:
     """Check your own images and record where they lie. Nothing is copied."""
-    del data_dir  # the boundary reads it
     from biigma_cli.cli.download import show_recorded
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.custom import read_custom
@@ -121,7 +120,6 @@ def remove(
     data_dir: DataDirOption = None,
 ) -> None:
     """Forget a data set. Its images stay where they are."""
-    del data_dir  # the boundary reads it
     from biigma_cli.data.datasets import forget
 
     typer.echo(f"removed {forget(name)}; the images were left alone")

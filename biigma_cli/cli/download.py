@@ -64,7 +64,6 @@ def download(
     Downloads go on where they stopped, are verified, and unpacked into the data folder. Then
     every image is opened, and counts and classes are compared with the published ones.
     """
-    del data_dir  # the boundary reads it
     from biigma_cli.data import sources
     from biigma_cli.data.datasets import OFFICIAL, read_copy
     from biigma_cli.errors import UsageError

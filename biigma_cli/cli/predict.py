@@ -147,7 +147,7 @@ def _classify(
     from biigma_cli.data.preprocess import load_image, map_threads
     from biigma_cli.errors import ImageError
     from biigma_cli.report.records import Prediction, prediction
-    from biigma_cli.runtime.session import available_cpus
+    from biigma_cli.storage import available_cpus
 
     info = predictor.info
 

@@ -30,7 +30,6 @@ wider search confirmed: near-duplicates are found mostly, not all.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import typing
@@ -49,6 +48,7 @@ from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import FORMATS, load_image, map_threads
 from biigma_cli.data.splits import PARTS, Split, make_split, part_counts
 from biigma_cli.errors import DataError, ImageError, UsageError
+from biigma_cli.storage import available_cpus, content_digest
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -294,7 +294,7 @@ def audit_manifest(
     sizes: dict[str, tuple[int, int]] = {}
     problems: dict[str, list[str]] = {}
     unreadable: list[Unreadable] = []
-    workers = threads or os.cpu_count() or 1
+    workers = threads or available_cpus()
     scans = map_threads(lambda r: _scan(manifest.root / r.path, r), records, threads=workers)
     for i, (record, found) in enumerate(zip(records, scans, strict=True)):
         if isinstance(found, Unreadable):
@@ -358,7 +358,7 @@ def _scan(path: Path, record: Record) -> _Scan | Unreadable:
         mode, size = image.mode, image.size
         orientation = image.getexif().get(_ORIENTATION, 1)
     problems = []
-    if hashlib.blake2b(content, digest_size=16).hexdigest() != record.digest:
+    if content_digest(content) != record.digest:
         problems.append("changed since it was recorded")
     if _SUFFIXES.get(path.suffix.lower(), kind) != kind:
         problems.append(f"{kind} under the name {path.suffix}")

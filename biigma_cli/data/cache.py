@@ -28,7 +28,14 @@ import PIL
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels, load_image, map_threads
 from biigma_cli.errors import BiigmaError, DataError
-from biigma_cli.storage import atomic_write_bytes, home, write_json
+from biigma_cli.storage import (
+    atomic_write_bytes,
+    available_cpus,
+    content_digest,
+    home,
+    make_readable,
+    write_json,
+)
 from biigma_cli.taxonomy import DERIVED, SYNTHETIC
 
 FORMAT = "biigma-cache-1"
@@ -144,10 +151,7 @@ def build_cache(
             temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix="~"))
             try:
                 _decode_into(temporary, manifest, side, rule, progress)
-                # mkdtemp makes private folders; this one is meant to be read like any other.
-                umask = os.umask(0)
-                os.umask(umask)
-                temporary.chmod(0o777 & ~umask)
+                make_readable(temporary)
                 if path.exists():  # damaged: open_cache would not have it
                     shutil.rmtree(path)
                 temporary.rename(path)
@@ -209,7 +213,7 @@ def decode_records(manifest: Manifest, records: Sequence[Record], side: int, rul
         content = read_record_file(manifest, record)
         return load_image(content, side, rule=rule, name=str(manifest.root / record.path))
 
-    return map_threads(decode, records, threads=os.cpu_count() or 1)
+    return map_threads(decode, records, threads=available_cpus())
 
 
 def read_record_file(manifest: Manifest, record: Record) -> bytes:
@@ -222,7 +226,7 @@ def read_record_file(manifest: Manifest, record: Record) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", fix=_again(manifest)) from error
-    if hashlib.blake2b(content, digest_size=16).hexdigest() != record.digest:
+    if content_digest(content) != record.digest:
         raise DataError(f"{path} has changed since it was recorded", fix=_again(manifest))
     return content
 

@@ -26,7 +26,6 @@ from biigma_cli.errors import DataError, UsageError
 from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, lesion_class
 
 COLUMNS = ("image", "label")
-OPTIONAL = ("lesion_id", "split", "mask", "age", "sex", "site")
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",

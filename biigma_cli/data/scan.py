@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import unicodedata
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 from biigma_cli.data.manifest import Record
 from biigma_cli.data.preprocess import load_image, map_threads
 from biigma_cli.errors import DataError, ImageError
+from biigma_cli.storage import available_cpus, content_digest
 
 Progress = Callable[[int, int], None]
 Warn = Callable[[str], None]
@@ -143,7 +143,7 @@ def check_images(
             path=_stored(draft.file, root),
             label=draft.label,
             lesion_id=draft.lesion_id,
-            digest=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            digest=content_digest(content),
             part=draft.part,
             mask=_stored(draft.mask, root) if draft.mask else "",
             age=draft.age,
@@ -154,7 +154,7 @@ def check_images(
     records: list[Record] = []
     damaged: list[ImageError] = []
     ordered = sorted(drafts, key=lambda d: d.image_id)
-    for done, result in enumerate(map_threads(check, ordered, threads=os.cpu_count() or 1), 1):
+    for done, result in enumerate(map_threads(check, ordered, threads=available_cpus()), 1):
         if isinstance(result, Record):
             records.append(result)
         else:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
 from biigma_cli.errors import DeviceError, ModelFileError, UsageError
-from biigma_cli.storage import models_dir
+from biigma_cli.storage import available_cpus, models_dir
 
 FORMAT = "biigma-onnx-1"
 DEFAULT_MODEL = "biigma-light-isic18"
@@ -80,13 +80,6 @@ def find_model(name: str | None) -> Path:
 def shipped_models() -> list[Path]:
     """The models that come with the package."""
     return sorted(models_dir().glob("*.onnx"))
-
-
-def available_cpus() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Predictor:

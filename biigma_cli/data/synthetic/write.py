@@ -27,7 +27,12 @@ from PIL import Image, ImageDraw, ImageFont
 from biigma_cli.data.synthetic.plan import Sample, SyntheticOptions, plan
 from biigma_cli.data.synthetic.render import render
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import atomic_write_bytes, atomic_write_text
+from biigma_cli.storage import (
+    atomic_write_bytes,
+    atomic_write_text,
+    available_cpus,
+    make_readable,
+)
 from biigma_cli.taxonomy import ISIC18
 
 # A change of any pixel, name or column needs a new number.
@@ -119,14 +124,12 @@ def _write_locked(
             (temporary / name).mkdir()
         chunks = [samples[i : i + _CHUNK] for i in range(0, len(samples), _CHUNK)]
         done = 0
-        for drawn in _draw_all(chunks, temporary, options.side, workers or _cores()):
+        for drawn in _draw_all(chunks, temporary, options.side, workers or available_cpus()):
             done += drawn
             progress(done, len(samples))
         atomic_write_text(temporary / "metadata.csv", _metadata(samples))
         atomic_write_text(temporary / "options.json", _description(options))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        make_readable(temporary)
         if hasattr(os, "sync"):
             os.sync()  # once, in place of two thousand single flushes
         temporary.rename(folder)
@@ -185,12 +188,6 @@ def _metadata(samples: tuple[Sample, ...]) -> str:
 
 def _description(options: SyntheticOptions) -> str:
     return json.dumps({"format": FORMAT, **options.to_dict()}, indent=2) + "\n"
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _draw_all(
