@@ -83,7 +83,7 @@ def download(
     wanted = _parts(parts)
     if list_urls:
         for url, size, checksum in sources.list_urls(dataset, wanted, mirror):
-            typer.echo(f"{url}\t{size}\t{checksum or 'no checksum known'}")
+            typer.echo(f"{url}\t{size}\t{checksum}")
         return
     folder = home() / "data" / dataset
     if from_ is None:
@@ -104,9 +104,7 @@ def download(
 
         folders = []
         for source in from_:
-            # Zips only: the official layout's CSVs bear the names of archives, too.
-            zips = [n for n in find_archives(dataset, source) if n.endswith(".zip")]
-            if not zips:
+            if not find_archives(dataset, source):
                 folders.append(source)
                 continue
             with _Transfers() as shown:

@@ -132,7 +132,9 @@ def train(
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.datasets import load_dataset
     from biigma_cli.data.splits import brings_own_split
+    from biigma_cli.engine.device import pick_device
 
+    torch_device = pick_device(device)  # before any work, such as drawing a data set
     with Progress("drawing", "images") as drawing:
         manifest = load_dataset(settings.data, progress=drawing)
     if manifest.missing:
@@ -149,9 +151,7 @@ def train(
         data = dataclasses.replace(settings.data, protocol="official")
         settings = dataclasses.replace(settings, data=data)
     from biigma_cli.engine import train as engine
-    from biigma_cli.engine.device import pick_device
 
-    torch_device = pick_device(device)
     last = run / "weights" / "last.safetensors"
     if resume is not None and not last.is_file():
         raise UsageError(f"{run} has no finished epoch", fix="start it again under another name")

@@ -599,3 +599,10 @@ def test_training_on_a_part_of_the_images(fresh: Path, mine: Path, tmp_path: Pat
     done = call(*words, "--name", "b", "--allow-missing")
     assert done.code == 0, done.err
     assert "1 labelled images are missing" in done.err
+
+
+def test_a_wrong_device_is_told_before_drawing(fresh: Path, tmp_path: Path) -> None:
+    """No synthetic image is drawn for a run that cannot start."""
+    words = ("train", "--dataset", "synthetic", "--weights", "none", "--runs", tmp_path / "runs")
+    refused(call(*words, "--device", "cuda:97"), 4, "CUDA")
+    assert nothing_in(fresh)
