@@ -11,6 +11,7 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_DEVICE = 4
 EXIT_PARTIAL = 5
+EXIT_RANK_LOST = 6
 EXIT_INTERRUPTED = 130
 
 
@@ -68,6 +69,27 @@ class ParityError(BiigmaError):
 
 class TrainingDiverged(BiigmaError):
     """A loss that is NaN or infinite."""
+
+
+class Interrupted(BiigmaError):
+    """Work that a signal ended after it had saved its state.
+
+    Args:
+        exit_code: 130 for SIGINT, 143 for SIGTERM, as a shell would give.
+    """
+
+    def __init__(self, message: str, *, fix: str = "", exit_code: int = EXIT_INTERRUPTED) -> None:
+        super().__init__(message, fix=fix)
+        self.exit_code = exit_code
+
+
+class RankLost(BiigmaError):
+    """Another process of a distributed training ended or no longer answers.
+
+    The code is its own, so that the launcher can tell this consequence from its cause.
+    """
+
+    exit_code = EXIT_RANK_LOST
 
 
 class PartialFailure(BiigmaError):

@@ -183,7 +183,7 @@ def picture(tiny_ham: Path) -> Path:
     return sorted((tiny_ham / "HAM10000_images_part_1").glob("*.jpg"))[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bare_environment(home: Path) -> dict[str, str]:
     """Environment for a command in a process of its own: no colour."""
     return {**os.environ, "BIIGMA_HOME": str(home), "NO_COLOR": "1"}

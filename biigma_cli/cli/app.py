@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from biigma_cli import __version__
-from biigma_cli.cli import audit, cache, datasets, download, evaluate, export, info, predict, train
+from biigma_cli.cli import (
+    audit,
+    cache,
+    datasets,
+    download,
+    evaluate,
+    export,
+    info,
+    predict,
+    runs,
+    score,
+    train,
+)
 
 app = typer.Typer(
     name="biigma",
@@ -41,6 +53,8 @@ app.command("download")(download.download)
 app.add_typer(datasets.app, name="datasets")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("runs")(runs.show)
+app.command("score")(score.score)
 app.command("audit")(audit.audit)
 app.command("info")(info.info)
 app.add_typer(export.app, name="export")

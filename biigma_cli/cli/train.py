@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +18,10 @@ from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import AllowMissingOption, DataDirOption, DeviceOption, RunsOption
 
 if TYPE_CHECKING:
-    from biigma_cli.engine.train import Event
+    from biigma_cli.config import Config
+    from biigma_cli.data.manifest import Manifest
+    from biigma_cli.engine.distributed import Ranks
+    from biigma_cli.engine.events import Event
 
 
 @boundary
@@ -26,7 +32,11 @@ def train(
     ] = None,
     preset: Annotated[
         str,
-        typer.Option("--preset", help="light (MobileNetV2 at 160), plain-light, or paper-isic18."),
+        typer.Option(
+            "--preset",
+            help="light (MobileNetV2 at 160), best (DenseNet-121, our recipe), paper-isic17, "
+            "paper-isic18, paper-isic19, or plain-light.",
+        ),
     ] = "light",
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file laid over the preset.")
@@ -64,7 +74,53 @@ def train(
         int | None, typer.Option("--batch-size", "-b", help="Images a step.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the training.")] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile",
+            help="Compile the trunk (torch.compile); often faster on a GPU.",
+            show_default="off",
+        ),
+    ] = None,
+    gather_background: Annotated[
+        bool | None,
+        typer.Option(
+            "--gather-background",
+            help="With several processes: background vectors from all of them.",
+            show_default="off",
+        ),
+    ] = None,
+    sync_bn: Annotated[
+        bool | None,
+        typer.Option(
+            "--sync-bn",
+            help="With several processes: batch norm over all of them.",
+            show_default="off",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices",
+            metavar="N",
+            min=1,
+            help="Processes on this machine, one per GPU (or sharing the CPU).",
+        ),
+    ] = 1,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            help="With --devices: times that the training is started again from its newest "
+            "checkpoint when a process dies.",
+        ),
+    ] = 0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write a TensorBoard log into the run.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--name", help="Run folder's name.  [default: date and preset]")
     ] = None,
@@ -81,19 +137,29 @@ def train(
     """Train, choosing the epoch on validation.
 
     The best epoch is the one with the highest macro-F1 on the validation part; the test part is
-    never looked at. Ctrl-C or a crash loses the current epoch at most: go on with
-    --resume RUN.
+    never looked at. Ctrl-C writes a checkpoint and stops; a crash loses the minutes since the
+    last one: go on with --resume RUN. On several machines: torchrun ... -m biigma_cli train.
     """
     from biigma_cli import config as cfg
-    from biigma_cli.errors import DataError, UsageError
+    from biigma_cli.errors import UsageError
 
+    # Set by torchrun, and by --devices, which uses its launcher.
+    launched = "RANK" in os.environ
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if launched and resume is None:
+        if name is None:
+            raise UsageError("torchrun's processes need one name for their run", fix="give --name")
+        if restarted and (runs / name / "weights" / "last.safetensors").is_file():
+            resume = runs / name
     chosen_protocol = False
     if resume is not None:
         saved = resume / "config.toml"
         if not saved.is_file():
             raise UsageError(f"{resume} is no run folder", fix="name a folder under runs/")
-        if any(v is not None for v in (config, set_, weights, dataset, protocol, background_bias,
-                                       epochs, seed, batch_size)):  # fmt: skip
+        if not restarted and any(v is not None for v in (
+            config, set_, weights, dataset, protocol, background_bias, epochs, seed, batch_size,
+            compile_, gather_background, sync_bn,
+        )):  # fmt: skip
             raise UsageError(
                 "a resumed run keeps its settings", fix="leave all settings out with --resume"
             )
@@ -110,7 +176,14 @@ def train(
                 "protocol": protocol,
                 "background_bias": background_bias,
             },
-            "train": {"epochs": epochs, "batch_size": batch_size, "seed": seed},
+            "train": {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "seed": seed,
+                "compile": None if compile_ is None else "default" if compile_ else "no",
+                "gather_background": gather_background,
+                "sync_bn": sync_bn,
+            },
         }
         given = cfg.parse_assignments(set_ or [])
         for section, values in short.items():
@@ -124,122 +197,136 @@ def train(
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
         return
-    if resume is None and (run / "weights").exists():
+    # Where others run beside it, one of them may have begun the folder a moment ago.
+    if resume is None and not launched and (run / "weights").exists():
         raise UsageError(
             f"{run} holds a run already", fix=f"choose another --name, or --resume {run}"
         )
 
-    from biigma_cli.cli.progress import Progress
-    from biigma_cli.data.datasets import load_dataset
-    from biigma_cli.data.splits import brings_own_split
-    from biigma_cli.engine.device import pick_device
+    if devices > 1 and not launched:
+        from biigma_cli.engine.launch import launch
 
-    torch_device = pick_device(device)  # before any work, such as drawing a data set
-    with Progress("drawing", "images") as drawing:
-        manifest = load_dataset(settings.data, progress=drawing)
-    if manifest.missing:
-        there = len(manifest.records)
-        if not allow_missing and resume is None:
-            raise DataError(
-                f"{manifest.missing} of the {manifest.missing + there} labelled images of "
-                f"{manifest.dataset} are not on this machine",
-                fix="complete it, or train on the rest with --allow-missing",
-            )
-        note(f"{manifest.missing} labelled images are missing; training on the other {there}")
-    if not chosen_protocol and resume is None and brings_own_split(manifest):
-        note(f"{manifest.dataset} brings its own parts: --protocol official")
+        arguments = sys.argv[1:] if resume is not None or name else [
+            *sys.argv[1:], "--name", run.name
+        ]  # fmt: skip
+        raise typer.Exit(launch(devices, arguments, max_restarts=max_restarts))
+    from biigma_cli.engine.distributed import joined
+
+    with joined(device) as ranks:
+        _train(
+            settings, run, ranks, resume=resume is not None, chosen_protocol=chosen_protocol,
+            allow_missing=allow_missing, tensorboard=tensorboard,
+        )  # fmt: skip
+
+
+def _train(
+    settings: Config,
+    run: Path,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    chosen_protocol: bool,
+    allow_missing: bool,
+    tensorboard: bool,
+) -> None:
+    """What each process does; the first alone tells."""
+    from biigma_cli.data.splits import brings_own_split
+    from biigma_cli.engine import train as engine
+    from biigma_cli.engine.interrupt import stop_on_signals
+
+    manifest = _data(settings, ranks, may_miss=allow_missing or resume)
+    if not chosen_protocol and not resume and brings_own_split(manifest):
+        if ranks.is_main:
+            note(f"{manifest.dataset} brings its own parts: --protocol official")
         data = dataclasses.replace(settings.data, protocol="official")
         settings = dataclasses.replace(settings, data=data)
-    from biigma_cli.engine import train as engine
-
-    last = run / "weights" / "last.safetensors"
-    if resume is not None and not last.is_file():
-        raise UsageError(f"{run} has no finished epoch", fix="start it again under another name")
-    display = _Display(run)
-    try:
+    with (
+        _told(run, ranks, tensorboard=tensorboard) as on_event,
+        stop_on_signals() as stop,
+    ):
         summary = engine.train(
             settings,
             manifest,
             run,
-            device=torch_device,
-            resume=resume is not None,
+            device=ranks.device,
+            ranks=ranks,
+            resume=resume,
             command=_command(),
-            on_event=display,
+            stop=stop,
+            on_event=on_event,
         )
-    except KeyboardInterrupt:
-        display.line("")
-        how = f"biigma train --resume {run}" if last.is_file() else "no epoch was finished"
-        note(f"stopped; go on with: {how}")
-        raise
+    if not ranks.is_main:
+        return
+    from biigma_cli.report.curves import draw_curves
+
     typer.echo(
         f"best epoch {summary['best_epoch']}: validation macro-F1 "
         f"{summary['best_val_macro_f1']:.4f} ({summary['protocol']})"
     )
     typer.echo(f"checkpoint: {run / 'weights' / 'best.safetensors'}")
+    typer.echo(f"curves: {draw_curves(run)[0]}")
     typer.echo(f"next: biigma eval --run {run} --split test")
+
+
+def _data(settings: Config, ranks: Ranks, *, may_miss: bool) -> Manifest:
+    """The data set, drawn first where it is synthetic; refused where images are missing."""
+    from biigma_cli.cli.progress import Progress
+    from biigma_cli.data.datasets import load_dataset
+    from biigma_cli.errors import DataError
+
+    if ranks.is_main:
+        with Progress("drawing", "images") as drawing:
+            manifest = load_dataset(settings.data, progress=drawing)
+    else:
+        manifest = load_dataset(settings.data)
+    if manifest.missing:
+        there = len(manifest.records)
+        if not may_miss:
+            raise DataError(
+                f"{manifest.missing} of the {manifest.missing + there} labelled images of "
+                f"{manifest.dataset} are not on this machine",
+                fix="complete it, or train on the rest with --allow-missing",
+            )
+        if ranks.is_main:
+            note(f"{manifest.missing} labelled images are missing; training on the other {there}")
+    return manifest
+
+
+@contextlib.contextmanager
+def _told(run: Path, ranks: Ranks, *, tensorboard: bool) -> Iterator[Callable[[Event], None]]:
+    """Where events go: the display, and TensorBoard where it is asked for."""
+    from biigma_cli.cli.training_display import TrainingDisplay
+    from biigma_cli.engine.events import EpochEvent, StepEvent
+
+    log = None
+    if not ranks.is_main:
+        yield lambda _: None
+        return
+    if tensorboard:
+        from biigma_cli.report.tensorboard import TensorBoardLog
+
+        log = TensorBoardLog(run / "tensorboard")
+
+    with TrainingDisplay(run) as display:
+
+        def on_event(event: Event) -> None:
+            display(event)
+            if log is None:
+                return
+            if isinstance(event, StepEvent):
+                at = (event.epoch - 1) * event.steps + event.step
+                log.step({"loss": event.loss, "lr": event.lr, **event.terms}, at)
+            elif isinstance(event, EpochEvent):
+                log.epoch(event.row, event.epoch)
+
+        try:
+            yield on_event
+        finally:
+            if log is not None:
+                log.close()
 
 
 def _command() -> str:
     """The command as it was given, without anyone's folders: it goes into checkpoints."""
     words = [w if w.startswith("-") or "/" not in w else Path(w).name for w in sys.argv[1:]]
     return shlex.join(["biigma", *words])
-
-
-class _Display:
-    """Shows events on stderr and keeps them in the run's log."""
-
-    def __init__(self, run: Path) -> None:
-        self.live = sys.stderr.isatty()
-        self.log = run / "train.log"
-        self.shown = time.monotonic()
-        self.epoch_began: float | None = None
-        self.durations: list[float] = []
-
-    def __call__(self, event: Event) -> None:
-        from biigma_cli.cli.progress import clock
-        from biigma_cli.engine.train import EpochEvent, LoadEvent, NoteEvent
-
-        if isinstance(event, NoteEvent):
-            self.line(event.text)
-        elif isinstance(event, LoadEvent):
-            if event.done < event.total:
-                self.transient(f"decoding: {event.done}/{event.total} images")
-        elif isinstance(event, EpochEvent):
-            row = event.row
-            self.line(
-                f"epoch {event.epoch}/{event.epochs}  {row['side']} px  "
-                f"loss {row['loss']:.4f}  val: macro-F1 {row['val_macro_f1']:.4f}, "
-                f"accuracy {row['val_accuracy']:.4f}, balanced {row['val_macro_recall']:.4f}  "
-                f"{row['images_per_s']:.0f} images/s, {clock(row['seconds'])}"
-                + ("  best" if event.best else "")
-            )
-        else:
-            terms = ", ".join(f"{k} {v:.3f}" for k, v in event.terms.items())
-            rest = (event.steps - event.step) / event.steps + event.epochs - event.epoch
-            elapsed = event.step / event.steps
-            now = time.monotonic()
-            if event.step == 1 or self.epoch_began is None:
-                self.epoch_began = now
-            per_epoch = (now - self.epoch_began) / elapsed
-            self.transient(
-                f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  "
-                f"loss {event.loss:.3f} ({terms})  {event.images_per_s:.0f} images/s  "
-                f"about {clock(per_epoch * rest)} left"
-            )
-
-    def transient(self, text: str) -> None:
-        """A line that the next one replaces; every 30 s a plain one where there is no terminal."""
-        now = time.monotonic()
-        if now - self.shown < (0.2 if self.live else 30):
-            return
-        self.shown = now
-        sys.stderr.write(f"\r\033[K{text}" if self.live else text + "\n")
-        sys.stderr.flush()
-
-    def line(self, text: str) -> None:
-        """A line that stays, also in the log."""
-        sys.stderr.write(f"\r\033[K{text}\n" if self.live else text + "\n")
-        sys.stderr.flush()
-        if text and self.log.parent.is_dir():
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")

@@ -6,7 +6,9 @@ K[i, j] = exp(-|r_i - r_j|^2 / (2 sigma^2)) and the centring matrix C = I - 1/N,
     HSIC(k1, k2) = Tr[K1 C K2 C] / N^2                                              (Eq. 2)
 
 Since C is symmetric and idempotent, Tr[K1 C K2 C] = sum((C K1 C) * (C K2 C)): each head's Gram
-matrix is built and centred once, and all K^2 pairs are one batched product.
+matrix is built and centred once, and all K^2 pairs are one batched product. The Gram matrices are
+tiny beside the features, so what costs is each pass over those: distances and their gradient are
+one product each (`squared_distances`).
 
 Eq. 1 speaks of mean-normalised features; an RBF kernel does not change under a shift, so removing
 the mean changes nothing but rounding, for the better, and is done for that reason.
@@ -14,11 +16,10 @@ the mean changes nothing but rounding, for the better, and is done for that reas
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _EPS = 1e-12
 
@@ -42,14 +43,46 @@ class Independence(NamedTuple):
     sigma_K: Tensor
 
 
+class _SquaredDistances(torch.autograd.Function):
+    """Squared distances with their gradient in closed form.
+
+    With S = G + G^T for the gradient G of the distances, that of the vectors is
+    2 (diag(S 1) - S) R: one product instead of the two, and the passes around them, that automatic
+    differentiation of the Gram matrix would take.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors_BKND: Tensor) -> Tensor:
+        # Contiguous whatever the input's strides: a batched product would copy otherwise.
+        centred = torch.empty_like(vectors_BKND, memory_format=torch.contiguous_format)
+        torch.sub(vectors_BKND, vectors_BKND.mean(2, keepdim=True), out=centred)
+        ctx.save_for_backward(centred)
+        gram = centred @ centred.mT
+        norms = gram.diagonal(dim1=-2, dim2=-1)
+        d2 = (norms[..., :, None] + norms[..., None, :]).sub_(gram, alpha=2).clamp_min_(0)
+        d2.diagonal(dim1=-2, dim2=-1).zero_()
+        return d2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (centred,) = ctx.saved_tensors
+        (grad_BKNN,) = grads
+        laplacian = -2 * (grad_BKNN + grad_BKNN.mT)
+        diagonal = laplacian.diagonal(dim1=-2, dim2=-1)
+        diagonal.sub_(laplacian.sum(-1))
+        # Rows of the Laplacian sum to zero, so the means taken off in the forward pass do not
+        # matter. Nor does the clamp: where it acts, two vectors are equal.
+        result: Tensor = laplacian @ centred
+        return result
+
+
 def squared_distances(vectors_BKND: Tensor) -> Tensor:
-    """|r_i - r_j|^2 within each head, `(B, K, N, N)`, never negative, zero on the diagonal."""
-    centred = vectors_BKND - vectors_BKND.mean(2, keepdim=True)
-    gram = centred @ centred.mT
-    norms = gram.diagonal(dim1=-2, dim2=-1)
-    d2 = (norms[..., :, None] + norms[..., None, :] - 2 * gram).clamp_min(0)
-    eye = torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device)
-    return d2.masked_fill(eye, 0.0)
+    """|r_i - r_j|^2 within each head, `(B, K, N, N)`, never negative, zero on the diagonal.
+
+    Differentiable once.
+    """
+    result: Tensor = _SquaredDistances.apply(vectors_BKND)
+    return result
 
 
 def median_bandwidth(d2_BKNN: Tensor) -> Tensor:
@@ -60,8 +93,10 @@ def median_bandwidth(d2_BKNN: Tensor) -> Tensor:
     n = d2_BKNN.shape[-1]
     if n == 1:  # no pair of positions: any bandwidth will do
         return d2_BKNN.new_ones(d2_BKNN.shape[1])
-    off = ~torch.eye(n, dtype=torch.bool, device=d2_BKNN.device)
-    per_head = d2_BKNN.detach()[..., off].transpose(0, 1).flatten(1)  # (K, B * N * (N - 1))
+    # Each pair of positions once: the median of half as many numbers is the same.
+    rows, columns = torch.triu_indices(n, n, 1, device=d2_BKNN.device)
+    pairs = d2_BKNN.detach().flatten(2).index_select(2, rows * n + columns)
+    per_head = pairs.transpose(0, 1).flatten(1)  # (K, B * N * (N - 1) / 2)
     return per_head.median(dim=1).values.clamp_min(_EPS).sqrt()
 
 
@@ -111,8 +146,13 @@ def pairwise_hsic(
 
 def head_cosine(vectors_BKND: Tensor) -> Tensor:
     """Mean over positions of the cosine between heads' vectors, `(B, K, K)` (Fig. 3)."""
-    unit = F.normalize(vectors_BKND, dim=-1, eps=_EPS)
-    return torch.einsum("bknd,blnd->bkl", unit, unit) / vectors_BKND.shape[2]
+    b, k, n, d = vectors_BKND.shape
+    # A K x K product at each position; no copy where the features lie channels last.
+    stacked = vectors_BKND.transpose(1, 2).reshape(b * n, k, d)
+    dot = stacked @ stacked.mT
+    norms = dot.diagonal(dim1=-2, dim2=-1).clamp_min(_EPS**2).sqrt()
+    cosine = dot / norms[:, :, None] / norms[:, None, :]
+    return cosine.view(b, n, k, k).mean(1)
 
 
 def independence(
@@ -140,7 +180,7 @@ def independence(
     """
     with torch.autocast(heads_BKDHW.device.type, enabled=False):
         dtype = torch.promote_types(heads_BKDHW.dtype, torch.float32)
-        vectors = heads_BKDHW.to(dtype).flatten(3).mT  # (B, K, N, D)
+        vectors = heads_BKDHW.to(dtype).flatten(3).mT  # (B, K, N, D), a view
         k, n = vectors.shape[1:3]
         with torch.set_grad_enabled(torch.is_grad_enabled() and criterion in ("hsic", "cka")):
             d2 = squared_distances(vectors)

@@ -19,13 +19,25 @@ class Loss(NamedTuple):
     Attributes:
         total: Eq. 9, what is minimised.
         terms: each unweighted term, detached, by name: `ce`, `ce_hybrid`, `independence`, `l2`,
-            `map_distance`, `consistency_kl`; a term that is off is absent.
+            `map_distance`, `consistency_kl`, `distillation`; a term that is off is absent.
         independence: details of the criterion for logging; None without MICA.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     independence: Independence | None
+
+
+class Mixed(NamedTuple):
+    """The second half of blended targets (mixup, cutmix).
+
+    Attributes:
+        target_B: class of each image's partner.
+        lam_B: share of the image itself, in [0, 1]; the partner has the rest.
+    """
+
+    target_B: Tensor
+    lam_B: Tensor
 
 
 def class_weights(counts_Y: Tensor, kind: str) -> Tensor:
@@ -40,16 +52,28 @@ def class_weights(counts_Y: Tensor, kind: str) -> Tensor:
 
 
 def weighted_cross_entropy(
-    logits_BY: Tensor, target_B: Tensor, weight_Y: Tensor, *, label_smoothing: float = 0.0
+    logits_BY: Tensor,
+    target_B: Tensor,
+    weight_Y: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    mixed: Mixed | None = None,
 ) -> Tensor:
-    """(1 / B) sum_i w[y_i] CE(logits_i, y_i), in float32.
+    """(1 / B) sum_i w[y_i] CE(logits_i, y_i), in float32; blended targets weigh both classes.
 
     Divided by the number of samples, not by the sum of weights as torch's own reduction does: with
     weights of mean 1 a batch of common classes then weighs less than one of rare ones.
     """
     logits = logits_BY.to(torch.promote_types(logits_BY.dtype, torch.float32))
-    each = F.cross_entropy(logits, target_B, reduction="none", label_smoothing=label_smoothing)
-    return (each * weight_Y.to(each.dtype)[target_B]).mean()
+
+    def each(target: Tensor) -> Tensor:
+        loss_B = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+        return loss_B * weight_Y.to(loss_B.dtype)[target]
+
+    if mixed is None:
+        return each(target_B).mean()
+    lam = mixed.lam_B.to(logits.dtype)
+    return (lam * each(target_B) + (1 - lam) * each(mixed.target_B)).mean()
 
 
 def projection_l2(weight: Tensor, form: str) -> Tensor:
@@ -62,6 +86,17 @@ def map_distance(map_B1HW: Tensor, gated_BKDHW: Tensor) -> Tensor:
     """RMS distance of M and the product over heads of sigmoid(channel mean), as released."""
     heads = torch.sigmoid(gated_BKDHW.float().mean(2)).prod(1)  # (B, H, W)
     return (map_B1HW[:, 0].float() - heads).square().mean().clamp_min(1e-12).sqrt()
+
+
+def distillation(logits_BY: Tensor, teacher_BY: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher^(1/T) || student^(1/T)), mean over the batch (Hinton et al., 2015), float32.
+
+    Args:
+        teacher_BY: probabilities; raised to 1/T and normalised, as logits divided by T would be.
+    """
+    student = (logits_BY.float() / temperature).log_softmax(1)
+    teacher = (teacher_BY.float().clamp_min(1e-8).log() / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 class Criterion(nn.Module):
@@ -82,8 +117,22 @@ class Criterion(nn.Module):
         kind = "none" if config.class_weights == "batch" else config.class_weights
         self.register_buffer("weight_Y", class_weights(counts_Y, kind), persistent=False)
 
-    def forward(self, output: Output, target_B: Tensor, model: BiigmaNet) -> Loss:
-        """Loss of one batch; `model` lends its projection weights for the L2 term."""
+    def forward(
+        self,
+        output: Output,
+        target_B: Tensor,
+        model: BiigmaNet,
+        *,
+        teacher_BY: Tensor | None = None,
+        mixed: Mixed | None = None,
+    ) -> Loss:
+        """Loss of one batch.
+
+        Args:
+            model: lends its projection weights for the L2 term.
+            teacher_BY: the teachers' probabilities; needed where distillation is on.
+            mixed: where images were blended.
+        """
         config = self.config
         weight = self.weight_Y
         if config.class_weights == "batch":
@@ -92,7 +141,7 @@ class Criterion(nn.Module):
 
         def ce(logits: Tensor) -> Tensor:
             return weighted_cross_entropy(
-                logits, target_B, weight, label_smoothing=config.label_smoothing
+                logits, target_B, weight, label_smoothing=config.label_smoothing, mixed=mixed
             )
 
         weighted: list[tuple[str, float, Tensor]] = [("ce", config.original, ce(output.logits_BY))]
@@ -106,6 +155,15 @@ class Criterion(nn.Module):
                     log_target=True,
                 )
                 weighted.append(("consistency_kl", config.consistency_kl, kl))
+        if config.distillation:
+            if teacher_BY is None:
+                raise ValueError("loss.distillation needs the teachers' probabilities")
+            term = config.original * distillation(output.logits_BY, teacher_BY, config.temperature)
+            if output.hybrid_logits_BY is not None:
+                term = term + config.hybrid * distillation(
+                    output.hybrid_logits_BY, teacher_BY, config.temperature
+                )
+            weighted.append(("distillation", config.distillation, term))
         details: Independence | None = None
         if output.heads is not None and model.mica is not None:
             gated = output.heads.gated()

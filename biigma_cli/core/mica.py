@@ -41,6 +41,11 @@ class MICA(nn.Module):
     mean(g * P) = g * mean(P), and mean(P) is what the squeeze computes anyway. Logits therefore
     never need the gated map (`Heads.pooled_BKD`); only the independence criterion does.
 
+    The convolution is computed as a matrix product over positions, channels innermost. So the mean,
+    the rectifier and the criterion, and all their gradients, find the features in one layout,
+    whatever that of the input; a mean over a channels-last map sends back a gradient of the other
+    layout.
+
     Args:
         in_channels: C.
         heads: K.
@@ -65,13 +70,27 @@ class MICA(nn.Module):
 
     def forward(self, feat_BCHW: Tensor) -> Heads:
         """Project, squeeze and excite `(B, C, H, W)`."""
-        projected = F.relu(self.project(feat_BCHW))
-        b, _, h, w = projected.shape
-        pooled_BKD = projected.mean((2, 3)).view(b, self.heads, self.channels)
+        return self.attend(self.project_positions(feat_BCHW))
+
+    def project_positions(self, feat_BCHW: Tensor) -> Tensor:
+        """The heads' 1x1 convolution before its ReLU, `(B, H, W, K * D)`.
+
+        Linear, and the same at all positions: any mixture of a feature map's positions is projected
+        by mixing the projections in its place.
+        """
+        return F.linear(feat_BCHW.permute(0, 2, 3, 1), self.project.weight.flatten(1))
+
+    def attend(self, projected_BHWE: Tensor) -> Heads:
+        """ReLU, squeeze and excite what `project_positions` gives, E = K * D."""
+        projected = F.relu(projected_BHWE)
+        b, h, w, _ = projected.shape
+        pooled_BKD = projected.mean((1, 2)).view(b, self.heads, self.channels)
         hidden_BKS = F.relu(torch.einsum("bkd,ksd->bks", pooled_BKD, self.squeeze_KSD))
         gate_BKD = torch.sigmoid(torch.einsum("bks,kds->bkd", hidden_BKS, self.excite_KDS))
         return Heads(
-            projected_BKDHW=projected.view(b, self.heads, self.channels, h, w),
+            projected_BKDHW=projected.view(b, h, w, self.heads, self.channels).permute(
+                0, 3, 4, 1, 2
+            ),
             gate_BKD=gate_BKD,
             pooled_BKD=pooled_BKD * gate_BKD,
         )

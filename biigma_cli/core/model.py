@@ -11,7 +11,7 @@ from biigma_cli.config import NORMALISATIONS, ModelConfig
 from biigma_cli.core.backbone import build_trunk
 from biigma_cli.core.mica import MICA, Heads
 from biigma_cli.core.saliency import Saliency
-from biigma_cli.core.sampling import background_draw, hybrid_feature
+from biigma_cli.core.sampling import Gather, background_draw, hybrid_feature
 
 
 class Output(NamedTuple):
@@ -100,6 +100,7 @@ class BiigmaNet(nn.Module):
         sample: bool = False,
         draw_P: Tensor | None = None,
         generator: torch.Generator | None = None,
+        gather: Gather | None = None,
     ) -> Output:
         """Both branches.
 
@@ -107,6 +108,8 @@ class BiigmaNet(nn.Module):
             sample: run the hybrid branch (needs `config.sampling`).
             draw_P: the random draw, see `sampling.background_draw`; made with `generator` where
                 it is not given.
+            gather: makes B that of a batch spread over processes; the draw, or the generator's
+                state, must then be the same in all.
         """
         taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
         logits, heads = self.classify(taps.last)
@@ -116,8 +119,9 @@ class BiigmaNet(nn.Module):
             raise ValueError("sample=True needs config.sampling")
         map_B1HW = self.saliency(taps)
         if draw_P is None:
-            draw_P = background_draw(taps.last, generator)
-        hybrid = hybrid_feature(taps.last, map_B1HW, draw_P, method=self.config.draw)
+            world = gather.world if gather is not None else 1
+            draw_P = background_draw(taps.last, generator, world=world)
+        hybrid = hybrid_feature(taps.last, map_B1HW, draw_P, method=self.config.draw, gather=gather)
         # Only its pooled features are used: the criterion of Eq. 3 is over R's heads.
         return Output(logits, self.classify(hybrid)[0], heads, map_B1HW)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from biigma_cli.errors import DeviceError, UsageError
@@ -51,3 +53,25 @@ def pick_precision(name: str, device: torch.device) -> str:
         # Elsewhere torch emulates bf16, which is slower than fp32.
         return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
     return "fp32"
+
+
+def device_name(device: torch.device) -> str:
+    """For records: the GPU's name, or the number of CPU threads."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a CUDA device, else the process's peak memory.
+
+    0 where the platform does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,19 +8,19 @@ import io
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from biigma_cli import __version__
 from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
-from biigma_cli.core.loss import Criterion, Loss
+from biigma_cli.core.loss import Criterion, Loss, Mixed
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import (
     Checkpoint,
@@ -29,91 +29,46 @@ from biigma_cli.core.weights import (
     model_state,
     save_checkpoint,
 )
-from biigma_cli.data.augment import augment_batch, resize_batch
+from biigma_cli.data import augment
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split
-from biigma_cli.engine.device import pick_precision
+from biigma_cli.engine import distributed
+from biigma_cli.engine.average import Average
+from biigma_cli.engine.checkpoints import (
+    Row,
+    RunFiles,
+    State,
+    check_resumable,
+    restore,
+    training_tensors,
+)
+from biigma_cli.engine.device import device_name, memory_in_use, pick_precision
+from biigma_cli.engine.distributed import Ranks
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
+from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
+from biigma_cli.engine.feed import Batch, Feed, epoch_batches
+from biigma_cli.engine.interrupt import StopRequest
 from biigma_cli.engine.schedule import generator, learning_rate, side_at
-from biigma_cli.errors import CheckpointMismatch, TrainingDiverged
+from biigma_cli.engine.teachers import Teachers
+from biigma_cli.errors import BiigmaError, Interrupted, TrainingDiverged, UsageError
 from biigma_cli.metrics import evaluate
 from biigma_cli.storage import atomic_write_text, write_json
 
-SELECTION = "macro_f1 on the validation part"
+SELECTION = {
+    "macro_f1": "macro_f1 on the validation part",
+    "log_loss": "log loss on the validation part",
+    "last": "none: the last epoch",
+}
 
+# A loss that grew to this many times the first one will not come back.
+DIVERGED = 100.0
 
-@dataclass(frozen=True, kw_only=True)
-class StepEvent:
-    """After each step: where we are, the step's loss terms, and images/s since the epoch began."""
+# Of every trunk's last feature map.
+STRIDE = 32
 
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    images_per_s: float
-    loss: float
-    terms: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochEvent:
-    """After each epoch: its row of `metrics.csv` and whether it is the best so far."""
-
-    epoch: int
-    epochs: int
-    row: dict[str, float | int]
-    best: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadEvent:
-    """While images are decoded."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoteEvent:
-    """One line worth telling."""
-
-    text: str
-
-
-Event = StepEvent | EpochEvent | LoadEvent | NoteEvent
-
-
-@dataclass
-class _State:
-    """What changes from epoch to epoch."""
-
-    epoch: int = 0
-    best_score: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-    rows: list[dict[str, float | int]] = field(default_factory=list)
-
-
-class _Average:
-    """Exponential moving average of all floating tensors of a model, norms' statistics included."""
-
-    def __init__(self, model: BiigmaNet, decay: float) -> None:
-        self.decay = decay
-        self.tensors = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: BiigmaNet, step: int) -> None:
-        # Early on the average would be mostly the initial weights: shorten its memory.
-        decay = min(self.decay, (1 + step) / (10 + step))
-        floats, news = [], []
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                floats.append(self.tensors[key])
-                news.append(value.detach())
-            else:
-                self.tensors[key].copy_(value)
-        torch._foreach_lerp_(floats, news, 1 - decay)
+# Reading a number off a GPU makes it wait, so there the figures are read once in so many steps.
+READ_EVERY_CUDA = 10
 
 
 def train(
@@ -122,24 +77,40 @@ def train(
     run: Path,
     *,
     device: torch.device,
+    ranks: Ranks | None = None,
     resume: bool = False,
     command: str = "",
+    stop: StopRequest | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Train, choosing the epoch with the best macro-F1 on the validation part.
+    """Train, choosing the epoch by `train.select` on the validation part.
 
     The test part is cut off and never decoded here. The run folder gets `config.toml`,
-    `split.json`, `metrics.csv`, `weights/best.safetensors`, `weights/last.safetensors` and, at the
-    end, `summary.json`, each written whole or not at all. Killed at any time, a run goes on from
-    its last finished epoch with `resume`, and on the CPU ends with the same weights.
+    `split.json`, `metrics.csv`, `weights/best.safetensors`, `weights/last.safetensors` and
+    `weights/previous.safetensors` (the whole state, twice) and, at the end, `summary.json`, each
+    written whole or not at all. Killed at any time, a run goes on from its newest checkpoint with
+    `resume`, in the middle of an epoch too, and on the CPU ends with the same weights to the bit.
+
+    With several `ranks`, each takes its slice of every batch (`train.batch_size` is that of all
+    together) and the first alone writes and tells.
+
+    Args:
+        ranks: this process among those that train together; None for a single one on `device`.
+        stop: asked for between two steps and within validation; when set, a checkpoint is written
+            and `Interrupted` raised.
 
     Returns:
         the summary.
 
     Raises:
-        TrainingDiverged: the loss became NaN or infinite; names the batch and the last good epoch.
+        TrainingDiverged: the loss became NaN, infinite or `DIVERGED` times the first one; names
+            the batch and the last good checkpoint.
         CheckpointMismatch: `resume` with another config, data set or split.
+        Interrupted: on a request to stop.
+        BiigmaError: a checkpoint could not be written; the one before is whole.
     """
+    ranks = ranks or Ranks.single(device)
+    run_files = RunFiles(run)
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(
@@ -147,111 +118,480 @@ def train(
             normalisation=resolve_normalisation(config.model),  # type: ignore[arg-type]
         ),
     )
-    split = make_split(manifest, config.data)
-    last_path, best_path = (
-        run / "weights" / "last.safetensors",
-        run / "weights" / "best.safetensors",
-    )
-    last = load_checkpoint(last_path) if resume else None
-    if last is not None:
-        _check_resumable(last, config, split)
-    first = None
-    if config.train.init and last is None:
-        first = load_checkpoint(Path(config.train.init))
-        # Another split would have shown the network images that are test images here.
-        check_same_split(split, first.meta["split"], source=config.train.init)
-    # Built before anything is written or decoded: weights that do not fit end it here.
-    codes = list(manifest.taxonomy.codes)
-    torch.manual_seed(config.train.seed)
-    fresh = last is None and first is None
-    model = BiigmaNet(config.model, len(codes), load_weights=fresh)
-    if first is not None:
-        load_into(model, first, classes=codes)
-    model = prepare(model, device)
-    atomic_write_text(run / "config.toml", to_toml(config))
-    atomic_write_text(run / "split.json", split.to_json())
+    tell = on_event if ranks.is_main else _silent
+    return _Training(
+        config, manifest, run_files, ranks, resume=resume, command=command,
+        stop=StopRequest() if stop is None else stop, tell=tell,
+    ).run()  # fmt: skip
 
-    parts: dict[str, Part] = {}
-    for name in ("train", "val"):
-        parts[name] = load_part(
-            manifest,
-            split.part(name),
-            config.data.side,
-            rule=config.data.resize,
-            build=True,
-            progress=lambda done, total: on_event(LoadEvent(done=done, total=total)),
-            warn=lambda text: on_event(NoteEvent(text=text)),
+
+def _silent(_: Event) -> None:
+    """What the other ranks tell."""
+
+
+class _Training:
+    """One training, from its first step to its last."""
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        files: RunFiles,
+        ranks: Ranks,
+        *,
+        resume: bool,
+        command: str,
+        stop: StopRequest,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.config, self.manifest, self.files, self.ranks = config, manifest, files, ranks
+        self.stop, self.tell = stop, tell
+        self.device = device = ranks.device
+        self.codes = list(manifest.taxonomy.codes)
+        self.split = make_split(manifest, config.data)
+        if ranks.world > 1:
+            _check_for_ranks(config, self.split, ranks)
+        # Read by one: the others need not see its disk.
+        found: tuple[Checkpoint, Path] | None = None
+        if resume:
+            found = distributed.broadcast_object(files.newest() if ranks.is_main else None)
+        self.last = found[0] if found else None
+        self.command = (self.last.meta.get("command") if self.last else None) or command
+        # Built before anything is written or decoded: weights that do not fit end it here.
+        self.teachers = Teachers(
+            config.train.teachers, classes=self.codes, split=self.split, device=device
         )
-        on_event(NoteEvent(text=f"{len(parts[name].ids)} {name} images"))
-    precision = pick_precision(config.train.precision, device)
-    on_event(NoteEvent(text=f"training on {device} in {precision}"))
+        if self.last is not None:
+            check_resumable(self.last, config, self.split, self.teachers.digests)
+        self.model = self._build()
+        if ranks.is_main:
+            atomic_write_text(files.run / "config.toml", to_toml(config))
+            atomic_write_text(files.run / "split.json", self.split.to_json())
 
-    counts = torch.from_numpy(np.bincount(parts["train"].labels, minlength=len(codes)))
-    criterion = Criterion(config.loss, config.model, counts).to(device)
-    optimizer = _optimizer(model, config)
-    average = _Average(model, config.train.ema) if config.train.ema else None
-    state = _State()
-    if last is not None:
-        state = _restore(last, model, optimizer, average)
-        on_event(NoteEvent(text=f"resumed after epoch {state.epoch}"))
+        with distributed.shared_errors():
+            self.train_part, self.val_part = self._load("train"), self._load("val")
+        self.precision = pick_precision(config.train.precision, device)
+        with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
+        tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
+        counts = torch.from_numpy(np.bincount(self.train_part.labels, minlength=len(self.codes)))
+        self.criterion = Criterion(config.loss, config.model, counts).to(device)
+        self.optimizer = _optimizer(self.model, config, device)
+        self.average = Average(self.model, config.train.ema) if config.train.ema else None
+        self.feed = Feed(self.train_part, device)
+        self.augmentation = augment.PRESETS[config.train.augment_strength]
+        self.state = State()
+        if self.last is not None:
+            self.state = restore(self.last, self.model, self.optimizer, self.average)
+            tell(NoteEvent(text=f"resumed {_moment(self.state)} from {found[1].name}"))  # type: ignore[index]
+        self.saved_at = time.monotonic()
+        self.network = self._network_for(self.state.epoch)
+        self.model.train()
 
-    def meta(row: dict[str, float | int]) -> dict[str, Any]:
+    # --- setting up ---------------------------------------------------------------------------
+
+    def _samples(self, epoch: int) -> bool:
+        """Whether the hybrid branch is part of an epoch, 0-based."""
+        return self.config.model.sampling and epoch >= self.config.train.sampling_start_epoch
+
+    def _network_for(self, epoch: int) -> nn.Module:
+        """What is called in an epoch: the model, or the model with gradients averaged."""
+        all_used = self._samples(epoch) or not self.config.model.sampling
+        return distributed.wrap(self.model, self.ranks, all_used=all_used)
+
+    def _build(self) -> BiigmaNet:
+        config, tc = self.config, self.config.train
+        first = None
+        if tc.init and self.last is None:
+            first = load_checkpoint(Path(tc.init))
+            # Another split would have shown the network images that are test images here.
+            check_same_split(self.split, first.meta["split"], source=tc.init)
+        torch.manual_seed(tc.seed)
+        fresh = self.last is None and first is None
+        model = BiigmaNet(config.model, len(self.codes), load_weights=fresh)
+        if first is not None:
+            load_into(model, first, classes=self.codes)
+        model = prepare(model, self.device)
+        if tc.sync_bn:
+            model = distributed.sync_batchnorm(model, self.device)
+        if tc.compile == "graphs" and self.device.type != "cuda":
+            raise UsageError(
+                "train.compile=graphs needs a CUDA device", fix="use train.compile=default, or no"
+            )
+        if tc.compile != "no":
+            # In place, so that names in checkpoints stay. Only the trunk: it is the cost.
+            model.trunk.compile(mode="reduce-overhead" if tc.compile == "graphs" else None)
+        return model
+
+    def _load(self, name: str) -> Part:
+        config = self.config.data
+        part = load_part(
+            self.manifest,
+            self.split.part(name),
+            config.side,
+            rule=config.resize,
+            build=True,
+            progress=lambda done, total: self.tell(
+                PhaseEvent(phase="decoding", done=done, total=total)
+            ),
+            warn=lambda text: self.tell(NoteEvent(text=text)),
+        )
+        self.tell(NoteEvent(text=f"{len(part.ids)} {name} images"))
+        return part
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """All epochs; returns the summary."""
+        while self.state.epoch < self.config.train.epochs:
+            row = self._epoch()
+            self._judge(row)
+        summary = self._summary()
+        if self.ranks.is_main:
+            write_json(self.files.run / "summary.json", summary)
+        return summary
+
+    def _epoch(self) -> Row:
+        """The rest of the epoch under way; returns its row of `metrics.csv`, yet unjudged."""
+        tc, state = self.config.train, self.state
+        batches = epoch_batches(self.feed.labels, tc, state.epoch)
+        every = READ_EVERY_CUDA if self.device.type == "cuda" else 1
+        pending: list[Tensor] = []
+        mine = self.ranks.slice_of(len(batches[0]))
+        left = batches[state.step :]
+        feed = self.feed([index[mine] for index in left])
+        began, spent = time.perf_counter(), state.spent
+        for index, batch in zip(left, self._timed(feed), strict=True):
+            lr, names, values = self._step(batch, len(index), len(batches))
+            pending.append(values)
+            state.names = names
+            state.step += 1
+            state.spent = spent + time.perf_counter() - began
+            if state.step % every and state.step != len(batches):
+                continue
+            stop, shown = self._read(pending, batches)
+            pending = []
+            self._tell_step(shown, lr, len(batches), tc.batch_size)
+            # Several processes have agreed on it above; alone, no step is waited for.
+            stop = stop or (self.ranks.world == 1 and bool(self.stop))
+            if stop or self._is_time():
+                self._save()
+            if stop:
+                self._leave()
         return {
-            "config": config.to_dict(),
-            "classes": codes,
-            "split": split.summary(),
-            "protocol": split.title,
-            "licence": manifest.licence,
-            "citation": manifest.citation,
-            "epoch": state.epoch,
-            "selection": SELECTION,
-            "validation": {k: v for k, v in row.items() if k.startswith("val_")},
-            "versions": versions(),
-            "command": (last.meta.get("command") if last else None) or command,
+            "epoch": state.epoch + 1,
+            "side": side_at(tc, state.epoch, self.config.data.side),
+            "lr": learning_rate(tc, (state.epoch + 1) * len(batches) - 1, tc.epochs * len(batches)),
+            "images_per_s": state.step * len(batches[0]) / max(state.spent, 1e-9),
+            "data_wait": state.waited / max(state.spent, 1e-9),
+            **{n: s / state.step for n, s in zip(state.names, state.sums, strict=True)},
         }
 
-    data = _TrainData(parts["train"], device)
-    while state.epoch < config.train.epochs:
-        started = time.perf_counter()
-        row = _train_epoch(
-            model, criterion, optimizer, average, data, config, state.epoch, device, precision,
-            on_event, last_good=last_path if state.epoch else None,
-        )  # fmt: skip
-        judged = _with_average(model, average) if average else model
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, adding the time that was waited for them to the state."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.state.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _step(self, batch: Batch, size: int, steps: int) -> tuple[float, list[str], Tensor]:
+        """One optimisation step.
+
+        Args:
+            batch: this rank's slice.
+            size: images of the whole batch.
+            steps: of an epoch.
+
+        Returns:
+            the learning rate, and names and values (on the device) of what is logged.
+        """
+        config, tc, state, ranks = self.config, self.config.train, self.state, self.ranks
+        epoch, step, device = state.epoch, state.step, self.device
+        side = side_at(tc, epoch, config.data.side)
+        sample = self._samples(epoch)
+        overall = epoch * steps + step
+        lr = learning_rate(tc, overall, tc.epochs * steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Drawn for the whole batch on every rank, so that a slice gets what one process would.
+        draws = generator(tc.seed, "step", epoch, step)
+        mine = ranks.slice_of(size)
+        # Dropout draws from the global generators.
+        torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + ranks.rank)
+        image = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
+        if tc.augment:
+            drawn = augment.draw(self.augmentation, size, draws).part(mine)
+            image = augment.apply(image, drawn, self.augmentation)
+        mixed = None
+        if tc.mix != "none":
+            mix = augment.draw_mix(
+                size, side, draws,
+                kind=tc.mix, alpha=tc.mix_alpha, probability=tc.mix_probability,
+            ).part(mine).to(device)  # fmt: skip
+            image = augment.mix_images(image, mix)
+            mixed = Mixed(batch.label_B[mix.partner_B], mix.lam_B)
+        image = image.contiguous(memory_format=torch.channels_last)
+        draw_P = gather = None
+        if sample:
+            cells = (side // STRIDE) ** 2
+            draw_P = torch.rand(size * cells, generator=draws)
+            gather = distributed.background_gather(ranks) if tc.gather_background else None
+            if gather is None:
+                draw_P = draw_P[mine.start * cells : mine.stop * cells]
+            draw_P = draw_P.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self.network(image, sample=sample, draw_P=draw_P, gather=gather)
+            taught = self.teachers(image) if self.teachers else None
+        loss: Loss = self.criterion(
+            output, batch.label_B, self.model, teacher_BY=taught, mixed=mixed
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss.total)
+        if tc.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), tc.grad_clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model, overall)
+        logged = {"loss": loss.total.detach(), **loss.terms}
+        if loss.independence is not None:
+            cosine = loss.independence.cosine_KK
+            k = len(cosine)
+            logged["kernel_mean"] = loss.independence.kernel_mean
+            logged["head_cosine"] = (cosine.sum() - cosine.trace()) / max(1, k * (k - 1))
+        return lr, list(logged), torch.stack([v.detach().double() for v in logged.values()])
+
+    def _read(self, pending: list[Tensor], batches: list[Tensor]) -> tuple[bool, dict[str, float]]:
+        """Take the values of the last steps into the sums, stopping at a loss that diverged.
+
+        Returns whether any rank was asked to stop, and the means over the steps read.
+        """
+        state, stop = self.state, bool(self.stop)
+        values_ST = torch.stack(pending)
+        if self.ranks.world > 1:
+            flag = values_ST.new_full((len(pending), 1), float(stop))
+            values_ST = distributed.mean_over_ranks(torch.cat((values_ST, flag), 1))
+            stop, values_ST = bool(values_ST[0, -1] > 0), values_ST[:, :-1]
+        rows = values_ST.tolist()
+        for i, row in enumerate(rows):
+            loss = row[0]
+            state.first_loss = state.first_loss or loss
+            if not math.isfinite(loss) or loss > DIVERGED * max(1.0, state.first_loss):
+                self._diverged(loss, state.step - len(rows) + i, batches)
+            old = state.sums or [0.0] * len(row)
+            state.sums = [a + b for a, b in zip(old, row, strict=True)]
+        means = np.mean(rows, axis=0).tolist()
+        return stop, dict(zip(state.names, means, strict=True))
+
+    def _diverged(self, loss: float, step: int, batches: list[Tensor]) -> None:
+        ids = [self.train_part.ids[i] for i in batches[step].tolist()]
+        kept = "no checkpoint was written"
+        if self.files.last.is_file():
+            kept = f"the last good checkpoint is {self.files.last}"
+        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        raise TrainingDiverged(
+            f"the loss is {loss:.4g} in epoch {self.state.epoch + 1}, step {step + 1}; {kept}; "
+            f"images of the batch: {named}",
+            fix="lower train.lr, or set train.grad_clip and train.precision=fp32",
+        )
+
+    def _tell_step(self, shown: dict[str, float], lr: float, steps: int, size: int) -> None:
+        state = self.state
+        shown = dict(shown)
+        loss = shown.pop("loss")
+        kernel, cosine = shown.pop("kernel_mean", None), shown.pop("head_cosine", None)
+        self.tell(
+            StepEvent(
+                epoch=state.epoch + 1,
+                epochs=self.config.train.epochs,
+                step=state.step,
+                steps=steps,
+                images_per_s=state.step * size / max(state.spent, 1e-9),
+                lr=lr,
+                loss=loss,
+                terms=shown,
+                kernel_mean=kernel,
+                head_cosine=cosine,
+                memory_bytes=memory_in_use(self.device),
+            )
+        )
+
+    # --- judging ------------------------------------------------------------------------------
+
+    def _judge(self, row: Row) -> None:
+        """Validate, keep the epoch if it is the best so far, and begin the next one."""
+        state = self.state
+        began = time.perf_counter()
+        judged = self.average.network(self.model) if self.average else self.model
         # In float32, as the exported model will run: in bf16 other epochs look best.
-        proba = predict_proba(judged, parts["val"].pixels, device=device)
-        figures = evaluate(parts["val"].labels, proba.argmax(1), codes)
-        picked = np.clip(proba[np.arange(len(proba)), parts["val"].labels], 1e-12, 1)
+        proba = self._validate(judged)
+        labels = self.val_part.labels
+        figures = evaluate(labels, proba.argmax(1), self.codes)
+        picked = np.clip(proba[np.arange(len(proba)), labels], 1e-12, 1)
         row |= {f"val_{k}": v for k, v in figures.headline().items()}
         row["val_log_loss"] = float(-np.log(picked).mean())
-        row["seconds"] = time.perf_counter() - started
-        state.epoch += 1
-        state.seconds += float(row["seconds"])
-        state.rows.append(row)
-        is_best = figures.macro_f1 > state.best_score
-        if is_best:
-            state.best_score, state.best_epoch = figures.macro_f1, state.epoch
-            save_checkpoint(best_path, model_state(judged), meta(row))
-        _save_last(last_path, model, optimizer, average, state, meta(row))
-        atomic_write_text(run / "metrics.csv", _as_csv(state.rows))
-        on_event(EpochEvent(epoch=state.epoch, epochs=config.train.epochs, row=row, best=is_best))
-    summary = {
-        "run": run.name,
-        "dataset": manifest.dataset,
-        "protocol": split.title,
-        "split": split.summary(),
-        "selection": SELECTION,
-        "best_epoch": state.best_epoch,
-        "best_val_macro_f1": state.best_score,
-        "epochs": state.epoch,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "device": str(device),
-        "precision": precision,
-        "seconds": round(state.seconds, 1),
-        "versions": versions(),
-    }
-    write_json(run / "summary.json", summary)
-    return summary
+        row["seconds"] = state.spent + time.perf_counter() - began
+        score = {
+            "macro_f1": figures.macro_f1,
+            "log_loss": -row["val_log_loss"],
+            "last": float(state.epoch),
+        }[self.config.train.select]
+        first_loss, best = state.first_loss, not state.best_epoch or score > state.best_score
+        self.state = State(
+            epoch=state.epoch + 1,
+            best_score=score if best else state.best_score,
+            best_epoch=state.epoch + 1 if best else state.best_epoch,
+            seconds=state.seconds + float(row["seconds"]),
+            rows=[*state.rows, row],
+            first_loss=first_loss,
+        )
+        if self._samples(state.epoch) != self._samples(self.state.epoch):
+            self.network = self._network_for(self.state.epoch)
+        if self.ranks.is_main:
+            if best:
+                with self._keeping_the_run():
+                    save_checkpoint(self.files.best, model_state(judged), self._meta())
+            self._save()
+            with self._keeping_the_run():
+                atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state.rows))
+        epochs = self.config.train.epochs
+        self.tell(EpochEvent(epoch=self.state.epoch, epochs=epochs, row=row, best=best))
+
+    def _validate(self, judged: BiigmaNet) -> npt.NDArray[np.float32]:
+        """Probabilities for the validation part, `(n, Y)`, each rank computing its share."""
+
+        def progress(done: int, total: int) -> None:
+            self.tell(PhaseEvent(phase="validation", done=done, total=total))
+            # Ranks must not part ways here: they stop after the next step.
+            if self.stop and self.ranks.world == 1:
+                self._save()
+                self._leave()
+
+        rank, world = self.ranks.rank, self.ranks.world
+        proba = predict_proba(
+            judged, self.val_part.pixels[rank::world], device=self.device, progress=progress
+        )
+        if world == 1:
+            return proba
+        whole = np.empty((len(self.val_part.ids), len(self.codes)), np.float32)
+        for i, share in enumerate(distributed.gather_objects(proba)):
+            whole[i::world] = share
+        return whole
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _is_time(self) -> bool:
+        # Asked of one rank alone: the others neither write nor wait.
+        minutes = self.config.train.checkpoint_minutes
+        return (
+            self.ranks.is_main and minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        )
+
+    def _save(self) -> None:
+        if not self.ranks.is_main:
+            return
+        tensors = training_tensors(self.model, self.optimizer, self.average)
+        meta = {**self._meta(), "state": dataclasses.asdict(self.state)}
+        with self._keeping_the_run():
+            self.files.save_last(tensors, meta)
+        self.saved_at = time.monotonic()
+
+    def _keeping_the_run(self) -> _Keeping:
+        return _Keeping(self.files)
+
+    def _leave(self) -> None:
+        distributed.barrier()  # until the first rank has written
+        raise Interrupted(
+            f"stopped {_moment(self.state)}; a checkpoint was written",
+            fix=f"go on with: biigma train --resume {self.files.run}",
+            exit_code=self.stop.exit_code,
+        )
+
+    def _meta(self) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        rows = self.state.rows
+        row = rows[-1] if rows else {}
+        return {
+            "config": self.config.to_dict(),
+            "classes": self.codes,
+            "split": self.split.summary(),
+            "protocol": self.split.title,
+            "licence": self.manifest.licence,
+            "citation": self.manifest.citation,
+            "epoch": self.state.epoch,
+            "selection": SELECTION[self.config.train.select],
+            "validation": {k: v for k, v in row.items() if k.startswith("val_")},
+            "versions": versions(),
+            "teachers": self.teachers.digests,
+            "processes": self.ranks.world,
+            "command": self.command,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        state, ranks = self.state, self.ranks
+        return {
+            "run": self.files.run.name,
+            "dataset": self.manifest.dataset,
+            "protocol": self.split.title,
+            "split": self.split.summary(),
+            "selection": SELECTION[self.config.train.select],
+            "best_epoch": state.best_epoch,
+            "best_val_macro_f1": float(state.rows[state.best_epoch - 1]["val_macro_f1"]),
+            "epochs": state.epoch,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "device": device_name(self.device),
+            "processes": ranks.world,
+            "precision": self.precision,
+            "seed": self.config.train.seed,
+            "seconds": round(state.seconds, 1),
+            "device_hours": round(state.seconds * ranks.world / 3600, 4),
+            "versions": versions(),
+        }
+
+
+class _Keeping:
+    """Around a write: where it fails, the error says what of the run is left."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self.files = files
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, BiigmaError):
+            return
+        left = "no checkpoint was written before"
+        if self.files.last.is_file():
+            left = f"the checkpoint before it, {self.files.last}, is whole"
+        raise BiigmaError(
+            f"{error.message}; {left}",
+            fix=f"free some space, then: biigma train --resume {self.files.run}",
+        ) from error
+
+
+def _check_for_ranks(config: Config, split: Split, ranks: Ranks) -> None:
+    """What several processes need to be one training."""
+    if config.loss.class_weights == "batch":
+        raise UsageError(
+            "loss.class_weights=batch looks at one process's batch only",
+            fix="use inverse or inverse_sqrt with several processes",
+        )
+    ranks.slice_of(config.train.batch_size)
+    hashes = distributed.gather_objects((split.data_hash, split.split_hash))
+    if len(set(hashes)) > 1:
+        raise UsageError(
+            "the processes do not have the same data: their data or split hashes differ",
+            fix="record the same data set on every machine",
+        )
+
+
+def _moment(state: State) -> str:
+    """Where a state stands, in words."""
+    if state.step:
+        return f"in epoch {state.epoch + 1} after step {state.step}"
+    return f"after epoch {state.epoch}"
 
 
 def versions() -> dict[str, str]:
@@ -267,185 +607,20 @@ def versions() -> dict[str, str]:
     }
 
 
-class _TrainData:
-    """The training part on the device, in batches of a random order."""
-
-    def __init__(self, part: Part, device: torch.device) -> None:
-        self.part = part
-        self.pixels = torch.from_numpy(part.pixels).to(device)
-        self.labels = torch.from_numpy(part.labels).to(device)
-
-    def batches(self, config: Config, epoch: int) -> list[Tensor]:
-        """Index batches of an epoch; a last, smaller one is left out (batch norm)."""
-        order = torch.randperm(
-            len(self.labels), generator=generator(config.train.seed, "order", epoch)
-        )
-        size = min(config.train.batch_size, len(order))
-        return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
-
-
-def _train_epoch(
-    model: BiigmaNet,
-    criterion: Criterion,
-    optimizer: torch.optim.Optimizer,
-    average: _Average | None,
-    data: _TrainData,
-    config: Config,
-    epoch: int,
-    device: torch.device,
-    precision: str,
-    on_event: Callable[[Event], None],
-    *,
-    last_good: Path | None,
-) -> dict[str, float | int]:
-    """One pass over the training part; returns its row of `metrics.csv`, without validation."""
-    tc = config.train
-    side = side_at(tc, epoch, config.data.side)
-    sample = config.model.sampling and epoch >= tc.sampling_start_epoch
-    batches = data.batches(config, epoch)
-    total = tc.epochs * len(batches)
-    sums: dict[str, float] = {}
-    model.train()
-    started = time.perf_counter()
-    seen = 0
-    for step, index in enumerate(batches):
-        overall = epoch * len(batches) + step
-        lr = learning_rate(tc, overall, total)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        draws = generator(tc.seed, "step", epoch, step)
-        # Dropout draws from the global generators.
-        torch.manual_seed(int(torch.randint(2**62, (), generator=draws)))
-        on_device = index.to(device)
-        image = resize_batch(to_batch(data.pixels[on_device], device), side)
-        if tc.augment:
-            image = augment_batch(image, draws)
-            image = image.contiguous(memory_format=torch.channels_last)
-        target = data.labels[on_device]
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(image, sample=sample, generator=draws)
-        loss: Loss = criterion(output, target, model)
-        value = loss.total.item()
-        if not math.isfinite(value):
-            ids = [data.part.ids[i] for i in index.tolist()]
-            kept = f"the last good checkpoint is {last_good}" if last_good else "no epoch was done"
-            raise TrainingDiverged(
-                f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; {kept}; "
-                f"images of the batch: {', '.join(ids[:8])} and {max(0, len(ids) - 8)} more",
-                fix="lower train.lr, or set train.grad_clip and train.precision=fp32",
-            )
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss.total)
-        if tc.grad_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), tc.grad_clip)
-        optimizer.step()
-        if average:
-            average.update(model, overall)
-        seen += len(index)
-        terms = {name: float(term) for name, term in loss.terms.items()}
-        logged = {"loss": value, **terms}
-        if loss.independence is not None:
-            cosine = loss.independence.cosine_KK
-            k = len(cosine)
-            logged["kernel_mean"] = float(loss.independence.kernel_mean)
-            logged["head_cosine"] = float((cosine.sum() - cosine.trace()) / max(1, k * (k - 1)))
-        for name, number in logged.items():
-            sums[name] = sums.get(name, 0.0) + number
-        on_event(
-            StepEvent(
-                epoch=epoch + 1,
-                epochs=tc.epochs,
-                step=step + 1,
-                steps=len(batches),
-                images_per_s=seen / (time.perf_counter() - started),
-                loss=value,
-                terms=terms,
-            )
-        )
-    return {
-        "epoch": epoch + 1,
-        "side": side,
-        "lr": lr,
-        "images_per_s": seen / (time.perf_counter() - started),
-        **{name: number / len(batches) for name, number in sums.items()},
-    }
-
-
-def _optimizer(model: BiigmaNet, config: Config) -> torch.optim.Optimizer:
+def _optimizer(model: BiigmaNet, config: Config, device: torch.device) -> torch.optim.Optimizer:
+    # One pass over all tensors in place of several for each.
+    fused = device.type in ("cpu", "cuda")
     if config.train.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.train.lr)
+        return torch.optim.Adam(model.parameters(), lr=config.train.lr, fused=fused)
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": config.train.weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.train.lr)
+    return torch.optim.AdamW(groups, lr=config.train.lr, fused=fused)
 
 
-def _with_average(model: BiigmaNet, average: _Average) -> BiigmaNet:
-    """A copy of the network that holds the averaged weights."""
-    copy = BiigmaNet(model.config, model.head.out_features, load_weights=False)
-    copy.load_state_dict(average.tensors)
-    return prepare(copy, next(model.parameters()).device).eval()
-
-
-def _save_last(
-    path: Path,
-    model: BiigmaNet,
-    optimizer: torch.optim.Optimizer,
-    average: _Average | None,
-    state: _State,
-    meta: dict[str, Any],
-) -> None:
-    tensors = model_state(model)
-    for i, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            tensors[f"optim.{i}.{name}"] = torch.as_tensor(value)
-    if average:
-        tensors |= {f"ema.{k}": v for k, v in average.tensors.items()}
-    save_checkpoint(path, tensors, {**meta, "state": dataclasses.asdict(state)})
-
-
-def _restore(
-    last: Checkpoint,
-    model: BiigmaNet,
-    optimizer: torch.optim.Optimizer,
-    average: _Average | None,
-) -> _State:
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in last.tensors.items() if k.startswith(prefix)}
-
-    model.load_state_dict(under("model."))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in under("optim.").items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    if average:
-        device = next(model.parameters()).device
-        average.tensors = {k: v.to(device) for k, v in under("ema.").items()}
-    return _State(**last.meta["state"])
-
-
-def _check_resumable(last: Checkpoint, config: Config, split: Split) -> None:
-    differences = [
-        f"{section}.{key}: {old} -> {values[key]}"
-        for section, values in config.to_dict().items()
-        for key, old in last.meta["config"].get(section, {}).items()
-        if key in values and values[key] != old
-    ]
-    stored = last.meta["split"]
-    for key in ("data_hash", "split_hash"):
-        if stored[key] != getattr(split, key):
-            differences.append(f"{key}: {stored[key][:12]} -> {getattr(split, key)[:12]}")
-    if differences:
-        raise CheckpointMismatch(
-            "the run was started with other settings or data:\n  " + "\n  ".join(differences),
-            fix="resume with the same settings, or start a new run with --name",
-        )
-
-
-def _as_csv(rows: list[dict[str, float | int]]) -> str:
+def _as_csv(rows: Sequence[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -455,4 +630,4 @@ def _as_csv(rows: list[dict[str, float | int]]) -> str:
     return text.getvalue()
 
 
-__all__ = ["EpochEvent", "Event", "LoadEvent", "NoteEvent", "StepEvent", "train"]
+__all__ = ["train", "versions"]

@@ -61,6 +61,33 @@ def test_squared_distances_match_loops() -> None:
     assert bool((squared_distances(x.float()) >= 0).all())
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_gradient_of_squared_distances_is_that_of_the_differences(last: bool) -> None:
+    """The closed form against plain automatic differentiation, for both layouts of the features."""
+    x = heads()[:, :, :, 0] + 5
+    x = (x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 1, 3) if last else x.mT).clone()
+    x[0, 0, 1] = x[0, 0, 0]  # equal vectors: distance and gradient 0
+    x.requires_grad_()
+    aim = normal(B, K, W, W, seed=1)  # not symmetric
+    direct = (x[:, :, :, None] - x[:, :, None]).square().sum(-1)
+    (expected,) = torch.autograd.grad((direct * aim).sum(), x)
+    (got,) = torch.autograd.grad((squared_distances(x) * aim).sum(), x)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradcheck(squared_distances, (x[:1, :2, :4].detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_layout_of_the_features_changes_nothing(criterion: str) -> None:
+    """Channels innermost, as MICA gives them, or positions innermost."""
+    x = heads().requires_grad_()
+    y = heads().permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2).requires_grad_()
+    one, two = (independence(t, criterion=criterion, bandwidth="median") for t in (x, y))
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    (left,), (right,) = (torch.autograd.grad(r.value, t) for r, t in ((one, x), (two, y)))
+    torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-14)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_eq2_pairs_match_loops(criterion: str, sigma: float) -> None:

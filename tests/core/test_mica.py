@@ -68,6 +68,46 @@ def test_shortcut_has_the_same_gradients() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layout_of_the_input_changes_nothing(layout: torch.memory_format) -> None:
+    """Value and gradient; the gated maps lie channels innermost either way."""
+    mica, feat = block(), normal(B, C, H, W, seed=6)
+    given = feat.clone(memory_format=layout).requires_grad_()
+    gated = mica(given).gated()
+    assert gated.permute(0, 3, 4, 1, 2).is_contiguous()
+    torch.testing.assert_close(gated.flatten(1, 2), reference(mica, feat), rtol=1e-10, atol=1e-12)
+    plain = feat.clone().requires_grad_()
+    aim = normal(B, 60, H, W, seed=7)
+    (expected,) = torch.autograd.grad((by_convolution(mica, plain) * aim).sum(), plain)
+    (got,) = torch.autograd.grad((gated.flatten(1, 2) * aim).sum(), given)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def by_convolution(mica: MICA, feat_BCHW: Tensor) -> Tensor:
+    """R^CA with torch's own convolution for the projection."""
+    maps = mica.project(feat_BCHW).relu().unflatten(1, (mica.heads, mica.channels))
+    pooled = maps.mean((3, 4))
+    hidden = torch.einsum("bkd,ksd->bks", pooled, mica.squeeze_KSD).relu()
+    gate = torch.einsum("bks,kds->bkd", hidden, mica.excite_KDS).sigmoid()
+    return (maps * gate[..., None, None]).flatten(1, 2)
+
+
+def test_projecting_a_mixture_of_positions_is_mixing_their_projections() -> None:
+    """The projection is linear and the same everywhere; what follows it takes either."""
+    mica, feat = block(), normal(B, C, H, W, seed=8)
+    share, order = torch.rand(B, 1, H, W, dtype=torch.float64), torch.randperm(H * W)
+
+    def mixed(x: Tensor) -> Tensor:
+        moved = x.flatten(2)[..., order].unflatten(2, (H, W))
+        return share * x + (1 - share) * moved
+
+    expected = mica(mixed(feat))
+    projected = mica.project_positions(feat).permute(0, 3, 1, 2)
+    got = mica.attend(mixed(projected).permute(0, 2, 3, 1))
+    torch.testing.assert_close(got.gated(), expected.gated(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got.pooled_BKD, expected.pooled_BKD, rtol=1e-10, atol=1e-12)
+
+
 def test_heads_are_independent_of_each_other() -> None:
     """Changing one head's weights leaves the others' features alone."""
     mica, feat = block(), normal(B, C, H, W, seed=5)

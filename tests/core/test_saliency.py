@@ -43,6 +43,16 @@ def test_eq5_matches_loops(prune: str, form: str) -> None:
     torch.testing.assert_close(m[:, 0], ref.saliency_eq5(s, prune, form), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("prune", PRUNES)
+def test_channels_last_far_from_zero(prune: str) -> None:
+    """The layout of a running network, in float32, with means far above the spread."""
+    s = (stack() + 100).float()
+    given = s.contiguous(memory_format=torch.channels_last)
+    got = saliency_map(given, prune=prune, form="standardised")
+    expected = ref.saliency_eq5(s, prune, "standardised").float()
+    torch.testing.assert_close(got[:, 0], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_low_and_high_variance_are_complements() -> None:
     """The reading taken removes the channels that the formula as printed keeps."""
     image = stack()[0]

@@ -22,17 +22,21 @@ import pytest
 import torch
 
 from biigma_cli import config as cfg
-from biigma_cli.core.weights import Checkpoint, load_checkpoint
+from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model
 from biigma_cli.data.cache import build_cache, cache_path
 from biigma_cli.data.manifest import Manifest, load_manifest
 from biigma_cli.data.splits import make_split
+from biigma_cli.engine import checkpoints
 from biigma_cli.engine import train as engine
-from biigma_cli.engine.train import EpochEvent, Event, LoadEvent, NoteEvent, StepEvent, train
-from biigma_cli.errors import CheckpointMismatch, TrainingDiverged
+from biigma_cli.engine.evaluate import predict_proba
+from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
+from biigma_cli.engine.interrupt import StopRequest
+from biigma_cli.engine.train import train
+from biigma_cli.errors import BiigmaError, CheckpointMismatch, Interrupted, TrainingDiverged
 from tests.conftest import TINY, call
 
 CPU = torch.device("cpu")
-TIMING = ("seconds", "images_per_s")
+TIMING = ("seconds", "images_per_s", "data_wait")
 
 
 def settings(**changes: Any) -> cfg.Config:
@@ -216,7 +220,8 @@ def test_events(whole: Whole) -> None:
     steps = [e for e in whole.events if isinstance(e, StepEvent)]
     assert [e.epoch for e in epochs] == [1, 2, 3]
     assert [e.step for e in steps] == [*range(1, steps[0].steps + 1)] * 3
-    assert any(isinstance(e, LoadEvent) for e in whole.events)
+    phases = [(e.phase, e.done, e.total) for e in whole.events if isinstance(e, PhaseEvent)]
+    assert phases[-1] == ("validation", phases[-1][2], phases[-1][2])
     assert any("cpu in fp32" in e.text for e in whole.events if isinstance(e, NoteEvent))
     assert epochs[0].best
     assert max(e.epoch for e in epochs if e.best) == whole.summary["best_epoch"]
@@ -259,6 +264,93 @@ def test_resumed_run_is_the_same(
     assert all(torch.equal(best[k], wanted[k]) for k in wanted)
 
 
+def asker(stop: StopRequest, epoch: int, step: int) -> Callable[[Event], None]:
+    """A request to stop after a step; step 0 means within the validation of the epoch."""
+    seen = [0]
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            seen[0] = event.epoch
+            if (event.epoch, event.step) == (epoch, step):
+                stop.signum = signal.SIGINT
+        elif isinstance(event, PhaseEvent) and (seen[0], step) == (epoch, 0):
+            stop.signum = signal.SIGINT
+
+    return on_event
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, 3), (2, 0), (3, 2)])
+def test_stopped_on_request(
+    epoch: int, step: int, whole: Whole, small: Manifest, tmp_path: Path
+) -> None:
+    """Asked to stop in an epoch or in validation, a run goes on from that very step."""
+    run, stop = tmp_path / "run", StopRequest()
+    with pytest.raises(Interrupted) as caught:
+        train(settings(), small, run, device=CPU, stop=stop, on_event=asker(stop, epoch, step))
+    assert caught.value.exit_code == 130
+    state = last(run).meta["state"]
+    assert state["epoch"] == epoch - 1
+    assert state["step"] == step or not step
+    steps: list[int] = []
+
+    def count(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            steps.append(event.step)
+
+    summary = train(settings(), small, run, device=CPU, resume=True, on_event=count)
+    total = sum(isinstance(e, StepEvent) for e in whole.events)
+    per_epoch = total // 3
+    assert len(steps) == total - (epoch - 1) * per_epoch - (step or per_epoch)
+    same(last(run), last(whole.run))
+    assert summary["best_epoch"] == whole.summary["best_epoch"]
+    for ours, theirs in zip(rows_of(run), rows_of(whole.run), strict=True):
+        assert {k: v for k, v in ours.items() if k not in TIMING} == {
+            k: v for k, v in theirs.items() if k not in TIMING
+        }
+
+
+def test_checkpoints_by_the_clock(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """With a checkpoint after every step, a crash loses one step; the last two are kept."""
+    often = settings(checkpoint_minutes=1e-9)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(often, small, run, device=CPU, on_event=stopper(2, 3))
+    assert (last(run).meta["state"]["epoch"], last(run).meta["state"]["step"]) == (1, 2)
+    previous = load_checkpoint(run / "weights" / "previous.safetensors")
+    assert previous.meta["state"]["step"] == 1
+    # The newest one damaged: the one before it serves.
+    newest = run / "weights" / "last.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    told: list[Event] = []
+    train(often, small, run, device=CPU, resume=True, on_event=told.append)
+    texts = [e.text for e in told if isinstance(e, NoteEvent)]
+    assert "resumed in epoch 2 after step 1 from previous.safetensors" in texts
+    same(last(run), last(whole.run))
+
+
+def test_full_disk_in_mid_run(
+    whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that cannot be written ends the run, which goes on from the one before."""
+    run = tmp_path / "run"
+    save, saved = checkpoints.save_checkpoint, []
+
+    def fails(path: Path, *rest: Any) -> None:
+        saved.append(path)
+        if len(saved) == 5:
+            raise BiigmaError(f"cannot write {path}: No space left on device", fix="free some")
+        save(path, *rest)
+
+    often = settings(checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_checkpoint", fails)
+        with pytest.raises(BiigmaError, match=r"No space left.*is whole") as caught:
+            train(often, small, run, device=CPU)
+    assert f"biigma train --resume {run}" in caught.value.fix
+    train(often, small, run, device=CPU, resume=True)
+    same(last(run), last(whole.run))
+
+
 def test_stopped_in_the_first_epoch(small: Manifest, tmp_path: Path) -> None:
     """Nothing is there to go on from, and no weights that look as if."""
     with pytest.raises(KeyboardInterrupt):
@@ -289,7 +381,8 @@ def test_another_seed_trains_otherwise(whole: Whole, small: Manifest, tmp_path: 
 def test_diverged(small: Manifest, tmp_path: Path) -> None:
     """A loss that is no number stops at once and names the moment and the batch's images."""
     run = tmp_path / "run"
-    with pytest.raises(TrainingDiverged, match=r"epoch 1, step \d+; no epoch was done") as caught:
+    wanted = r"epoch 1, step \d+; no checkpoint was written"
+    with pytest.raises(TrainingDiverged, match=wanted) as caught:
         train(settings(lr=1e30, grad_clip=0.0), small, run, device=CPU)
     named = set(
         caught.value.message.split("images of the batch: ")[1].split(" and ")[0].split(", ")
@@ -297,6 +390,68 @@ def test_diverged(small: Manifest, tmp_path: Path) -> None:
     assert len(named) == 8
     assert named <= set(make_split(small, settings().data).train)
     assert not (run / "weights").exists()
+
+
+def test_diverging_loss(small: Manifest, tmp_path: Path) -> None:
+    """A loss that explodes stops before it is a NaN, and names the checkpoint that is good."""
+    often = settings(lr=30.0, grad_clip=0.0, checkpoint_minutes=1e-9, epochs=50)
+    with pytest.raises(TrainingDiverged, match=r"last\.safetensors") as caught:
+        train(often, small, tmp_path / "run", device=CPU)
+    loss = float(caught.value.message.split("the loss is ")[1].split(" ")[0])
+    assert not loss <= 100
+    assert all(torch.isfinite(t).all() for t in last(tmp_path / "run").tensors.values())
+
+
+@pytest.mark.parametrize("select", ["log_loss", "last"])
+def test_other_rules_of_selection(select: str, small: Manifest, tmp_path: Path) -> None:
+    """The epoch with the lowest log loss, or the last one, is the one that is kept."""
+    run = tmp_path / "run"
+    summary = train(settings(select=select), small, run, device=CPU)
+    losses = [float(row["val_log_loss"]) for row in rows_of(run)]
+    wanted = {"log_loss": losses.index(min(losses)) + 1, "last": 3}[select]
+    best = load_checkpoint(run / "weights" / "best.safetensors")
+    assert summary["best_epoch"] == best.meta["epoch"] == wanted
+
+
+def test_distillation(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """A network taught by another one comes closer to it than one that is not."""
+    teacher = whole.run / "weights" / "best.safetensors"
+
+    def taught(weight: float) -> float:
+        config = cfg.from_dict(
+            {
+                "train": {"teachers": [str(teacher)] if weight else []},
+                "loss": {"distillation": weight, "original": 0.1},
+            },
+            settings(epochs=2, seed=5),
+        )
+        run = tmp_path / str(weight)
+        train(config, small, run, device=CPU)
+        if weight:
+            assert float(rows_of(run)[0]["distillation"]) > 0
+        part = engine.load_part(small, make_split(small, config.data).val, 64)
+        ours, theirs = (
+            predict_proba(load_model(load_checkpoint(p)), part.pixels, device=CPU)
+            for p in (run / "weights" / "best.safetensors", teacher)
+        )
+        return float(np.abs(ours - theirs).mean())
+
+    assert taught(20.0) < taught(0.0)
+
+
+def test_teachers_must_be_the_same(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """A teacher's file that changed is refused on resuming, by name."""
+    teacher = tmp_path / "teacher.safetensors"
+    shutil.copy(whole.run / "weights" / "best.safetensors", teacher)
+    config = cfg.from_dict(
+        {"train": {"teachers": [str(teacher)]}, "loss": {"distillation": 1.0}}, settings()
+    )
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, small, run, device=CPU, on_event=stopper(2, 1))
+    shutil.copy(whole.run / "weights" / "last.safetensors", teacher)
+    with pytest.raises(CheckpointMismatch, match=r"teacher .*teacher\.safetensors"):
+        train(config, small, run, device=CPU, resume=True)
 
 
 # --- killed processes ------------------------------------------------------------------------
@@ -351,8 +506,15 @@ def test_killed_run_goes_on(killed: Path, tiny_run: Path, tmp_path: Path) -> Non
 
 
 @posix
-def test_interrupted_run(killed: Path, tmp_path: Path, bare_environment: dict[str, str]) -> None:
-    """Ctrl-C ends with code 130 and the command to go on with, without a traceback."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run(
+    how: signal.Signals,
+    killed: Path,
+    tiny_run: Path,
+    tmp_path: Path,
+    bare_environment: dict[str, str],
+) -> None:
+    """Ctrl-C and SIGTERM write a checkpoint, name the command to go on with, and lose nothing."""
     run = Path(shutil.copytree(killed, tmp_path / "run"))
     before = (run / "weights" / "last.safetensors").read_bytes()
     lines = len((run / "train.log").read_text().splitlines())
@@ -362,10 +524,15 @@ def test_interrupted_run(killed: Path, tmp_path: Path, bare_environment: dict[st
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < limit
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, told = process.communicate(timeout=100)
-    assert process.returncode == 130, told
+    assert process.returncode == 128 + how, told
     assert out == ""
     assert f"biigma train --resume {run}" in told
+    assert "a checkpoint was written" in told
     assert "Traceback" not in told
-    assert (run / "weights" / "last.safetensors").read_bytes() == before
+    assert (run / "weights" / "last.safetensors").read_bytes() != before
+    assert (run / "weights" / "previous.safetensors").read_bytes() == before
+    done = call("train", "--resume", run, "--device", "cpu")
+    assert done.code == 0, done.err
+    same(last(run), last(tiny_run))

@@ -9,9 +9,9 @@ import torch
 
 from biigma_cli.config import TrainConfig
 from biigma_cli.engine import device as devices
+from biigma_cli.engine.average import Average
 from biigma_cli.engine.device import pick_device, pick_precision
 from biigma_cli.engine.schedule import generator, learning_rate, side_at
-from biigma_cli.engine.train import _Average
 from biigma_cli.errors import DeviceError, UsageError
 
 
@@ -69,7 +69,7 @@ def test_generator_leaves_the_global_one_alone() -> None:
 def test_average_begins_short() -> None:
     """The first update keeps a tenth of the initial weights, not 99%; counters are copied."""
     model: Any = torch.nn.BatchNorm2d(2)
-    average = _Average(model, 0.99)
+    average = Average(model, 0.99)
     with torch.no_grad():
         model.weight.fill_(11.0)
         model.running_mean.fill_(5.0)
@@ -85,7 +85,7 @@ def test_average_begins_short() -> None:
 def test_average_with_a_short_memory() -> None:
     """A decay below a tenth holds from the start."""
     model: Any = torch.nn.BatchNorm2d(2)
-    average = _Average(model, 0.05)
+    average = Average(model, 0.05)
     with torch.no_grad():
         model.weight.fill_(0.0)
     average.update(model, 0)

@@ -1,4 +1,4 @@
-"""Figures from predictions, on scikit-learn, with bootstrap intervals by lesion.
+"""Figures of answers (class indices), on scikit-learn, with bootstrap intervals by lesion.
 
 Macro averages run over the classes present in the truth, so that a class nobody could have found
 does not count as missed; absent classes are named in `Figures.absent`.
@@ -6,7 +6,7 @@ does not count as missed; absent classes are named in `Figures.absent`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,18 +163,26 @@ def _resampled(
     if len(groups) != len(truth_n):
         raise DataError(f"{len(truth_n)} labels and {len(groups)} groups", fix="match them by id")
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
-    rng = np.random.default_rng(seed)
     count = len(names)
     per_group = [
         _confusions(truth_n, p, group_n, count, classes).reshape(count, -1) for p in predictions
     ]
     sums: list[list[Floats]] = [[] for _ in predictions]
-    for start in range(0, resamples, 100):  # in blocks, to keep the weights small
-        block = min(100, resamples - start)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=block).astype(np.float64)
+    for weights in resample_weights(count, resamples, seed):
         for total, tables in zip(sums, per_group, strict=True):
-            total.append((weights @ tables).reshape(block, classes, classes))
+            total.append((weights @ tables).reshape(len(weights), classes, classes))
     return [_from_confusion(np.concatenate(total)) for total in sums]
+
+
+def resample_weights(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each group is drawn in each resample, in blocks `(b, groups)` to save memory.
+
+    Equal arguments give equal draws, so that models judged one after the other are paired.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, 100):
+        block = min(100, resamples - start)
+        yield rng.multinomial(groups, np.full(groups, 1 / groups), size=block).astype(np.float64)
 
 
 def _confusions(

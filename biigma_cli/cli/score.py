@@ -1,0 +1,213 @@
+"""`biigma score`: figures of anybody's predictions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from biigma_cli.data.submission import Matched
+    from biigma_cli.metrics import Assessment, Difference
+
+MEAN_AUC = "mean of the two AUCs (the ranking of ISIC 2017)"
+
+
+@boundary
+def score(
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV: image and a column per class; or image_id, melanoma, seborrheic_keratosis."
+        ),
+    ],
+    truth: Annotated[
+        Path,
+        typer.Argument(help="The same with 0 and 1; or image_id and dx, as in HAM10000."),
+    ],
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            "--groups",
+            metavar="CSV",
+            help="Image id and lesion_id: lesions are resampled whole. "
+            "Default: the truth's own column lesion_id, if it has one.",
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", metavar="CSV", help="Other predictions: paired differences are added."
+        ),
+    ] = None,
+    subset: Annotated[
+        bool, typer.Option("--subset", help="Judge the images that all files name.")
+    ] = False,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Divide each row by its sum.")
+    ] = False,
+    resamples: Annotated[
+        int,
+        typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
+    ] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resamples.")] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Judge predictions in the ISIC submission form.
+
+    Accuracy, macro-F1, balanced accuracy, the official ISIC score, AUC, average precision, log
+    loss, Brier score and calibration error, per class, and the confusion matrix, each figure with
+    a 95% bootstrap interval. Scores that do not sum to 1 are ranked and counted, but log loss,
+    Brier score and calibration error then need --normalise. The image that the official scorer
+    leaves out, ISIC_0035068, is left out here, too.
+    """
+    from biigma_cli.data.submission import (
+        common,
+        match,
+        normalised,
+        read_predictions,
+        read_truth,
+    )
+    from biigma_cli.errors import DataError
+    from biigma_cli.metrics import compare
+
+    known = read_truth(truth)
+    files = [read_predictions(path) for path in (predictions, against) if path is not None]
+    if len({f.binary for f in files}) > 1:
+        raise DataError(
+            f"{predictions} and {against} are of different forms",
+            fix="give both with the same columns",
+        )
+    if subset:
+        known, left = common(known, files)
+        if left:
+            note(f"{left} images are not in every file; {len(known.ids)} are judged")
+    matched = []
+    for file in files:
+        joined = match(file, known, subset=subset, groups=groups)
+        odd = len(joined.unlike_one)
+        if odd and normalise:
+            joined = normalised(joined)
+            note(f"{file.path}: {odd} rows did not sum to 1; divided by their sums")
+        elif odd:
+            note(f"{file.path}: {odd} rows do not sum to 1, so there is no log loss, Brier score "
+                 "or calibration error; --normalise divides each row by its sum")  # fmt: skip
+        matched.append(joined)
+    first = matched[0]
+    tasks = {name: _assessed(name, task, resamples, seed) for name, task in _tasks(first)}
+    others = {
+        name: _assessed(name, task, resamples, seed)
+        for other in matched[1:]
+        for name, task in _tasks(other)
+    }
+    differences = {name: compare(tasks[name], other) for name, other in others.items()}
+    _notes(first, tasks, others)
+    if json_:
+        import json
+
+        result = _result(tasks, others, differences, against)
+        named = {"predictions": str(predictions), "truth": str(truth)}
+        typer.echo(json.dumps({**named, **result}, indent=2))
+        return
+    from biigma_cli.report.tables import render, table_width
+
+    tty = sys.stdout.isatty()
+    items: list[Table | str] = [f"predictions: {predictions}", f"truth:       {truth}"]
+    items += _tables(tasks, differences, str(against))
+    typer.echo(render(*items, width=table_width(tty=tty), colour=tty), nl=False)
+
+
+def _tasks(matched: Matched) -> Iterable[tuple[str, Matched]]:
+    """What is asked: one task without a name, or the two of the 2017 form."""
+    from biigma_cli.data.submission import binary_tasks
+
+    return binary_tasks(matched) if matched.binary else [("", matched)]
+
+
+def _assessed(name: str, task: Matched, resamples: int, seed: int) -> Assessment:
+    from biigma_cli.cli.progress import Progress
+    from biigma_cli.metrics import assess
+
+    with Progress(f"resampling {name}".strip(), "resamples") as progress:
+        return assess(
+            task.label_n,
+            task.score_nY,
+            task.codes,
+            groups=task.groups,
+            counted=task.counted,
+            resamples=resamples,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def _notes(
+    matched: Matched, tasks: Mapping[str, Assessment], others: Mapping[str, Assessment]
+) -> None:
+    """What the reader must know of how it was judged, on stderr."""
+    from biigma_cli.report.tables import NO_LESIONS, remarks
+
+    if matched.dropped:
+        note(f"not predicted and without an image, left out: {', '.join(matched.dropped)}")
+    told = dict.fromkeys(line for a in tasks.values() for line in remarks(a))
+    for line in told:
+        note(line)
+    for line in dict.fromkeys(line for a in others.values() for line in remarks(a)):
+        if line not in told:
+            note(f"the other predictions: {line}")
+    if matched.groups is None and next(iter(tasks.values())).resamples:
+        note(f"{NO_LESIONS} (--groups)")
+
+
+def _result(
+    tasks: Mapping[str, Assessment],
+    others: Mapping[str, Assessment],
+    differences: Mapping[str, Difference],
+    against: Path | None,
+) -> dict[str, Any]:
+    """For JSON: the figures; for the 2017 form those of each task."""
+    from biigma_cli.metrics import mean_auc
+
+    plain = {name: task.to_dict() for name, task in tasks.items()}
+    for name, other in others.items():
+        plain[name]["against"] = {
+            "predictions": str(against),
+            **{k: v for k, v in other.to_dict().items() if k in ("overall", "per_class")},
+            "difference": differences[name].to_dict(),
+        }
+    if "" in plain:
+        return plain[""]
+    return {"mean_auc": mean_auc(list(tasks.values())).to_dict(), "tasks": plain}
+
+
+def _tables(
+    tasks: Mapping[str, Assessment], differences: Mapping[str, Difference], against: str
+) -> list[Table | str]:
+    from biigma_cli.metrics import mean_auc
+    from biigma_cli.report.tables import assessment_tables, figure_table
+    from biigma_cli.taxonomy import taxonomy
+
+    items: list[Table | str] = []
+    if "" not in tasks:
+        whole = mean_auc(list(tasks.values()))
+        items.append(figure_table({MEAN_AUC: whole}, title="both questions"))
+    for name, assessed in tasks.items():
+        if name:
+            items.append(f"\n{taxonomy(name).title}")
+        title = f"{assessed.figures.n} images"
+        items += assessment_tables(
+            assessed,
+            title=f"{title}; {assessed.bootstrap}" if assessed.resamples else title,
+            binary=bool(name),
+            difference=differences.get(name),
+            against=against,
+        )
+    return items

@@ -1,0 +1,121 @@
+"""A CSV with one row per image, and faults by their lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from biigma_cli.data.scan import composed, first
+from biigma_cli.errors import DataError
+
+ID_COLUMNS = ("image", "image_id", "isic_id")
+_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
+
+
+class Row(NamedTuple):
+    line: int
+    cells: dict[str, str]
+
+
+class Table(NamedTuple):
+    """A CSV: its key column, the other columns as written, rows by lower-case column."""
+
+    path: Path
+    key: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    decimal_comma: bool
+
+    def ids(self) -> tuple[str, ...]:
+        return tuple(image_id(r.cells[self.key]) for r in self.rows)
+
+    def number(self, row: Row, column: str) -> float | None:
+        """The cell as a number; None where it is none, NaN and infinity among them."""
+        text = row.cells[column.casefold()]
+        if self.decimal_comma and "." not in text:
+            text = text.replace(",", ".")
+        try:
+            value = float(text)
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
+
+
+def read_table(path: Path) -> Table:
+    """A CSV with an id column. Raises `DataError` naming the line that cannot be right."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise DataError(f"nothing at {path}", fix="check the path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", fix="check the path") from error
+    head, _, _ = text.partition("\n")
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        header = [composed(c.strip()) for c in next(reader, [])]
+        while header and not header[-1]:  # spreadsheets leave empty columns at the end
+            header.pop()
+        names = [c.casefold() for c in header]
+        key = next((c for c in ID_COLUMNS if c in names), None)
+        if key is None:
+            raise DataError(
+                f"{path} has no column {' or '.join(ID_COLUMNS)}; it has: "
+                f"{', '.join(header)[:200] or 'nothing'}",
+                fix="the first line must name the columns: image, then one per class",
+            )
+        twice = [c for c, n in Counter(names).items() if n > 1]
+        if twice or "" in names:
+            raise DataError(
+                f"{path} has "
+                + (f"the column {twice[0]!r} twice" if twice else "a nameless column"),
+                fix="name each column once",
+            )
+        rows = []
+        for cells in reader:
+            if not any(c.strip() for c in cells):
+                continue
+            line = reader.line_num
+            if len(cells) < len(names) or any(c.strip() for c in cells[len(names) :]):
+                raise DataError(
+                    f"{path}, line {line}: {len(cells)} cells, and {len(names)} columns",
+                    fix="mend that line",
+                )
+            row = dict(zip(names, cells, strict=False))
+            if not row[key].strip():
+                raise DataError(f"{path}, line {line}: no image id", fix="mend that line")
+            rows.append(Row(line, row))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}", fix="mend that line") from error
+    if not rows:
+        raise DataError(f"{path} has no rows", fix="there must be one per image")
+    columns = tuple(c for c, name in zip(header, names, strict=True) if name != key)
+    return Table(path, key, columns, tuple(rows), decimal_comma=delimiter != ",")
+
+
+def image_id(text: str) -> str:
+    """An image's id: without white space and without the suffix of an image file."""
+    return _SUFFIX.sub("", composed(text.strip()))
+
+
+def refuse_doubles(where: Path | str, ids: Sequence[str]) -> None:
+    doubled = [i for i, n in Counter(ids).items() if n > 1]
+    if doubled:
+        raise DataError(
+            f"{where}: {len(doubled)} images come more than once: {first(doubled)}",
+            fix="keep one row per image",
+        )
+
+
+def listed(items: Sequence[str]) -> str:
+    rest = len(items) - 10
+    return "; ".join(items[:10]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,178 @@
+"""The whole state of a training on disk: the last two checkpoints, and how they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biigma_cli.config import Config
+from biigma_cli.core.model import BiigmaNet
+from biigma_cli.core.weights import Checkpoint, load_checkpoint, model_state, save_checkpoint
+from biigma_cli.data.splits import Split
+from biigma_cli.engine.average import Average
+from biigma_cli.errors import BiigmaError, CheckpointMismatch, ModelFileError
+
+Row = dict[str, float | int]
+
+
+@dataclass
+class State:
+    """What changes while a training runs, apart from tensors. Random numbers need no state.
+
+    Attributes:
+        epoch: finished epochs.
+        step: steps done in the epoch under way.
+        best_score: of the chosen epoch, by the rule of `train.select`; higher is better.
+        best_epoch: the chosen epoch, 1-based; 0 while there is none.
+        seconds: wall time of the finished epochs.
+        rows: of `metrics.csv`.
+        first_loss: of the run's first step; divergence is judged by it.
+        names: of what is summed over the epoch under way.
+        sums: their sums over `step` steps.
+        spent: wall time of the epoch under way.
+        waited: of that, waiting for data.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    first_loss: float = 0.0
+    names: list[str] = field(default_factory=list)
+    sums: list[float] = field(default_factory=list)
+    spent: float = 0.0
+    waited: float = 0.0
+
+
+class RunFiles:
+    """Paths of a run folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.best = run / "weights" / "best.safetensors"
+        self.last = run / "weights" / "last.safetensors"
+        self.previous = run / "weights" / "previous.safetensors"
+
+    def save_last(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Write the newest checkpoint; the one before it stays as `previous`.
+
+        At every moment one of the two is whole. Raises `BiigmaError` where the disk is full.
+        """
+        if self.last.exists():
+            spare = self.previous.with_suffix(".new~")
+            with contextlib.suppress(FileNotFoundError):
+                spare.unlink()
+            try:
+                os.link(self.last, spare)
+            except OSError:  # a file system without hard links
+                try:
+                    shutil.copyfile(self.last, spare)
+                except OSError as error:
+                    with contextlib.suppress(OSError):
+                        spare.unlink()
+                    raise BiigmaError(
+                        f"cannot write {spare}: {error.strerror or error}",
+                        fix="free some space",
+                    ) from error
+            spare.replace(self.previous)
+        save_checkpoint(self.last, tensors, meta)
+
+    def newest(self) -> tuple[Checkpoint, Path]:
+        """The newest checkpoint that can be read, and where it lies.
+
+        Raises `ModelFileError` where there is none.
+        """
+        problems = []
+        for path in (self.last, self.previous):
+            try:
+                checkpoint = load_checkpoint(path)
+                if "state" in checkpoint.meta:
+                    return checkpoint, path
+                problems.append(f"{path} holds no training state")
+            except ModelFileError as error:
+                problems.append(error.message)
+        raise ModelFileError(
+            f"{self.run} has no checkpoint to go on from: " + "; ".join(problems),
+            fix="start it again under another name",
+        )
+
+
+def training_tensors(
+    model: BiigmaNet, optimizer: torch.optim.Optimizer, average: Average | None
+) -> dict[str, Tensor]:
+    """Everything that a training needs to go on: weights, optimizer, average."""
+    tensors = model_state(model)
+    for i, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optim.{i}.{name}"] = torch.as_tensor(value)
+    if average:
+        tensors |= {f"ema.{k}": v for k, v in average.tensors.items()}
+    return tensors
+
+
+def restore(
+    last: Checkpoint,
+    model: BiigmaNet,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+) -> State:
+    """Fill model, optimizer and average from a checkpoint; returns the rest of the state."""
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in last.tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(under("model."))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in under("optim.").items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    # A fused optimizer walks weights and moments in the order of memory: they must lie alike.
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)
+    if average:
+        device = next(model.parameters()).device
+        average.tensors = {k: v.to(device) for k, v in under("ema.").items()}
+    known = {f.name for f in dataclasses.fields(State)}
+    return State(**{k: v for k, v in last.meta["state"].items() if k in known})
+
+
+def check_resumable(
+    last: Checkpoint, config: Config, split: Split, teachers: dict[str, str]
+) -> None:
+    """Raise `CheckpointMismatch` that lists what differs from when the run was started.
+
+    Args:
+        teachers: digests of the teachers' files, see `Teachers`.
+    """
+    differences = [
+        f"{section}.{key}: {old} -> {values[key]}"
+        for section, values in config.to_dict().items()
+        for key, old in last.meta["config"].get(section, {}).items()
+        if key in values and values[key] != old
+    ]
+    stored = last.meta["split"]
+    for key in ("data_hash", "split_hash"):
+        if stored[key] != getattr(split, key):
+            differences.append(f"{key}: {stored[key][:12]} -> {getattr(split, key)[:12]}")
+    for path, digest in teachers.items():
+        old = last.meta.get("teachers", {}).get(path)
+        if old != digest:
+            differences.append(f"teacher {path}: file {str(old)[:12]} -> {digest[:12]}")
+    if differences:
+        raise CheckpointMismatch(
+            "the run was started with other settings or data:\n  " + "\n  ".join(differences),
+            fix="resume with the same settings, or start a new run with --name",
+        )

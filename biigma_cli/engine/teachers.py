@@ -1,0 +1,58 @@
+"""Distillation: the mean answer of networks trained on the same split (Hinton et al., 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from biigma_cli.core.weights import load_checkpoint, load_model
+from biigma_cli.data.augment import resize_batch
+from biigma_cli.data.splits import Split, check_same_split
+from biigma_cli.engine.evaluate import prepare
+from biigma_cli.storage import content_digest
+
+
+class Teachers:
+    """Trained networks that answer for the student's own augmented images.
+
+    Each sees the very view the student sees: answers for other views of the image would ask the
+    student to ignore what it is shown.
+
+    Attributes:
+        digests: of each teacher's file, by its path: a resumed run must have the same ones.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], *, classes: list[str], split: Split, device: torch.device
+    ) -> None:
+        """Load them.
+
+        Raises:
+            ModelFileError: no such file, or no checkpoint.
+            CheckpointMismatch: other classes, or trained on another split, whose training part may
+                hold images that are test images here.
+        """
+        self.models = []
+        self.sides = []
+        self.digests: dict[str, str] = {}
+        for path in paths:
+            checkpoint = load_checkpoint(Path(path))
+            check_same_split(split, checkpoint.meta["split"], source=path)
+            self.models.append(prepare(load_model(checkpoint, classes=classes), device).eval())
+            self.sides.append(checkpoint.config.data.side)
+            self.digests[path] = content_digest(Path(path).read_bytes())
+
+    def __bool__(self) -> bool:
+        return bool(self.models)
+
+    @torch.no_grad()
+    def __call__(self, image_B3SS: Tensor) -> Tensor:
+        """Mean probabilities, `(B, Y)` in float32, for float images in [0, 255]."""
+        answers = [
+            model(resize_batch(image_B3SS, side)).logits_BY.float().softmax(1)
+            for model, side in zip(self.models, self.sides, strict=True)
+        ]
+        return torch.stack(answers).mean(0)

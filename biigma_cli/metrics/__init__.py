@@ -1,0 +1,80 @@
+"""Figures of judgement from labels and predictions, with bootstrap intervals by lesion.
+
+`confusion` has the figures of answers alone, `assess` all that scores allow (`resampled` and
+`ranks` work them out for many resamples at once), `calibration` how far they can be believed.
+"""
+
+from __future__ import annotations
+
+from biigma_cli.metrics.assess import (
+    SUM_TOLERANCE,
+    ZERO_WEIGHT,
+    Assessment,
+    Difference,
+    Figure,
+    assess,
+    compare,
+    is_probability,
+    mean_auc,
+    paper_columns,
+    score_weight,
+)
+from biigma_cli.metrics.calibration import (
+    Reliability,
+    ReliabilityBin,
+    apply_temperature,
+    fit_temperature,
+    log_probability,
+    reliability,
+)
+from biigma_cli.metrics.confusion import (
+    HEADLINE,
+    ClassFigures,
+    Figures,
+    Floats,
+    Interval,
+    Ints,
+    _confusions,
+    _from_confusion,
+    bootstrap,
+    bootstrap_difference,
+    evaluate,
+)
+from biigma_cli.metrics.names import HALVES, LOWER_IS_BETTER, OVERALL, PER_CLASS, POINTS, TITLES
+
+__all__ = [
+    "HALVES",
+    "HEADLINE",
+    "LOWER_IS_BETTER",
+    "OVERALL",
+    "PER_CLASS",
+    "POINTS",
+    "SUM_TOLERANCE",
+    "TITLES",
+    "ZERO_WEIGHT",
+    "Assessment",
+    "ClassFigures",
+    "Difference",
+    "Figure",
+    "Figures",
+    "Floats",
+    "Interval",
+    "Ints",
+    "Reliability",
+    "ReliabilityBin",
+    "_confusions",
+    "_from_confusion",
+    "apply_temperature",
+    "assess",
+    "bootstrap",
+    "bootstrap_difference",
+    "compare",
+    "evaluate",
+    "fit_temperature",
+    "is_probability",
+    "log_probability",
+    "mean_auc",
+    "paper_columns",
+    "reliability",
+    "score_weight",
+]
