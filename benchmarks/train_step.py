@@ -310,7 +310,11 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A quotient of medians, and the quartiles of the quotients of single rounds."""
+    """Median and quartiles of the quotients of single rounds.
+
+    Not the quotient of the medians: a machine's speed drifts, and the two steps of one round lie
+    close together in time.
+    """
 
     what: str
     value: float
@@ -324,8 +328,7 @@ def compare(what: str, one: list[float], two: list[float], target: float | None)
     if len(one) < len(two):
         two = two[::5]
     each = [a / b for a, b in zip(one, two, strict=True)]
-    low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else (each[0],) * 3
-    value = statistics.median(one) / statistics.median(two)
+    low, value, high = statistics.quantiles(each, n=4) if len(each) > 1 else (each[0],) * 3
     return Ratio(what=what, value=value, low=low, high=high, target=target)
 
 
@@ -358,7 +361,9 @@ def report(entries: list[Contender], found: list[Ratio], heading: str, batch: in
         )
     lines.append("")
     for ratio in found:
-        line = f"{ratio.what:<28}{ratio.value:8.3f}  (rounds {ratio.low:.3f} to {ratio.high:.3f})"
+        line = (
+            f"{ratio.what:<28}{ratio.value:8.3f}  (quartiles {ratio.low:.3f} to {ratio.high:.3f})"
+        )
         if ratio.target is not None:
             verdict = "met" if ratio.value <= ratio.target else "MISSED"
             line += f"  target {ratio.target:.2f}: {verdict}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,18 @@ from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split
 from biigma_cli.engine.evaluate import predict_proba, prepare
 from biigma_cli.errors import CheckpointMismatch, ModelFileError
-from biigma_cli.metrics import Interval, bootstrap, bootstrap_difference, evaluate
+from biigma_cli.metrics import (
+    HEADLINE,
+    Assessment,
+    Difference,
+    Ints,
+    assess,
+    compare,
+    paper_columns,
+    score_weight,
+)
 from biigma_cli.runtime.session import Predictor
+from biigma_cli.taxonomy import DERIVED
 
 Progress = Callable[[int, int], None]
 
@@ -32,6 +43,7 @@ class Candidate(NamedTuple):
         data: what it was trained on, its input's side and resize rule.
         split: summary of the split it was trained with.
         run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
+        temperature: T that these are calibrated with; None where they are as trained.
     """
 
     name: str
@@ -39,6 +51,84 @@ class Candidate(NamedTuple):
     data: DataConfig
     split: dict[str, Any]
     run: Callable[[npt.NDArray[np.uint8], Progress], npt.NDArray[np.float32]]
+    temperature: float | None = None
+
+
+class Rival(NamedTuple):
+    """The second model of a judgement, and first minus second over the same images."""
+
+    model: str
+    temperature: float | None
+    assessment: Assessment
+    difference: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a model did on one part.
+
+    Attributes:
+        model: its name.
+        temperature: T that its probabilities are calibrated with; None where they are as trained.
+        split: that the part is of.
+        part: `train`, `val` or `test`.
+        ids: the part's images, those that do not count among them.
+        label_n: `(n,)` class indices.
+        proba_nY: `(n, Y)`.
+        lesions: whether any image's lesion is known; else each image stands for its own.
+        assessment: the figures.
+        against: the second model, if there is one.
+    """
+
+    model: str
+    temperature: float | None
+    split: Split
+    part: str
+    ids: tuple[str, ...]
+    label_n: Ints = field(repr=False)
+    proba_nY: npt.NDArray[np.float32] = field(repr=False)
+    lesions: bool
+    assessment: Assessment
+    against: Rival | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether it is one of the paper's binary tasks: the first class against the rest."""
+        return self.split.dataset in DERIVED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but images and probabilities, for JSON.
+
+        `assessment` is the whole; counts of answers and the headline's intervals also stand at the
+        top, where they have always been.
+        """
+        own = self.assessment
+        plain: dict[str, Any] = {
+            "model": self.model,
+            "dataset": self.split.dataset,
+            "part": self.part,
+            "protocol": self.split.title,
+            "data_hash": self.split.data_hash,
+            "split_hash": self.split.split_hash,
+            "temperature": self.temperature,
+            "bootstrap": own.bootstrap,
+            **own.figures.to_dict(),
+            "intervals": {name: own.overall[name].to_dict() for name in HEADLINE},
+            "assessment": own.to_dict(),
+        }
+        if self.binary:
+            columns = paper_columns(own)
+            plain["paper_columns"] = {name: f.to_dict() for name, f in columns.items()}
+        if self.against is not None:
+            other = self.against
+            plain["against"] = {
+                "model": other.model,
+                "temperature": other.temperature,
+                **other.assessment.figures.headline(),
+                "assessment": other.assessment.to_dict(),
+                "difference": other.difference.to_dict(),
+            }
+        return plain
 
 
 def open_candidate(path: Path, device: torch.device) -> Candidate:
@@ -85,6 +175,7 @@ def _open_onnx(path: Path, device: torch.device) -> Candidate:
         data=from_dict(fill_older({"data": info.metadata["config"]["data"]})).data,
         split=info.metadata["split"],
         run=run,
+        temperature=info.temperature,
     )
 
 
@@ -94,13 +185,7 @@ def split_of(candidate: Candidate, manifest: Manifest) -> Split:
     Raises `CheckpointMismatch` where data or split differ from those it was trained with, or where
     the classes do.
     """
-    if candidate.classes != manifest.taxonomy.codes:
-        raise CheckpointMismatch(
-            f"{candidate.name} has {len(candidate.classes)} classes "
-            f"({', '.join(candidate.classes)}), {manifest.dataset} has "
-            f"{len(manifest.taxonomy)} ({', '.join(manifest.taxonomy.codes)})",
-            fix="judge it on the data set it was trained on",
-        )
+    _check_classes(candidate, manifest)
     stored = candidate.split
     config = DataConfig(
         dataset=manifest.dataset,
@@ -124,48 +209,69 @@ def judge(
     resamples: int = 2000,
     decoding: Progress = lambda *_: None,
     running: Progress = lambda *_: None,
+    resampling: Progress = lambda *_: None,
     warn: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """All figures of a part, with bootstrap intervals by lesion, as a plain dict.
+) -> Judgement:
+    """All figures of a part, with bootstrap intervals by lesion.
 
     Args:
         against: a second model; paired differences (first - second) are added. It must have been
             trained with the same split, or its test images may be among those it has seen.
+        resamples: of the bootstrap; 0 gives figures without intervals.
+
+    Raises:
+        CheckpointMismatch: classes, data or split are not those a model was trained with.
+        DataError: an image is gone or has changed, the part has images of one class only, or a
+            model gives NaN.
     """
     split = split_of(candidate, manifest)
+    if against is not None:
+        _check_classes(against, manifest)
+        check_same_split(split, against.split, source=against.name)
     data = candidate.data
     part = load_part(
         manifest, split.part(part_name), data.side, rule=data.resize, build=True,
         progress=decoding, warn=warn,
     )  # fmt: skip
-    predicted = candidate.run(part.pixels, running).argmax(1).astype(np.int64)
-    codes = candidate.classes
-    figures = evaluate(part.labels, predicted, codes)
-    spans = bootstrap(part.labels, predicted, part.groups, len(codes), resamples=resamples)
-    result: dict[str, Any] = {
-        "model": candidate.name,
-        "dataset": manifest.dataset,
-        "part": part_name,
-        "protocol": split.title,
-        "data_hash": split.data_hash,
-        "split_hash": split.split_hash,
-        "bootstrap": f"{resamples} resamples of lesions, 95% percentile intervals",
-        **figures.to_dict(),
-        "intervals": _plain(spans),
-    }
+
+    def run(model: Candidate) -> tuple[npt.NDArray[np.float32], Assessment]:
+        pixels = _same_images(part, manifest, data, model.data)
+        running(0, len(pixels))
+        proba = model.run(pixels, running)
+        resampling(0, resamples)
+        return proba, assess(
+            part.labels, proba, model.classes, groups=part.groups,
+            counted=score_weight(part.ids), resamples=resamples, progress=resampling,
+        )  # fmt: skip
+
+    proba, own = run(candidate)
+    rival = None
     if against is not None:
-        check_same_split(split, against.split, source=against.name)
-        other_part = _same_images(part, manifest, data, against.data)
-        other = against.run(other_part, running).argmax(1).astype(np.int64)
-        difference = bootstrap_difference(
-            part.labels, predicted, other, part.groups, len(codes), resamples=resamples
+        _, other = run(against)
+        rival = Rival(against.name, against.temperature, other, compare(own, other))
+    records = manifest.by_id()
+    return Judgement(
+        model=candidate.name,
+        temperature=candidate.temperature,
+        split=split,
+        part=part_name,
+        ids=part.ids,
+        label_n=part.labels,
+        proba_nY=proba,
+        lesions=any(records[image].lesion_id for image in part.ids),
+        assessment=own,
+        against=rival,
+    )
+
+
+def _check_classes(candidate: Candidate, manifest: Manifest) -> None:
+    if candidate.classes != manifest.taxonomy.codes:
+        raise CheckpointMismatch(
+            f"{candidate.name} has {len(candidate.classes)} classes "
+            f"({', '.join(candidate.classes)}), {manifest.dataset} has "
+            f"{len(manifest.taxonomy)} ({', '.join(manifest.taxonomy.codes)})",
+            fix="judge it on the data set it was trained on",
         )
-        result["against"] = {
-            "model": against.name,
-            **evaluate(part.labels, other, codes).headline(),
-            "difference": _plain(difference),
-        }
-    return result
 
 
 def _same_images(
@@ -174,7 +280,3 @@ def _same_images(
     if (first.side, first.resize) == (second.side, second.resize):
         return part.pixels
     return load_part(manifest, part.ids, second.side, rule=second.resize, build=True).pixels
-
-
-def _plain(intervals: dict[str, Interval]) -> dict[str, dict[str, float]]:
-    return {k: {"value": i.value, "low": i.low, "high": i.high} for k, i in intervals.items()}

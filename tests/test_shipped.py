@@ -73,7 +73,7 @@ def test_stated_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
     monkeypatch.setenv("BIIGMA_HOME", str(tmp_path))
     candidate = open_candidate(find_model(None), torch.device("cpu"))
-    result = judge(candidate, read_ham10000(HAM10000), "test")
+    result = judge(candidate, read_ham10000(HAM10000), "test", resamples=0).to_dict()
     stated = Predictor(find_model(None), device="cpu").info.metadata["metrics"]["test"]
     assert result["n"] == stated["n"]
     for name in ("accuracy", "macro_f1", "macro_recall", "macro_precision"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,8 @@ from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from biigma_cli.judge import Judgement
 
 
 @boundary
@@ -33,6 +37,27 @@ def evaluate(
             "--against", help="Second run, checkpoint or .onnx: paired differences are added."
         ),
     ] = None,
+    predictions_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions-out",
+            metavar="CSV",
+            help="Also write each image's probabilities there, in the ISIC submission form.",
+        ),
+    ] = None,
+    reliability: Annotated[
+        Path | None,
+        typer.Option(
+            "--reliability",
+            metavar="FILE",
+            help="Also draw the reliability diagram there (.svg or .png); of a calibrated model "
+            "before and after.",
+        ),
+    ] = None,
+    resamples: Annotated[
+        int,
+        typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
+    ] = 2000,
     json_: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
     device: DeviceOption = "auto",
     runs: RunsOption = Path("runs"),
@@ -40,19 +65,29 @@ def evaluate(
 ) -> None:
     """Judge a model on images it never saw.
 
-    Accuracy, macro-F1, balanced accuracy and macro-precision, per class, and the confusion matrix.
-    Each figure has a bootstrap interval (2,000 resamples of lesions), and the protocol stands
-    above the table. Without --run and --model: the newest run in runs/, else the shipped model.
+    Accuracy, macro-F1, balanced accuracy, the official ISIC score, AUC, average precision, log
+    loss, Brier score and calibration error; melanoma's operating points; per class; the confusion
+    matrix. Each figure has a 95% bootstrap interval over lesions, and the protocol stands above
+    the tables. An exported model is judged on its calibrated probabilities, a checkpoint on those
+    it was trained to. Without --run and --model: the newest run in runs/, else the shipped model.
     """
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.splits import PARTS
     from biigma_cli.errors import UsageError
     from biigma_cli.runtime.session import find_model
+    from biigma_cli.storage import check_writable
 
     if split not in PARTS:
         raise UsageError(f"unknown --split {split!r}", fix=f"choose one of: {', '.join(PARTS)}")
     if run is not None and model is not None:
         raise UsageError("both --run and --model are given", fix="leave one of them out")
+    if reliability is not None and reliability.suffix.lower() not in (".svg", ".png"):
+        raise UsageError(
+            f"{reliability} is neither .svg nor .png", fix="name the file reliability.svg"
+        )
+    for target in (predictions_out, reliability):
+        if target is not None:
+            check_writable(target)
     if run is None and model is None:
         run = newest_run(runs)
         note(f"judging {run or 'the shipped model'}")
@@ -77,23 +112,47 @@ def evaluate(
 
     with Progress("drawing", "images") as drawing:
         manifest = load_dataset(candidate.data, progress=drawing)
-    with Progress("decoding", "images") as decoding, Progress("judging", "images") as running:
-        result = judge(
-            candidate, manifest, split, against=second, decoding=decoding, running=running,
-            warn=note,
+    with ExitStack() as stack:
+
+        def bar(title: str, unit: str) -> Callable[[int, int], None]:
+            """Progress whose clock starts with its work, and anew with the second model's."""
+            shown: list[Progress] = []
+
+            def report(done: int, total: int) -> None:
+                if not shown or done == 0:
+                    shown[:] = [stack.enter_context(Progress(title, unit))]
+                shown[0](done, total)
+
+            return report
+
+        judged = judge(
+            candidate, manifest, split, against=second, resamples=resamples, warn=note,
+            decoding=bar("decoding", "images"), running=bar("judging", "images"),
+            resampling=bar("resampling", "resamples"),
         )  # fmt: skip
+    saved = []
     if run is not None:
         from biigma_cli.storage import write_json
 
-        write_json(run / f"eval-{split}.json", result)
+        saved.append(run / f"eval-{split}.json")
+        write_json(saved[-1], judged.to_dict())
+    if predictions_out is not None:
+        from biigma_cli.data.submission import write_submission
+
+        write_submission(predictions_out, judged.ids, judged.proba_nY, judged.assessment.codes)
+        saved.append(predictions_out)
+    if reliability is not None:
+        _draw(judged, reliability)
+        saved.append(reliability)
+    _notes(judged)
     if json_:
         import json
 
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json.dumps(judged.to_dict(), indent=2))
     else:
-        typer.echo(_tables(result), nl=False)
-    if run is not None:
-        note(f"saved in {run / f'eval-{split}.json'}")
+        typer.echo(_tables(judged), nl=False)
+    for path in saved:
+        note(f"saved in {path}")
 
 
 def newest_run(runs: Path) -> Path | None:
@@ -114,42 +173,80 @@ def best_checkpoint(run: Path) -> Path:
     return path
 
 
-def _tables(result: dict[str, Any]) -> str:
-    from biigma_cli.metrics import ClassFigures, Figures, Interval
-    from biigma_cli.report.tables import (
-        class_table,
-        confusion_table,
-        headline_table,
-        render,
-        table_width,
-    )
-    from biigma_cli.taxonomy import lesion_class
+def probabilities_title(temperature: float | None) -> str:
+    """Which probabilities are judged, in words."""
+    if temperature is None:
+        return "probabilities as trained (not calibrated)"
+    return f"calibrated probabilities (T = {temperature:.3f})"
 
-    names = {c["code"]: lesion_class(c["code"]).name for c in result["per_class"]}
-    figures = Figures(
-        **{k: result[k] for k in ("n", "accuracy", "macro_f1", "macro_recall", "macro_precision",
-                                  "confusion", "absent")},
-        per_class=tuple(ClassFigures(**c) for c in result["per_class"]),
-    )  # fmt: skip
-    items: list[Table | str] = [
-        f"model:    {result['model']}",
-        f"protocol: {result['protocol']}",
-        f"part:     {result['part']}, {result['n']} images",
-        headline_table(
-            {k: Interval(**v) for k, v in result["intervals"].items()},
-            title=f"{result['part']} part; {result['bootstrap']}",
-        ),
-        class_table(figures, names),
-        confusion_table(figures),
-    ]
-    if "against" in result:
-        items.append(
-            headline_table(
-                {k: Interval(**v) for k, v in result["against"]["difference"].items()},
-                title=f"difference to {result['against']['model']} (this minus that, paired)",
+
+def _notes(judged: Judgement) -> None:
+    from biigma_cli.report.tables import NO_LESIONS, remarks
+
+    own = judged.assessment
+    told = remarks(own)
+    if not judged.lesions and own.resamples:
+        told.append(NO_LESIONS)
+    if judged.temperature is not None and judged.part == "val":
+        told.append("the temperature was fitted on this part: judge calibration on another")
+    if judged.against is not None:
+        other = judged.against
+        ties = [line for line in remarks(other.assessment) if line not in told]
+        told += [f"{other.model}: {line}" for line in ties]
+        if (judged.temperature is None) != (other.temperature is None):
+            told.append(
+                "one of the two models is calibrated and the other is not; differences of log "
+                "loss, Brier score and calibration error show that, too"
             )
-        )
-    if figures.absent:
-        items.append(f"not in this part, left out of macro averages: {', '.join(figures.absent)}")
+    for line in told:
+        note(line)
+
+
+def _draw(judged: Judgement, path: Path) -> None:
+    """The diagram of the probabilities judged; before it, that of a calibrated model's own."""
+    from biigma_cli.metrics import apply_temperature, reliability, score_weight
+    from biigma_cli.report.reliability import draw_reliability
+
+    counted = score_weight(judged.ids)
+    label_n, proba_nY = judged.label_n[counted], judged.proba_nY[counted].astype("float64")
+    panels = {"As trained": reliability(label_n, proba_nY)}
+    if judged.temperature is not None:
+        raw_nY = apply_temperature(proba_nY, 1 / judged.temperature)
+        panels = {
+            "As trained": reliability(label_n, raw_nY),
+            f"Calibrated, T = {judged.temperature:.3f}": panels["As trained"],
+        }
+    draw_reliability(
+        panels,
+        path,
+        title="/".join(Path(judged.model).parts[-3:]),
+        subtitle=f"{judged.split.dataset}, {judged.part} part, {len(label_n)} images",
+    )
+
+
+def _tables(judged: Judgement) -> str:
+    from biigma_cli.report.tables import assessment_tables, paper_table, render, table_width
+
+    own, other = judged.assessment, judged.against
+    title = probabilities_title(judged.temperature)
+    if own.resamples:
+        title += f"\n{own.bootstrap}"
+    against = ""
+    if other is not None:
+        against = f"{other.model}, {probabilities_title(other.temperature)}"
+    items: list[Table | str] = [
+        f"model:    {judged.model}",
+        f"protocol: {judged.split.title}",
+        f"part:     {judged.part}, {own.figures.n} images",
+        *assessment_tables(
+            own,
+            title=title,
+            binary=judged.binary,
+            difference=other.difference if other is not None else None,
+            against=against,
+        ),
+    ]
+    if judged.binary:
+        items.insert(4, paper_table(own))
     tty = sys.stdout.isatty()
     return render(*items, width=table_width(tty=tty), colour=tty)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.options import DataDirOption, RunsOption
+from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
 from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
 
 if TYPE_CHECKING:
-    from biigma_cli.config import Config
+    import torch
+
     from biigma_cli.core.weights import Checkpoint
+    from biigma_cli.data.images import Part
     from biigma_cli.data.preprocess import Pixels
+    from biigma_cli.runtime.calibration import Calibration
 
 app = typer.Typer(help="Export a trained model.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -45,14 +48,21 @@ def export_onnx(
     images: Annotated[
         int, typer.Option("--images", min=1, help="Validation images for the parity proof.")
     ] = 64,
+    no_calibrate: Annotated[
+        bool,
+        typer.Option("--no-calibrate", help="Leave the probabilities as they were trained."),
+    ] = False,
+    device: DeviceOption = "auto",
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
 ) -> None:
     """Write one .onnx file, after proving that it answers as torch does.
 
     Both run on the same validation images (drawn patterns where the data set is not on this
-    machine); a largest difference above 1e-4 in any probability writes nothing. Figures from
-    'biigma eval --run RUN' are stored in the file with their protocol.
+    machine); a largest difference above 1e-4 in any probability writes nothing. The probabilities
+    are calibrated: their logits are divided by a temperature fitted on the validation part, which
+    changes no answer. Figures from 'biigma eval --run RUN' are stored in the file with their
+    protocol.
     """
     from biigma_cli.cli.evaluate import best_checkpoint, newest_run
     from biigma_cli.errors import UsageError
@@ -75,7 +85,9 @@ def export_onnx(
     import json
 
     from biigma_cli.core.weights import load_checkpoint
+    from biigma_cli.engine.device import pick_device
 
+    torch_device = pick_device(device)
     loaded = load_checkpoint(checkpoint)
     metrics = {}
     for part in ("val", "test"):
@@ -86,14 +98,19 @@ def export_onnx(
                 metrics[part] = {k: v for k, v in stored.items() if k not in ("model", "against")}
     if "test" not in metrics:
         note("no test figures to store: run 'biigma eval --split test' before exporting")
-    pixels, source = _parity_images(loaded.config, loaded.meta, images)
+    validation = _validation_part(loaded, images if no_calibrate else None)
+    pixels, source = _parity_images(validation, loaded.config.data.side, images)
+    calibration = None
+    if validation is not None and not no_calibrate:
+        calibration = _calibrate(loaded, validation, torch_device)
 
     from biigma_cli.runtime.export import export_onnx as export
 
-    parity = export(loaded, target, pixels, source=source, metrics=metrics)
+    parity = export(loaded, target, pixels, source=source, metrics=metrics, calibration=calibration)
     size = target.stat().st_size
     typer.echo(f"wrote {target}, {size / 1e6:.1f} MB, one file")
     typer.echo(parity.proof())
+    typer.echo("not calibrated" if calibration is None else calibration.summary())
     if card is not None:
         from biigma_cli.report.card import model_card
         from biigma_cli.runtime.session import Predictor
@@ -123,24 +140,48 @@ def _commands(checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, 
     ]
 
 
-def _parity_images(config: Config, meta: dict[str, Any], count: int) -> tuple[Pixels, str]:
-    """Validation images where the data is here, else drawn patterns."""
-    import numpy as np
-
+def _validation_part(checkpoint: Checkpoint, count: int | None) -> Part | None:
+    """The first `count` of the validation images, None for all; None where they are not here."""
+    from biigma_cli.cli.progress import Progress
     from biigma_cli.data.datasets import load_dataset
     from biigma_cli.data.images import load_part
     from biigma_cli.data.splits import check_same_split, make_split
     from biigma_cli.errors import BiigmaError
 
-    side = config.data.side
+    data = checkpoint.config.data
     try:
-        manifest = load_dataset(config.data)
-        split = make_split(manifest, config.data)
-        check_same_split(split, meta["split"], source="the checkpoint")
-        part = load_part(manifest, split.val[:count], side, rule=config.data.resize)
-        return part.pixels, "validation images"
+        manifest = load_dataset(data)
+        split = make_split(manifest, data)
+        check_same_split(split, checkpoint.meta["split"], source="the checkpoint")
+        with Progress("decoding", "images") as progress:
+            return load_part(
+                manifest, split.val[:count], data.side, rule=data.resize, progress=progress
+            )
     except BiigmaError as error:
-        note(f"no validation images here ({error.message}); using drawn patterns")
+        note(f"no validation images here ({error.message}): not calibrated, and proven on drawn "
+             "patterns")  # fmt: skip
+        return None
+
+
+def _calibrate(checkpoint: Checkpoint, part: Part, device: torch.device) -> Calibration | None:
+    """The temperature of the validation part, where one is best."""
+    from biigma_cli.cli.progress import Progress
+    from biigma_cli.runtime.export import calibrate
+
+    with Progress("calibrating", "images") as progress:
+        found = calibrate(checkpoint, part.pixels, part.labels, device=device, progress=progress)
+    if found is None:
+        note("no temperature is best on the validation part: every answer is right, or the "
+             "answers say nothing; the probabilities stay as trained")  # fmt: skip
+    return found
+
+
+def _parity_images(part: Part | None, side: int, count: int) -> tuple[Pixels, str]:
+    """Validation images where there are any, else drawn patterns."""
+    import numpy as np
+
+    if part is not None:
+        return part.pixels[:count], "validation images"
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (count, 5, 5, 3))
     grown = coarse.repeat(-(-side // 5), 1).repeat(-(-side // 5), 2)[:, :side, :side]

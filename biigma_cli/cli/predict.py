@@ -88,6 +88,7 @@ def predict(
                     "protocol": info.metadata.get("protocol"),
                     "licence": info.metadata["licence"],
                     "provider": predictor.provider,
+                    "temperature": info.temperature,
                 },
                 "disclaimer": DISCLAIMER,
                 "predictions": plain,
@@ -113,7 +114,8 @@ def predict(
         sys.stdout.flush()
     else:
         atomic_write_text(target, text)
-    note(f"model {info.name} on {predictor.provider}; {DISCLAIMER}")
+    sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
+    note(f"model {info.name} on {predictor.provider}{sure}; {DISCLAIMER}")
     if failed:
         raise PartialFailure(
             f"{len(files) - failed} ok, {failed} failed", fix="the error column says why"

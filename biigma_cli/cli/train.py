@@ -197,8 +197,9 @@ def train(
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
         return
-    # Where others run beside it, one of them may have begun the folder a moment ago.
-    if resume is None and not launched and (run / "weights").exists():
+    # Of several processes the first alone looks: it is the one that begins the folder.
+    first = os.environ.get("RANK", "0") == "0"
+    if resume is None and not restarted and first and (run / "weights").exists():
         raise UsageError(
             f"{run} holds a run already", fix=f"choose another --name, or --resume {run}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from biigma_cli import __version__
 from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
-from biigma_cli.core.loss import Criterion, Loss, Mixed
+from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import (
     Checkpoint,
@@ -29,7 +30,6 @@ from biigma_cli.core.weights import (
     model_state,
     save_checkpoint,
 )
-from biigma_cli.data import augment
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split
@@ -45,11 +45,12 @@ from biigma_cli.engine.checkpoints import (
 )
 from biigma_cli.engine.device import device_name, memory_in_use, pick_precision
 from biigma_cli.engine.distributed import Ranks
-from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
+from biigma_cli.engine.evaluate import predict_proba, prepare
 from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
 from biigma_cli.engine.feed import Batch, Feed, epoch_batches
 from biigma_cli.engine.interrupt import StopRequest
-from biigma_cli.engine.schedule import generator, learning_rate, side_at
+from biigma_cli.engine.schedule import learning_rate, side_at
+from biigma_cli.engine.step import Stepper, build_optimizer
 from biigma_cli.engine.teachers import Teachers
 from biigma_cli.errors import BiigmaError, Interrupted, TrainingDiverged, UsageError
 from biigma_cli.metrics import evaluate
@@ -63,9 +64,6 @@ SELECTION = {
 
 # A loss that grew to this many times the first one will not come back.
 DIVERGED = 100.0
-
-# Of every trunk's last feature map.
-STRIDE = 32
 
 # Reading a number off a GPU makes it wait, so there the figures are read once in so many steps.
 READ_EVERY_CUDA = 10
@@ -155,7 +153,8 @@ class _Training:
         found: tuple[Checkpoint, Path] | None = None
         if resume:
             found = distributed.broadcast_object(files.newest() if ranks.is_main else None)
-        self.last = found[0] if found else None
+        self.last: Checkpoint | None
+        self.last, source = found if found else (None, Path())
         self.command = (self.last.meta.get("command") if self.last else None) or command
         # Built before anything is written or decoded: weights that do not fit end it here.
         self.teachers = Teachers(
@@ -174,29 +173,21 @@ class _Training:
         with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
         tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
         counts = torch.from_numpy(np.bincount(self.train_part.labels, minlength=len(self.codes)))
-        self.criterion = Criterion(config.loss, config.model, counts).to(device)
-        self.optimizer = _optimizer(self.model, config, device)
+        criterion = Criterion(config.loss, config.model, counts).to(device)
+        self.optimizer = build_optimizer(self.model, config, device)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
         self.feed = Feed(self.train_part, device)
-        self.augmentation = augment.PRESETS[config.train.augment_strength]
         self.state = State()
         if self.last is not None:
             self.state = restore(self.last, self.model, self.optimizer, self.average)
-            tell(NoteEvent(text=f"resumed {_moment(self.state)} from {found[1].name}"))  # type: ignore[index]
+            tell(NoteEvent(text=f"resumed {_moment(self.state)} from {source.name}"))
         self.saved_at = time.monotonic()
-        self.network = self._network_for(self.state.epoch)
-        self.model.train()
+        self.step = Stepper(
+            config, self.model, criterion, self.optimizer, self.average, self.teachers, ranks,
+            precision=self.precision,
+        )  # fmt: skip
 
     # --- setting up ---------------------------------------------------------------------------
-
-    def _samples(self, epoch: int) -> bool:
-        """Whether the hybrid branch is part of an epoch, 0-based."""
-        return self.config.model.sampling and epoch >= self.config.train.sampling_start_epoch
-
-    def _network_for(self, epoch: int) -> nn.Module:
-        """What is called in an epoch: the model, or the model with gradients averaged."""
-        all_used = self._samples(epoch) or not self.config.model.sampling
-        return distributed.wrap(self.model, self.ranks, all_used=all_used)
 
     def _build(self) -> BiigmaNet:
         config, tc = self.config, self.config.train
@@ -224,15 +215,22 @@ class _Training:
 
     def _load(self, name: str) -> Part:
         config = self.config.data
+
+        def progress(done: int, total: int) -> None:
+            self.tell(PhaseEvent(phase="decoding", done=done, total=total))
+            if self.stop:
+                raise Interrupted(
+                    "stopped before the first step; there is nothing to go on from",
+                    exit_code=self.stop.exit_code,
+                )
+
         part = load_part(
             self.manifest,
             self.split.part(name),
             config.side,
             rule=config.resize,
             build=True,
-            progress=lambda done, total: self.tell(
-                PhaseEvent(phase="decoding", done=done, total=total)
-            ),
+            progress=progress,
             warn=lambda text: self.tell(NoteEvent(text=text)),
         )
         self.tell(NoteEvent(text=f"{len(part.ids)} {name} images"))
@@ -261,16 +259,18 @@ class _Training:
         feed = self.feed([index[mine] for index in left])
         began, spent = time.perf_counter(), state.spent
         for index, batch in zip(left, self._timed(feed), strict=True):
-            lr, names, values = self._step(batch, len(index), len(batches))
-            pending.append(values)
-            state.names = names
+            done = self.step(
+                batch, epoch=state.epoch, step=state.step, steps=len(batches), size=len(index)
+            )
+            pending.append(done.values_T)
+            state.names = done.names
             state.step += 1
             state.spent = spent + time.perf_counter() - began
             if state.step % every and state.step != len(batches):
                 continue
             stop, shown = self._read(pending, batches)
             pending = []
-            self._tell_step(shown, lr, len(batches), tc.batch_size)
+            self._tell_step(shown, done.lr, len(batches), tc.batch_size)
             # Several processes have agreed on it above; alone, no step is waited for.
             stop = stop or (self.ranks.world == 1 and bool(self.stop))
             if stop or self._is_time():
@@ -295,72 +295,6 @@ class _Training:
             if batch is None:
                 return
             yield batch
-
-    def _step(self, batch: Batch, size: int, steps: int) -> tuple[float, list[str], Tensor]:
-        """One optimisation step.
-
-        Args:
-            batch: this rank's slice.
-            size: images of the whole batch.
-            steps: of an epoch.
-
-        Returns:
-            the learning rate, and names and values (on the device) of what is logged.
-        """
-        config, tc, state, ranks = self.config, self.config.train, self.state, self.ranks
-        epoch, step, device = state.epoch, state.step, self.device
-        side = side_at(tc, epoch, config.data.side)
-        sample = self._samples(epoch)
-        overall = epoch * steps + step
-        lr = learning_rate(tc, overall, tc.epochs * steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        # Drawn for the whole batch on every rank, so that a slice gets what one process would.
-        draws = generator(tc.seed, "step", epoch, step)
-        mine = ranks.slice_of(size)
-        # Dropout draws from the global generators.
-        torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + ranks.rank)
-        image = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
-        if tc.augment:
-            drawn = augment.draw(self.augmentation, size, draws).part(mine)
-            image = augment.apply(image, drawn, self.augmentation)
-        mixed = None
-        if tc.mix != "none":
-            mix = augment.draw_mix(
-                size, side, draws,
-                kind=tc.mix, alpha=tc.mix_alpha, probability=tc.mix_probability,
-            ).part(mine).to(device)  # fmt: skip
-            image = augment.mix_images(image, mix)
-            mixed = Mixed(batch.label_B[mix.partner_B], mix.lam_B)
-        image = image.contiguous(memory_format=torch.channels_last)
-        draw_P = gather = None
-        if sample:
-            cells = (side // STRIDE) ** 2
-            draw_P = torch.rand(size * cells, generator=draws)
-            gather = distributed.background_gather(ranks) if tc.gather_background else None
-            if gather is None:
-                draw_P = draw_P[mine.start * cells : mine.stop * cells]
-            draw_P = draw_P.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.network(image, sample=sample, draw_P=draw_P, gather=gather)
-            taught = self.teachers(image) if self.teachers else None
-        loss: Loss = self.criterion(
-            output, batch.label_B, self.model, teacher_BY=taught, mixed=mixed
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss.total)
-        if tc.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), tc.grad_clip)
-        self.optimizer.step()
-        if self.average:
-            self.average.update(self.model, overall)
-        logged = {"loss": loss.total.detach(), **loss.terms}
-        if loss.independence is not None:
-            cosine = loss.independence.cosine_KK
-            k = len(cosine)
-            logged["kernel_mean"] = loss.independence.kernel_mean
-            logged["head_cosine"] = (cosine.sum() - cosine.trace()) / max(1, k * (k - 1))
-        return lr, list(logged), torch.stack([v.detach().double() for v in logged.values()])
 
     def _read(self, pending: list[Tensor], batches: list[Tensor]) -> tuple[bool, dict[str, float]]:
         """Take the values of the last steps into the sums, stopping at a loss that diverged.
@@ -446,8 +380,6 @@ class _Training:
             rows=[*state.rows, row],
             first_loss=first_loss,
         )
-        if self._samples(state.epoch) != self._samples(self.state.epoch):
-            self.network = self._network_for(self.state.epoch)
         if self.ranks.is_main:
             if best:
                 with self._keeping_the_run():
@@ -497,8 +429,19 @@ class _Training:
             self.files.save_last(tensors, meta)
         self.saved_at = time.monotonic()
 
-    def _keeping_the_run(self) -> _Keeping:
-        return _Keeping(self.files)
+    @contextlib.contextmanager
+    def _keeping_the_run(self) -> Iterator[None]:
+        """Around a write: where it fails, the error says what of the run is left."""
+        try:
+            yield
+        except BiigmaError as error:
+            left = "no checkpoint was written before"
+            if self.files.last.is_file():
+                left = f"the checkpoint before it, {self.files.last}, is whole"
+            raise BiigmaError(
+                f"{error.message}; {left}",
+                fix=f"free some space, then: biigma train --resume {self.files.run}",
+            ) from error
 
     def _leave(self) -> None:
         distributed.barrier()  # until the first rank has written
@@ -550,27 +493,6 @@ class _Training:
         }
 
 
-class _Keeping:
-    """Around a write: where it fails, the error says what of the run is left."""
-
-    def __init__(self, files: RunFiles) -> None:
-        self.files = files
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, BiigmaError):
-            return
-        left = "no checkpoint was written before"
-        if self.files.last.is_file():
-            left = f"the checkpoint before it, {self.files.last}, is whole"
-        raise BiigmaError(
-            f"{error.message}; {left}",
-            fix=f"free some space, then: biigma train --resume {self.files.run}",
-        ) from error
-
-
 def _check_for_ranks(config: Config, split: Split, ranks: Ranks) -> None:
     """What several processes need to be one training."""
     if config.loss.class_weights == "batch":
@@ -605,19 +527,6 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-
-
-def _optimizer(model: BiigmaNet, config: Config, device: torch.device) -> torch.optim.Optimizer:
-    # One pass over all tensors in place of several for each.
-    fused = device.type in ("cpu", "cuda")
-    if config.train.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.train.lr, fused=fused)
-    params = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.train.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.train.lr, fused=fused)
 
 
 def _as_csv(rows: Sequence[Row]) -> str:

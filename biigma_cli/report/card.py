@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from biigma_cli.report.tables import FIGURE_NAMES
+from biigma_cli.metrics import OVERALL, POINTS, TITLES
 
 _SOURCES = {
     "isic17": "several centres of the ISIC archive up to 2017",
@@ -17,12 +17,18 @@ _SOURCES = {
 _LIMITS = """\
 - It knows only the classes above. Anything else, a scar, a clinical photograph, a cat, still gets
   one of them, often with a high probability: it cannot yet say that it does not know.
-- Its probabilities are not calibrated. They order answers; they are no measure of risk.
+- {probabilities}
 - The training images come from {sources}. Skin tones, cameras, body sites and diagnoses that are
   rare there are judged worse, by an amount nobody has measured here.
 - Images are reduced to {side} x {side} pixels; fine structures of large pictures are lost.
 - The saliency map shows where the network looked to sample its backgrounds. It is no outline of
   the lesion and no explanation of the answer."""
+
+_UNCALIBRATED = """\
+Its probabilities are not calibrated. They order answers; they are no measure of risk."""
+_CALIBRATED = """\
+Its probabilities are calibrated for images like those of the validation part, with its share of
+  each disease. Where diseases are rarer or commoner they are wrong; they are no measure of risk."""
 
 
 def model_card(
@@ -65,12 +71,21 @@ def model_card(
         f"- {pre['input']}, side {pre['side']}\n"
         f"- resize: {pre['resize_means']}\n"
         f"- normalisation: {pre['normalisation']}\n"
-        "- outputs: `probabilities` and `logits` (batch, classes); `saliency` (batch, rows, "
-        "columns) in (0, 1)",
+        "- outputs: `probabilities` (calibrated where the next section says so) and `logits` (as "
+        "trained), (batch, classes); `saliency` (batch, rows, columns) in (0, 1)",
+        "## Calibration",
+        _calibration(metadata.get("calibration")),
         "## Figures",
-        *[_figures(part, values) for part, values in metadata["metrics"].items()],
+        *[
+            _figures(part, values, calibrated="calibration" in metadata)
+            for part, values in metadata["metrics"].items()
+        ],
         "## Limits",
-        _LIMITS.format(sources=_SOURCES.get(metadata["dataset"], "one data set"), side=pre["side"]),
+        _LIMITS.format(
+            sources=_SOURCES.get(metadata["dataset"], "one data set"),
+            side=pre["side"],
+            probabilities=_CALIBRATED if metadata.get("calibration") else _UNCALIBRATED,
+        ),
         "## How it was made",
         "```\n" + "\n".join(commands) + "\n```",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()) + ".",
@@ -88,26 +103,63 @@ def _head(model: dict[str, Any]) -> str:
     )
 
 
-def _figures(part: str, values: dict[str, Any]) -> str:
-    headline = [
-        (FIGURE_NAMES[k], f"{v['value']:.4f}", f"{v['low']:.4f} to {v['high']:.4f}")
-        for k, v in values["intervals"].items()
-    ]
+def _calibration(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "None: `probabilities` is the softmax of `logits`."
+    before, after = found["before"], found["after"]
+    return "\n\n".join(
+        (
+            f"`probabilities` is {found['method']}. T = {found['temperature']:.4f}, fitted on the "
+            f"{found['n']} images of the validation part, where it did this:",
+            _table(
+                ("figure", "as trained", "calibrated"),
+                [
+                    (TITLES[key], f"{before[key]:.4f}", f"{after[key]:.4f}")
+                    for key in ("log_loss", "ece")
+                ],
+            ),
+            "It changes no answer.",
+        )
+    )
+
+
+def _figures(part: str, values: dict[str, Any], *, calibrated: bool) -> str:
+    """A part's figures; older records hold the headline alone."""
+    whole = values.get("assessment")
+    overall = whole["overall"] if whole else values["intervals"]
+    headline = [(TITLES[k], *_figure(overall[k])) for k in OVERALL if k in overall]
     per_class = [
         (c["code"], c["support"], f"{c['precision']:.3f}", f"{c['recall']:.3f}", f"{c['f1']:.3f}")
         for c in values["per_class"]
     ]
     codes = [c["code"] for c in values["per_class"]]
     confusion = [(code, *row) for code, row in zip(codes, values["confusion"], strict=True)]
-    return "\n\n".join(
-        (
-            f"### {part} part, {values['n']} images",
-            f"{values['protocol']}; {values['bootstrap']}.",
-            _table(("figure", "value", "95% interval"), headline),
-            _table(("class", "images", "precision", "recall", "F1"), per_class),
-            "Rows are the truth, columns the answer:",
-            _table(("", *codes), confusion),
+    parts = [
+        f"### {part} part, {values['n']} images",
+        f"{values['protocol']}; {values['bootstrap']}.",
+        _table(("figure", "value", "95% interval"), headline),
+        _table(("class", "images", "precision", "recall", "F1"), per_class),
+        "Rows are the truth, columns the answer:",
+        _table(("", *codes), confusion),
+    ]
+    if whole and calibrated:
+        parts[1] += (
+            " Of the probabilities as trained: the answers are the same when calibrated, log loss, "
+            "Brier score and calibration error are not."
         )
+    melanoma = whole["per_class"].get("MEL") if whole else None
+    if melanoma and melanoma["support"]:
+        rows = [(TITLES[k], *_figure(melanoma[k])) for k in ("auc", "ap", *POINTS)]
+        parts += ["Melanoma against the rest:", _table(("figure", "value", "95% interval"), rows)]
+    return "\n\n".join(parts)
+
+
+def _figure(figure: dict[str, Any]) -> tuple[str, str]:
+    """Value and interval, each `-` where there is none."""
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    return (
+        "-" if value is None else f"{value:.4f}",
+        "-" if low is None else f"{low:.4f} to {high:.4f}",
     )
 
 

@@ -12,16 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from biigma_cli.metrics import HALVES, HEADLINE, OVERALL, POINTS, TITLES, paper_columns
+from biigma_cli.taxonomy import lesion_class
+
 if TYPE_CHECKING:
-    from biigma_cli.metrics import Figures, Interval
+    from biigma_cli.metrics import Assessment, Difference, Figure, Figures
     from biigma_cli.report.records import Prediction
 
-FIGURE_NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "macro_recall": "balanced accuracy (macro-recall)",
-    "macro_precision": "macro-precision",
-}
+FIGURE_NAMES = {name: TITLES[name] for name in HEADLINE}
+NO_LESIONS = (
+    "no lesions known, so images are resampled; where lesions have several images, intervals are "
+    "then too narrow"
+)
 
 
 def table_width(*, tty: bool) -> int:
@@ -105,32 +107,118 @@ def cache_table(rows: Sequence[tuple[str, int, str, int, int, str]]) -> Table:
     return table
 
 
-def headline_table(intervals: Mapping[str, Interval], *, title: str) -> Table:
-    """The headline figures with their intervals."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def assessment_tables(
+    assessed: Assessment,
+    *,
+    title: str,
+    binary: bool = False,
+    difference: Difference | None = None,
+    against: str = "",
+) -> list[Table]:
+    """All figures, the most important first; each table fits 80 columns.
+
+    Args:
+        title: of the first table.
+        binary: the first class is asked for, the second is all others.
+        difference: to the model `against`.
+    """
+    tables = [figure_table({TITLES[n]: assessed.overall[n] for n in OVERALL}, title=title)]
+    if difference is not None:
+        apart = {TITLES[n]: difference.overall[n] for n in OVERALL}
+        tables.append(
+            figure_table(apart, title=f"minus {against} (paired differences)", signed=True)
+        )
+    asked = assessed.codes[0] if binary else "MEL"
+    if asked in assessed.codes and asked not in assessed.figures.absent:
+        shown = (*HALVES, *POINTS) if binary else POINTS
+        points = {TITLES[n]: assessed.per_class[asked][n] for n in shown}
+        tables.append(figure_table(points, title=f"{asked} against the rest"))
+    return [*tables, *class_figures_tables(assessed), confusion_table(assessed.figures)]
+
+
+def paper_table(assessed: Assessment) -> Table:
+    """The columns of the paper's Table 1 for a binary task."""
+    code = assessed.codes[0]
+    names = {
+        "f1": "F1, macro",
+        "accuracy": "accuracy",
+        "recall": "recall, macro",
+        "precision": "precision, macro",
+        "sensitivity": f"sensitivity to {code}",
+        "specificity": f"specificity to {code}",
+        "auc": f"AUC of {code}",
+    }
+    columns = {names[key]: figure for key, figure in paper_columns(assessed).items()}
+    return figure_table(columns, title="columns of the paper's Table 1")
+
+
+def remarks(assessed: Assessment) -> list[str]:
+    """What the reader must know of how it was judged, a line each."""
+    told = []
+    if assessed.left_out:
+        told.append(f"{assessed.left_out} images of weight 0 are left out")
+    if assessed.figures.absent:
+        absent = ", ".join(assessed.figures.absent)
+        told.append(f"no image of {absent}: macro averages are over the other classes")
+    if assessed.ties:
+        told.append(
+            f"images whose top score two classes share: {assessed.ties}; the ISIC score counts "
+            "them as wrong, the other figures take the first of the classes"
+        )
+    if assessed.rare:
+        told.append(
+            f"few images of {', '.join(assessed.rare)}: some resamples have none, and their macro "
+            "averages are over the other classes"
+        )
+    return told
+
+
+def figure_table(figures: Mapping[str, Figure], *, title: str, signed: bool = False) -> Table:
+    """Figures by what they are called, with their intervals; `signed` for differences."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right")
-    for key, interval in intervals.items():
-        span = f"{interval.low:+.4f} .. {interval.high:+.4f}"
-        value = f"{interval.value:+.4f}"
-        if interval.low >= 0 and not title.startswith("difference"):
-            span, value = span.replace("+", ""), value.replace("+", "")
-        table.add_row(FIGURE_NAMES[key], value, span)
+    form = "+.4f" if signed else ".4f"
+    for name, figure in figures.items():
+        if figure.value is None:
+            table.add_row(Text(name), "-", figure.why)
+        elif figure.low is None:
+            table.add_row(Text(name), f"{figure.value:{form}}", "")
+        else:
+            span = f"{figure.low:{form}} .. {figure.high:{form}}"
+            table.add_row(Text(name), f"{figure.value:{form}}", span)
     return table
 
 
-def class_table(figures: Figures, names: Mapping[str, str]) -> Table:
-    """Precision, recall and F1 of each class."""
-    table = Table(title="per class", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("class", "name"):
-        table.add_column(column)
-    for column in ("images", "precision", "recall", "F1"):
-        table.add_column(column, justify="right")
-    for c in figures.per_class:
-        values = (c.precision, c.recall, c.f1) if c.support else ()
-        table.add_row(c.code, names[c.code], str(c.support), *(f"{v:.4f}" for v in values))
-    return table
+def class_figures_tables(assessed: Assessment) -> list[Table]:
+    """A row per class, each figure over its interval; in two tables, which fit 80 columns."""
+    tables = []
+    for title, names in (
+        ("per class, answers", ("sensitivity", "specificity", "precision", "f1")),
+        ("per class, against the rest", ("auc", "ap")),
+    ):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("class", overflow="fold")
+        if "auc" in names:  # where there is room
+            table.add_column("name", overflow="fold", max_width=29)
+        table.add_column("images", justify="right", no_wrap=True)
+        for name in names:
+            table.add_column(TITLES[name], justify="right", no_wrap=True)
+        for c in assessed.figures.per_class:
+            known = lesion_class(c.code).name
+            words = [Text(known if known != c.code else "")] if "auc" in names else []
+            cells = [_cell(assessed.per_class[c.code][name]) for name in names]
+            table.add_row(Text(c.code), *words, str(c.support), *cells)
+        tables.append(table)
+    return tables
+
+
+def _cell(figure: Figure) -> Text:
+    if figure.value is None:
+        return Text("-")
+    span = "" if figure.low is None else f"\n{figure.low:.3f}..{figure.high:.3f}"
+    return Text.assemble(f"{figure.value:.3f}", (span, "dim"))
 
 
 def confusion_table(figures: Figures) -> Table:

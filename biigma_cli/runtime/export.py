@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from biigma_cli import __version__
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
+from biigma_cli.metrics import Ints
+from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.parity import FP32_TOLERANCE, Parity, compare
 from biigma_cli.runtime.session import FORMAT, Predictor
 from biigma_cli.storage import atomic_write_bytes
@@ -33,13 +35,16 @@ DISCLAIMER = "For research use only. Not a medical device."
 class _Graph(nn.Module):
     """What is exported: uint8 NHWC in; probabilities, logits and the saliency map out."""
 
-    def __init__(self, model: BiigmaNet) -> None:
+    def __init__(self, model: BiigmaNet, temperature: float | None = None) -> None:
         super().__init__()
         self.model = model
+        self.temperature = temperature
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         result = self.model.infer(image.permute(0, 3, 1, 2).float())
-        outputs = (result.logits_BY.softmax(1), result.logits_BY)
+        logits = result.logits_BY
+        scaled = logits if self.temperature is None else logits / self.temperature
+        outputs = (scaled.softmax(1), logits)
         return outputs if result.map_B1HW is None else (*outputs, result.map_B1HW[:, 0])
 
 
@@ -50,6 +55,7 @@ def export_onnx(
     *,
     source: str,
     metrics: dict[str, Any] | None = None,
+    calibration: Calibration | None = None,
     tolerance: float = FP32_TOLERANCE,
 ) -> Parity:
     """Export the R branch in float32 with a dynamic batch, and prove it.
@@ -58,6 +64,8 @@ def export_onnx(
         images: uint8 `(n, side, side, 3)` to compare torch and ONNX Runtime on.
         source: what those images are, for the proof.
         metrics: figures to store in the metadata, each set with its protocol.
+        calibration: its temperature goes into the graph, on both sides of the comparison; None
+            leaves the probabilities as trained.
 
     Returns:
         the comparison, whose largest difference is at most `tolerance`.
@@ -66,7 +74,7 @@ def export_onnx(
         ParityError: they differ by more; nothing is written.
     """
     model = load_model(checkpoint).float()
-    graph = _Graph(model).eval()
+    graph = _Graph(model, None if calibration is None else calibration.temperature).eval()
     side = checkpoint.config.data.side
     names = ["probabilities", "logits"] + (["saliency"] if model.saliency else [])
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
@@ -86,7 +94,7 @@ def export_onnx(
     proto = program.model_proto
     _drop_doc_strings(proto)
     del proto.metadata_props[:]
-    for key, value in metadata(checkpoint, metrics).items():
+    for key, value in metadata(checkpoint, metrics, calibration).items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString()
@@ -95,13 +103,33 @@ def export_onnx(
         trial = Path(folder) / "model.onnx"
         trial.write_bytes(data)
         exported = _run(Predictor(trial, device="cpu"), images)
-    parity = compare(_torch_probabilities(graph, images), exported, source=source,
-                     tolerance=tolerance)  # fmt: skip
+    wanted = _outputs(graph, images, torch.device("cpu"))[0]
+    parity = compare(wanted, exported, source=source, tolerance=tolerance)
     atomic_write_bytes(path, data)
     return parity
 
 
-def metadata(checkpoint: Checkpoint, metrics: dict[str, Any] | None) -> dict[str, str]:
+def calibrate(
+    checkpoint: Checkpoint,
+    images: Pixels,
+    label_n: Ints,
+    *,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration | None:
+    """Fit the temperature on a validation part, uint8 `(n, side, side, 3)` and `(n,)` labels.
+
+    None where no temperature is best, see `fit_calibration`.
+    """
+    graph = _Graph(load_model(checkpoint).float()).eval().to(device)
+    return fit_calibration(_outputs(graph, images, device, progress)[1], label_n)
+
+
+def metadata(
+    checkpoint: Checkpoint,
+    metrics: dict[str, Any] | None,
+    calibration: Calibration | None = None,
+) -> dict[str, str]:
     """Metadata of an exported model: JSON values under plain keys, listed in docs/models.md."""
     meta = checkpoint.meta
     config = checkpoint.config
@@ -131,6 +159,7 @@ def metadata(checkpoint: Checkpoint, metrics: dict[str, Any] | None) -> dict[str
         "epoch": meta["epoch"],
         "validation": meta["validation"],
         "metrics": metrics or {},
+        **({} if calibration is None else {"calibration": calibration.to_dict()}),
         "config": settings,
         "versions": {**meta["versions"], "export": __version__},
     }
@@ -144,9 +173,21 @@ def _run(predictor: Predictor, images: Pixels) -> npt.NDArray[np.float32]:
 
 
 @torch.inference_mode()
-def _torch_probabilities(graph: nn.Module, images: Pixels) -> npt.NDArray[np.float32]:
-    batches = (images[i : i + 32] for i in range(0, len(images), 32))
-    return np.concatenate([graph(torch.from_numpy(b))[0].numpy() for b in batches])
+def _outputs(
+    graph: nn.Module,
+    images: Pixels,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Torch's probabilities and logits, `(n, Y)` each."""
+    batches = []
+    for start in range(0, len(images), 32):
+        batch = torch.from_numpy(images[start : start + 32]).to(device)
+        batches.append([output.cpu().numpy() for output in graph(batch)[:2]])
+        if progress:
+            progress(min(start + 32, len(images)), len(images))
+    probabilities, logits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return probabilities, logits
 
 
 def _drop_doc_strings(proto: onnx.ModelProto) -> None:

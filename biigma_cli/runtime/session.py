@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class ModelInfo:
         malignant: malignant or pre-malignant, per class; None where nobody has said.
         side: the square side it takes, in pixels.
         rule: how images become that square, see `data.preprocess.load_image`.
+        temperature: T that the logits are divided by, fitted on the validation part; None where
+            none was: the probabilities are as trained.
         metadata: everything else, decoded.
     """
 
@@ -44,6 +47,7 @@ class ModelInfo:
     malignant: tuple[bool | None, ...]
     side: int
     rule: str
+    temperature: float | None
     metadata: dict[str, Any]
 
 
@@ -51,7 +55,7 @@ class Answer(NamedTuple):
     """A batch's results.
 
     Attributes:
-        probabilities_BY: softmax of the R branch.
+        probabilities_BY: softmax of the R branch's logits over the model's temperature.
         saliency_BHW: the map M, or None where the model has none.
     """
 
@@ -163,12 +167,23 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             malignant=tuple(values["malignant"]),
             side=int(values["preprocessing"]["side"]),
             rule=rule,
+            temperature=_temperature(values.get("calibration")),
             metadata=values,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(
             f"{path} has damaged metadata: {error}", fix="export it again"
         ) from error
+
+
+def _temperature(calibration: dict[str, Any] | None) -> float | None:
+    """Raises as a damaged value does: `ValueError`, `KeyError` or `TypeError`."""
+    if calibration is None:  # exported without, or by a version that had none
+        return None
+    temperature = float(calibration["temperature"])
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"its temperature is {temperature}")
+    return temperature
 
 
 def _need_cuda(ort: Any, available: list[str]) -> None:

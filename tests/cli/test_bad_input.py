@@ -364,10 +364,10 @@ def test_resume_with_settings(tiny_run: Path) -> None:
     refused(call("train", "--resume", tiny_run, "--epochs", "9"), 2, "keeps its settings")
 
 
-def test_resume_without_finished_epoch(run_copy: Path) -> None:
+def test_resume_without_checkpoint(run_copy: Path) -> None:
     """Nothing to go on from."""
     shutil.rmtree(run_copy / "weights")
-    refused(call("train", "--resume", run_copy, "--device", "cpu"), 2, "no finished epoch")
+    refused(call("train", "--resume", run_copy, "--device", "cpu"), 3, "no checkpoint to go on from")
 
 
 def test_resume_with_other_data(

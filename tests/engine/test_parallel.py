@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from biigma_cli.core.weights import load_checkpoint
-from tests.conftest import TINY
+from tests.conftest import TINY, call
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or not torch.distributed.is_gloo_available(),
@@ -151,3 +151,17 @@ def test_a_restart_goes_on_by_itself(
     assert process.returncode == 0, told
     assert "resumed" in told
     assert column(run, "loss") == pytest.approx(column(alone, "loss"), rel=1e-4)
+
+
+def test_torchrun_does_not_overwrite_a_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is taken is refused under torchrun, too; and there must be a name."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    before = (tiny_run / "weights" / "last.safetensors").read_bytes()
+    done = call(*TINY, "--runs", tiny_run.parent, "--name", tiny_run.name)
+    assert done.code == 2
+    assert "holds a run already" in done.err
+    assert (tiny_run / "weights" / "last.safetensors").read_bytes() == before
+    done = call(*TINY, "--runs", tiny_run.parent)
+    assert done.code == 2
+    assert "give --name" in done.err

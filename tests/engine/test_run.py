@@ -309,6 +309,16 @@ def test_stopped_on_request(
         }
 
 
+def test_stopped_while_decoding(small: Manifest, tmp_path: Path, monkeypatch: Any) -> None:
+    """Ctrl-C is not kept waiting by the decoding of thousands of images."""
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+    stop = StopRequest()
+    stop.signum = signal.SIGTERM
+    with pytest.raises(Interrupted, match="nothing to go on from") as caught:
+        train(settings(), small, tmp_path / "run", device=CPU, stop=stop)
+    assert caught.value.exit_code == 143
+
+
 def test_checkpoints_by_the_clock(whole: Whole, small: Manifest, tmp_path: Path) -> None:
     """With a checkpoint after every step, a crash loses one step; the last two are kept."""
     often = settings(checkpoint_minutes=1e-9)

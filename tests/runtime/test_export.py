@@ -16,15 +16,18 @@ import onnxruntime
 import pytest
 import torch
 
-from biigma_cli.cli.export import _parity_images
-from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model
-from biigma_cli.data.images import load_part
+from biigma_cli.cli.export import _calibrate, _parity_images, _validation_part
+from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.preprocess import Pixels, load_image
 from biigma_cli.data.splits import make_split
 from biigma_cli.engine.evaluate import predict_proba
 from biigma_cli.errors import DeviceError, ModelFileError, ParityError, UsageError
-from biigma_cli.runtime.export import export_onnx, metadata
+from biigma_cli.metrics import HEADLINE, apply_temperature
+from biigma_cli.report.card import model_card
+from biigma_cli.runtime.calibration import Calibration, Sureness, fit_calibration
+from biigma_cli.runtime.export import _Graph, calibrate, export_onnx, metadata
 from biigma_cli.runtime.parity import compare
 from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model
 from tests.conftest import call
@@ -58,6 +61,21 @@ def stored(session: Any) -> dict[str, Any]:
     values = dict(session.get_modelmeta().custom_metadata_map)
     assert values.pop("biigma_format") == "biigma-onnx-1"
     return {k: json.loads(v) for k, v in values.items()}
+
+
+@pytest.fixture(scope="module")
+def calibration(stored: dict[str, Any]) -> Calibration:
+    """The file's, as it was when it was exported."""
+    found = stored["calibration"]
+    before, after = (Sureness(**found[key]) for key in ("before", "after"))
+    temperature, images = found["temperature"], found["n"]
+    return Calibration(temperature=temperature, images=images, before=before, after=after)
+
+
+def answers(checkpoint: Checkpoint, pixels: Pixels, temperature: float) -> Any:
+    """Torch's probabilities at a temperature, worked out outside any graph."""
+    raw = predict_proba(load_model(checkpoint), pixels, device=torch.device("cpu"))
+    return apply_temperature(raw, temperature)
 
 
 # --- the file --------------------------------------------------------------------------------
@@ -126,22 +144,30 @@ def test_metadata(
     assert figures["macro_f1"] == tiny_eval["macro_f1"]
     assert figures["protocol"] == stored["protocol"]
     assert "model" not in figures
+    assert figures["temperature"] is None
+    assert figures["assessment"] == tiny_eval["assessment"]
 
 
 # --- its answers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_any_batch_size(count: int, session: Any, pixels: Pixels, checkpoint: Checkpoint) -> None:
-    """uint8 NHWC in any number gives torch's probabilities; logits agree with them."""
+def test_any_batch_size(
+    count: int, session: Any, pixels: Pixels, checkpoint: Checkpoint, calibration: Calibration
+) -> None:
+    """uint8 NHWC in any number gives torch's probabilities over T; logits stay as trained."""
     (image,) = session.get_inputs()
     assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(uint8)", [64, 64, 3])
     probabilities, logits = session.run(["probabilities", "logits"], {"image": pixels[:count]})
     assert probabilities.shape == logits.shape == (count, 7)
-    wanted = predict_proba(load_model(checkpoint), pixels[:count], device=torch.device("cpu"))
+    wanted = answers(checkpoint, pixels[:count], calibration.temperature)
     np.testing.assert_allclose(probabilities, wanted, atol=1e-4)
-    softmax = np.exp(logits - logits.max(1, keepdims=True))
-    np.testing.assert_allclose(probabilities, softmax / softmax.sum(1, keepdims=True), atol=1e-6)
+    raised = np.exp(logits / calibration.temperature)
+    np.testing.assert_allclose(probabilities, raised / raised.sum(1, keepdims=True), atol=1e-6)
+    raised = np.exp(logits)
+    as_trained = answers(checkpoint, pixels[:count], 1)
+    np.testing.assert_allclose(raised / raised.sum(1, keepdims=True), as_trained, atol=1e-4)
+    assert (probabilities.argmax(1) == logits.argmax(1)).all()
 
 
 def test_answers_depend_on_the_image(session: Any, pixels: Pixels) -> None:
@@ -159,27 +185,40 @@ def test_saliency(tiny_onnx: Path, pixels: Pixels) -> None:
     assert np.ptp(answer.saliency_BHW) > 1e-3
 
 
-def test_predict_equals_torch(tiny_onnx: Path, picture: Path, checkpoint: Checkpoint) -> None:
-    """From the file on disk to the printed figure: what torch gives for the same image."""
+def test_predict_equals_torch(
+    tiny_onnx: Path, picture: Path, checkpoint: Checkpoint, calibration: Calibration
+) -> None:
+    """From the file on disk to the printed figure: what torch gives for the same image, over T."""
     done = call("predict", picture, "--model", tiny_onnx, "--format", "jsonl", "--device", "cpu")
     printed = json.loads(done.out)["probabilities"]
     image = load_image(picture, 64)[None].copy()
-    wanted = predict_proba(load_model(checkpoint), image, device=torch.device("cpu"))[0]
+    wanted = answers(checkpoint, image, calibration.temperature)[0]
     assert list(printed.values()) == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
 def test_eval_of_export_equals_eval_of_run(
-    tiny_onnx: Path, tiny_run: Path, tiny_eval: dict[str, Any]
+    tiny_onnx: Path, tiny_run: Path, tiny_eval: dict[str, Any], calibration: Calibration
 ) -> None:
-    """Judged on the same part, file and checkpoint have the same figures and differ by nothing."""
+    """Judged on the same part, file and checkpoint give the same answers: all figures of answers
+    agree and differ by nothing. Calibration shows in those of probabilities alone, and is said.
+    """
     best = tiny_run / "weights" / "best.safetensors"
     done = call("eval", "--model", tiny_onnx, "--against", best, "--device", "cpu", "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     for key in ("n", "accuracy", "macro_f1", "confusion", "per_class", "intervals", "split_hash"):
         assert result[key] == tiny_eval[key], key
-    spans = result["against"]["difference"].values()
-    assert {(s["value"], s["low"], s["high"]) for s in spans} == {(0.0, 0.0, 0.0)}
+    assert result["temperature"] == calibration.temperature
+    other = result["against"]
+    assert other["temperature"] is None
+    assert other["assessment"]["confusion"] == tiny_eval["assessment"]["confusion"]
+    assert "one of the two models is calibrated" in done.err
+    apart = other["difference"]["overall"]
+    assert {apart[n][end] for n in HEADLINE for end in ("value", "low", "high")} == {0.0}
+    gained = result["assessment"]["overall"]["log_loss"]["value"]
+    gained -= tiny_eval["assessment"]["overall"]["log_loss"]["value"]
+    assert apart["log_loss"]["value"] == pytest.approx(gained, abs=1e-5)
+    assert abs(gained) > 1e-3
 
 
 def test_eval_table(tiny_run: Path, tiny_eval: dict[str, Any]) -> None:
@@ -198,6 +237,7 @@ def test_no_parity_writes_nothing(
     tiny_onnx: Path,
     checkpoint: Checkpoint,
     pixels: Pixels,
+    calibration: Calibration,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -205,19 +245,37 @@ def test_no_parity_writes_nothing(
     # The graph that was exported once already: exporting it is the slow part.
     program = SimpleNamespace(model_proto=onnx.load(tiny_onnx))
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    given: dict[str, Any] = {"source": "drawn", "calibration": calibration}
     old = tmp_path / "old.onnx"
     old.write_bytes(b"kept")
     for path in (tmp_path / "new.onnx", old):
         with pytest.raises(ParityError, match="disagree: parity on 5 drawn"):
-            export_onnx(checkpoint, path, pixels, source="drawn", tolerance=-1)
+            export_onnx(checkpoint, path, pixels, tolerance=-1, **given)
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"kept"
+    assert export_onnx(checkpoint, old, pixels, **given).same_decision == 5
+
+
+def test_another_temperature_is_found(
+    tiny_onnx: Path,
+    checkpoint: Checkpoint,
+    pixels: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph with a temperature that torch does not apply is no match."""
+    program = SimpleNamespace(model_proto=onnx.load(tiny_onnx))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    with pytest.raises(ParityError, match="disagree"):
+        export_onnx(checkpoint, tmp_path / "new.onnx", pixels, source="images")
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_finds_a_wrong_graph(
     tiny_onnx: Path,
     checkpoint: Checkpoint,
     pixels: Pixels,
+    calibration: Calibration,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -229,7 +287,9 @@ def test_export_finds_a_wrong_graph(
     program = SimpleNamespace(model_proto=proto)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
     with pytest.raises(ParityError, match=r"at most 0\.0001 is allowed"):
-        export_onnx(checkpoint, tmp_path / "new.onnx", pixels, source="images")
+        export_onnx(
+            checkpoint, tmp_path / "new.onnx", pixels, source="images", calibration=calibration
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -248,15 +308,127 @@ def test_parity_figures() -> None:
 
 
 def test_drawn_patterns_where_the_data_is_not(
-    checkpoint: Checkpoint, other_home: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint,
+    other_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With other data on this machine the proof is made on patterns, and says so."""
-    assert _parity_images(checkpoint.config, checkpoint.meta, 3)[1] == "validation images"
+    """With other data on this machine there is no calibration; the proof is made on patterns."""
+    part = _validation_part(checkpoint, 3)
+    assert part is not None
+    assert len(part.ids) == 3
+    assert _parity_images(part, 64, 2)[1] == "validation images"
+    assert len(_parity_images(part, 64, 2)[0]) == 2
     monkeypatch.setenv("BIIGMA_HOME", str(other_home))
-    drawn, source = _parity_images(checkpoint.config, checkpoint.meta, 3)
+    assert _validation_part(checkpoint, 3) is None
+    assert "not calibrated, and proven on drawn patterns" in capsys.readouterr().err
+    drawn, source = _parity_images(None, 64, 3)
     assert source == "drawn patterns"
     assert (drawn.shape, drawn.dtype) == ((3, 64, 64, 3), np.uint8)
     assert drawn.std() > 20
+
+
+# --- calibration -----------------------------------------------------------------------------
+
+
+def test_the_temperature_is_that_of_the_whole_validation_part(
+    session: Any, calibration: Calibration, checkpoint: Checkpoint, tiny_run: Path
+) -> None:
+    """From the logits that the file itself gives for those images; log loss falls."""
+    part = _validation_part(checkpoint, None)
+    assert part is not None
+    assert calibration.images == len(part.ids) == checkpoint.meta["split"]["sizes"]["val"]
+    (logits,) = session.run(["logits"], {"image": part.pixels})
+    found = fit_calibration(logits, part.labels)
+    assert found is not None
+    assert found.temperature == pytest.approx(calibration.temperature, rel=1e-3)
+    assert found.after.log_loss == pytest.approx(calibration.after.log_loss, abs=1e-4)
+    assert abs(calibration.temperature - 1) > 0.05
+    assert calibration.after.log_loss < calibration.before.log_loss
+    assert calibration.summary() in (tiny_run / "proof.txt").read_text()
+
+
+def test_without_calibration(
+    checkpoint: Checkpoint, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--no-calibrate fits nothing and says so; the graph is then a plain softmax."""
+    from biigma_cli.runtime import export as module
+
+    given: dict[str, Any] = {}
+
+    def export(*arguments: Any, **more: Any) -> Any:
+        given.update(more, images=arguments[2])
+        arguments[1].write_bytes(b"")
+        return compare(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), source="images")
+
+    def fit(*_: Any, **__: Any) -> None:
+        raise AssertionError("calibrated")
+
+    monkeypatch.setattr(module, "export_onnx", export)
+    monkeypatch.setattr(module, "calibrate", fit)
+    file = tmp_path / "x.safetensors"
+    save_checkpoint(file, checkpoint.tensors, checkpoint.meta)
+    done = call("export", "onnx", "--checkpoint", file, "--no-calibrate", "--images", "2")
+    assert done.code == 0, done.err
+    assert given["calibration"] is None
+    assert len(given["images"]) == 2
+    assert "not calibrated" in done.out
+    assert "calibration" not in metadata(checkpoint, None)
+    with torch.inference_mode():
+        p, logits = _Graph(load_model(checkpoint))(torch.from_numpy(pixels))[:2]
+    np.testing.assert_allclose(p.numpy(), logits.softmax(1).numpy(), atol=1e-7)
+
+
+def test_no_temperature_is_best(
+    checkpoint: Checkpoint, pixels: Pixels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part on which every answer is right gives none, which is said."""
+    device = torch.device("cpu")
+    right = predict_proba(load_model(checkpoint), pixels, device=device).argmax(1)
+    assert calibrate(checkpoint, pixels, right, device=device) is None
+    part = Part(ids=("a",) * 5, pixels=pixels, labels=right, groups=("a",) * 5)
+    assert _calibrate(checkpoint, part, device) is None
+    assert "no temperature is best" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [0, -1.5, "warm", None, "NaN"])
+def test_damaged_temperature(tiny_onnx: Path, tmp_path: Path, value: Any) -> None:
+    """A temperature that cannot be is a fault of the file."""
+    proto = onnx.load(tiny_onnx)
+    entry = next(p for p in proto.metadata_props if p.key == "calibration")
+    entry.value = json.dumps({**json.loads(entry.value), "temperature": value})
+    onnx.save(proto, tmp_path / "odd.onnx")
+    with pytest.raises(ModelFileError, match="damaged metadata"):
+        Predictor(tmp_path / "odd.onnx", device="cpu")
+
+
+def test_predict_says_so(tiny_onnx: Path, picture: Path, calibration: Calibration) -> None:
+    """The note names T, the JSON form holds it."""
+    done = call("predict", picture, "--model", tiny_onnx, "--format", "json", "--device", "cpu")
+    assert f"calibrated (T = {calibration.temperature:.3f})" in done.err
+    assert json.loads(done.out)["model"]["temperature"] == calibration.temperature
+
+
+def test_card(stored: dict[str, Any], calibration: Calibration) -> None:
+    """The card has the calibration and all figures; without, it warns of the probabilities."""
+
+    def card(metadata: dict[str, Any]) -> str:
+        return model_card("tiny", metadata, parameters=1, megabytes=1.0, commands=["x"])
+
+    text = card(stored)
+    assert f"T = {calibration.temperature:.4f}, fitted on the {calibration.images}" in text
+    for value in (*calibration.before, *calibration.after):
+        assert f"| {value:.4f} |" in text
+    for name in ("macro_auc", "brier"):
+        assert f"{stored['metrics']['test']['assessment']['overall'][name]['value']:.4f}" in text
+    assert "sensitivity at 95% specificity" in text
+    assert "are not calibrated" not in text
+    older = {k: v for k, v in stored.items() if k != "calibration"}
+    test = {k: v for k, v in stored["metrics"]["test"].items() if k != "assessment"}
+    plain = card({**older, "metrics": {"test": test}})
+    assert "are not calibrated" in plain
+    assert "Brier" not in plain
+    assert f"| macro-F1 | {test['macro_f1']:.4f} |" in plain
 
 
 # --- finding and opening ---------------------------------------------------------------------

@@ -1,0 +1,153 @@
+"""One optimisation step: augmentation, both branches, the loss, gradients over all ranks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from biigma_cli.config import Config
+from biigma_cli.core.loss import Criterion, Loss, Mixed
+from biigma_cli.core.model import BiigmaNet
+from biigma_cli.data import augment
+from biigma_cli.engine import distributed
+from biigma_cli.engine.average import Average
+from biigma_cli.engine.distributed import Ranks
+from biigma_cli.engine.evaluate import to_batch
+from biigma_cli.engine.feed import Batch
+from biigma_cli.engine.schedule import generator, learning_rate, side_at
+from biigma_cli.engine.teachers import Teachers
+
+# Of every trunk's last feature map.
+STRIDE = 32
+
+
+class Logged(NamedTuple):
+    """What a step leaves for the log; reading the values makes the host wait for the device.
+
+    Attributes:
+        lr: learning rate of the step.
+        names: of the values; the total `loss` comes first.
+        values_T: float64, on the device.
+    """
+
+    lr: float
+    names: list[str]
+    values_T: Tensor
+
+
+class Stepper:
+    """Takes steps; what it changes is the model, the optimizer and the average.
+
+    Args:
+        precision: `bf16` or `fp32`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: BiigmaNet,
+        criterion: Criterion,
+        optimizer: torch.optim.Optimizer,
+        average: Average | None,
+        teachers: Teachers,
+        ranks: Ranks,
+        *,
+        precision: str,
+    ) -> None:
+        self.config, self.model, self.criterion = config, model, criterion
+        self.optimizer, self.average, self.teachers = optimizer, average, teachers
+        self.ranks, self.precision = ranks, precision
+        self.augmentation = augment.PRESETS[config.train.augment_strength]
+        self._wrapped: tuple[bool, nn.Module] | None = None
+        model.train()
+
+    def _network(self, sample: bool) -> nn.Module:
+        """What is called: the model, or the model with gradients averaged over the ranks."""
+        all_used = sample or not self.config.model.sampling
+        if self._wrapped is None or self._wrapped[0] != all_used:
+            self._wrapped = None  # DDP's old wrapper must go before a new one is made
+            wrapper = distributed.wrap(self.model, self.ranks, all_used=all_used)
+            self._wrapped = (all_used, wrapper)
+        return self._wrapped[1]
+
+    def __call__(self, batch: Batch, *, epoch: int, step: int, steps: int, size: int) -> Logged:
+        """One optimisation step.
+
+        Args:
+            batch: this rank's slice.
+            epoch: 0-based.
+            step: 0-based within the epoch, of `steps`.
+            size: images of the whole batch.
+        """
+        config, tc, ranks, device = self.config, self.config.train, self.ranks, self.ranks.device
+        side = side_at(tc, epoch, config.data.side)
+        sample = config.model.sampling and epoch >= tc.sampling_start_epoch
+        overall = epoch * steps + step
+        lr = learning_rate(tc, overall, tc.epochs * steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Drawn for the whole batch on every rank, so that a slice gets what one process would.
+        draws = generator(tc.seed, "step", epoch, step)
+        mine = ranks.slice_of(size)
+        # Dropout draws from the global generators.
+        torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + ranks.rank)
+        image = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
+        if tc.augment:
+            drawn = augment.draw(self.augmentation, size, draws).part(mine)
+            image = augment.apply(image, drawn, self.augmentation)
+        mixed = None
+        if tc.mix != "none":
+            mix = augment.draw_mix(
+                size, side, draws,
+                kind=tc.mix, alpha=tc.mix_alpha, probability=tc.mix_probability,
+            ).part(mine).to(device)  # fmt: skip
+            image = augment.mix_images(image, mix)
+            mixed = Mixed(batch.label_B[mix.partner_B], mix.lam_B)
+        image = image.contiguous(memory_format=torch.channels_last)
+        draw_P = gather = None
+        if sample:
+            cells = (side // STRIDE) ** 2
+            draw_P = torch.rand(size * cells, generator=draws)
+            gather = distributed.background_gather(ranks) if tc.gather_background else None
+            if gather is None:
+                draw_P = draw_P[mine.start * cells : mine.stop * cells]
+            draw_P = draw_P.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self._network(sample)(image, sample=sample, draw_P=draw_P, gather=gather)
+            taught = self.teachers(image) if self.teachers else None
+        loss: Loss = self.criterion(
+            output, batch.label_B, self.model, teacher_BY=taught, mixed=mixed
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss.total)
+        if tc.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), tc.grad_clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model, overall)
+        logged = {"loss": loss.total.detach(), **loss.terms}
+        if loss.independence is not None:
+            cosine = loss.independence.cosine_KK
+            k = len(cosine)
+            logged["kernel_mean"] = loss.independence.kernel_mean
+            logged["head_cosine"] = (cosine.sum() - cosine.trace()) / max(1, k * (k - 1))
+        values_T = torch.stack([v.detach().double() for v in logged.values()])
+        return Logged(lr, list(logged), values_T)
+
+
+def build_optimizer(
+    model: BiigmaNet, config: Config, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam, or AdamW without decay on norms and biases."""
+    # One pass over all tensors in place of several for each.
+    fused = device.type in ("cpu", "cuda")
+    if config.train.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.train.lr, fused=fused)
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.train.weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.train.lr, fused=fused)

@@ -1,0 +1,298 @@
+"""`biigma eval`: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from biigma_cli.config import DataConfig
+from biigma_cli.core.weights import load_checkpoint, save_checkpoint
+from biigma_cli.data.manifest import load_manifest
+from biigma_cli.data.splits import make_split
+from biigma_cli.data.submission import read_predictions
+from biigma_cli.errors import CheckpointMismatch
+from biigma_cli.judge import Candidate, judge
+from biigma_cli.metrics import OVERALL, PER_CLASS
+from tests.conftest import Outcome, call
+
+CODES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+FAST = ("--resamples", "40", "--device", "cpu")
+
+
+def refused(done: Outcome, *words: str, code: int = 3) -> None:
+    """One error, its fix, nothing on stdout."""
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert done.err.count("error:") == 1
+    assert done.err.count("fix:") == 1
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def test_tables(tiny_run: Path, tiny_onnx: Path) -> None:
+    """The protocol first, then the most important figures; 80 columns; what was judged is said."""
+    done = call("eval", "--model", tiny_onnx, *FAST)
+    assert done.code == 0, done.err
+    places = [
+        done.out.index(words)
+        for words in (
+            "protocol: isic18, lesion-safe", "calibrated probabilities (T = ",
+            "40 resamples of lesions", "accuracy", "ISIC score", "calibration error (ECE",
+            "MEL against the rest", "sensitivity at 90% specificity", "per class, answers",
+            "per class, against the rest", "melanocytic nevus", "confusion matrix",
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+    _, _, body = done.out.partition("part:     test, ")
+    assert max(map(len, body.splitlines())) <= 80
+    raw = call("eval", "--model", tiny_run / "weights" / "best.safetensors", *FAST)
+    assert "probabilities as trained (not calibrated)" in raw.out
+    assert "calibrated probabilities" not in raw.out
+
+
+def test_json_is_complete(tiny_eval: dict[str, Any]) -> None:
+    """Every figure with its interval, overall and per class; the headline as it always was."""
+    whole = tiny_eval["assessment"]
+    assert tuple(whole["overall"]) == OVERALL
+    assert tuple(whole["per_class"]) == CODES
+    for figures in whole["per_class"].values():
+        assert set(figures) == {"support", *PER_CLASS}
+    for figure in whole["overall"].values():
+        assert figure["low"] <= figure["high"]
+    assert tiny_eval["bootstrap"] == "95% percentile intervals, 2000 resamples of lesions"
+    assert tiny_eval["temperature"] is None
+    for name, figure in tiny_eval["intervals"].items():
+        assert figure == whole["overall"][name]
+        assert tiny_eval[name] == figure["value"]
+    assert tiny_eval["confusion"] == whole["confusion"]
+
+
+def test_predictions_out(
+    tiny_run: Path, tiny_ham: Path, tmp_path: Path, tiny_eval: dict[str, Any]
+) -> None:
+    """The file is in the submission form, and `score` finds the same figures in it."""
+    path = tmp_path / "new" / "p.csv"
+    done = call("eval", "--run", tiny_run, "--predictions-out", path, "--json", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert f"saved in {path}" in done.err
+    assert json.loads(done.out) == tiny_eval
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text().splitlines()[0] == "image," + ",".join(CODES)
+    assert set(read_predictions(path).ids) == set(load_split(tiny_run)["test"])
+    scored = call("score", path, tiny_ham / "HAM10000_metadata.csv", "--subset", "--json")
+    assert scored.code == 0, scored.err
+    found = json.loads(scored.out)
+    assert found["confusion"] == tiny_eval["confusion"]
+    for name, figure in tiny_eval["assessment"]["overall"].items():
+        for end in ("value", "low", "high"):
+            assert found["overall"][name][end] == pytest.approx(figure[end], abs=1e-6), name
+
+
+def load_split(run: Path) -> dict[str, list[str]]:
+    """The run's parts."""
+    return dict(json.loads((run / "split.json").read_text()))
+
+
+def test_reliability(tiny_run: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    """Before and after for a calibrated model, one diagram for a checkpoint."""
+    both, one = tmp_path / "both.svg", tmp_path / "one.svg"
+    done = call("eval", "--model", tiny_onnx, "--reliability", both, *FAST)
+    assert done.code == 0, done.err
+    best = tiny_run / "weights" / "best.safetensors"
+    assert call("eval", "--model", best, "--reliability", one, *FAST).code == 0
+    axes = [p.read_text().count('id="axes_') for p in (both, one)]
+    assert axes == [2, 1]
+    # Text is drawn as shapes, with its words in a comment beside.
+    told = both.read_text()
+    before, after = re.findall(
+        r"<!-- (?:As trained|Calibrated, T = [\d.]+): ECE ([\d.]+) -->", told
+    )
+    assert f"As trained: ECE {before}" in one.read_text()
+    assert before != after
+
+
+def test_no_resamples(tiny_onnx: Path) -> None:
+    """Figures without intervals."""
+    done = call("eval", "--model", tiny_onnx, "--resamples", "0", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert " .. " not in done.out
+    assert "resamples" not in done.out
+    assert "accuracy" in done.out
+
+
+def test_the_part_it_was_calibrated_on(tiny_onnx: Path) -> None:
+    """Its own validation part flatters a calibrated model: said."""
+    done = call("eval", "--model", tiny_onnx, "--split", "val", *FAST)
+    assert "the temperature was fitted on this part" in done.err
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "word"),
+    [
+        ("--reliability", "a.pdf", "neither .svg nor .png"),
+        ("--reliability", "folder.png", "is a folder"),
+        ("--predictions-out", "folder.png", "is a folder"),
+        ("--predictions-out", "plain/a.csv", "plain"),
+    ],
+)
+def test_targets(tiny_run: Path, tmp_path: Path, option: str, name: str, word: str) -> None:
+    """Where nothing can be written is said before the work."""
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "plain").write_text("")
+    refused(call("eval", "--run", tiny_run, option, tmp_path / name), word, code=2)
+    refused(call("eval", "--run", tiny_run, option, tmp_path / name, "--json"), word, code=2)
+
+
+@pytest.fixture
+def own(tiny_run: Path, tiny_ham: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Records a data set of one's own, and gives the tiny network to judge on it.
+
+    Train and val have one image of each class; `test` says the labels of the test part.
+    """
+
+    def make(test: Sequence[str], *, lesions: bool = False, head: float | None = None) -> Path:
+        monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+        folder = tmp_path / "own"
+        folder.mkdir()
+        rows = [(c, part) for part in ("train", "val") for c in CODES] + [(c, "test") for c in test]
+        lines = ["image,label,split" + ",lesion_id" * lesions]
+        for i, (image, (code, part)) in enumerate(
+            zip(sorted(tiny_ham.rglob("*.jpg")), rows, strict=False)
+        ):
+            # The last is called as the official image of weight 0.
+            name = "ISIC_0035068.jpg" if i == len(rows) - 1 else image.name
+            shutil.copy(image, folder / name)
+            lines.append(f"{name},{code},{part}" + f",{part}{i // 2}" * lesions)
+        (folder / "labels.csv").write_text("\n".join(lines))
+        classes = ("--classes", ",".join(CODES))
+        done = call("datasets", "add", "own", folder / "labels.csv", *classes)
+        assert done.code == 0, done.err
+        stored = load_checkpoint(tiny_run / "weights" / "best.safetensors")
+        config = stored.meta["config"]
+        config = {**config, "data": {**config["data"], "dataset": "own", "protocol": "official"}}
+        split = make_split(
+            load_manifest("own"), DataConfig(dataset="own", protocol="official", side=64)
+        )
+        tensors = dict(stored.tensors)
+        if head is not None:
+            name = next(k for k in tensors if k.startswith("model.head") and k.endswith("bias"))
+            tensors[name] = torch.full_like(tensors[name], head)
+        path = tmp_path / "own.safetensors"
+        save_checkpoint(path, tensors, {**stored.meta, "config": config, "split": split.summary()})
+        return path
+
+    return make
+
+
+def test_a_part_without_a_class(own: Any) -> None:
+    """It is named, its figures are not defined, and macro figures leave it out."""
+    model = own(["MEL", "NV", "MEL", "NV", "BKL", "NV", "NV"])
+    done = call("eval", "--model", model, "--json", *FAST)
+    assert done.code == 0, done.err
+    assert "no image of BCC, AKIEC, DF, VASC: macro averages are over the other" in done.err
+    result = json.loads(done.out)
+    assert result["absent"] == ["BCC", "AKIEC", "DF", "VASC"]
+    per_class = result["assessment"]["per_class"]
+    assert per_class["DF"]["sensitivity"] == {
+        "value": None, "low": None, "high": None, "why": "no image of this class",
+    }  # fmt: skip
+    recalls = [per_class[c]["sensitivity"]["value"] for c in ("MEL", "NV", "BKL")]
+    assert result["macro_recall"] == pytest.approx(sum(recalls) / 3)
+    assert re.search("few images of .*BKL: some resamples have none", done.err)
+    shown = call("eval", "--model", model, *FAST)
+    assert shown.code == 0, shown.err
+    assert re.search(r"^ DF +0 +- ", shown.out, re.MULTILINE)
+
+
+def test_one_class_only(own: Any, tmp_path: Path) -> None:
+    """There is nothing to tell apart; nothing is written."""
+    model = own(["NV"] * 4)
+    target = tmp_path / "p.csv"
+    done = call("eval", "--model", model, "--predictions-out", target, *FAST)
+    refused(done, "all 3 images are of one class, NV", "two classes at least")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("lesions", [True, False])
+def test_lesions(own: Any, lesions: bool) -> None:
+    """Where no lesion is known images are drawn, and that is said."""
+    model = own(["MEL", "MEL", "NV", "NV", "BCC", "BCC", "NV"], lesions=lesions)
+    done = call("eval", "--model", model, *FAST)
+    assert done.code == 0, done.err
+    assert ("no lesions known, so images are resampled" in done.err) is not lesions
+    assert ("40 resamples of lesions" in done.out) is lesions
+    assert ("40 resamples of images" in done.out) is not lesions
+
+
+def test_the_official_image_of_no_weight(own: Any, tmp_path: Path) -> None:
+    """It does not count, but has its row in the predictions."""
+    model = own(["MEL", "NV", "BCC", "NV"])
+    target = tmp_path / "p.csv"
+    done = call("eval", "--model", model, "--predictions-out", target, *FAST)
+    assert "1 images of weight 0 are left out" in done.err
+    assert "test, 3 images" in done.out
+    assert "ISIC_0035068" in read_predictions(target).ids
+    assert len(read_predictions(target).ids) == 4
+
+
+def test_a_model_that_gives_nan(own: Any) -> None:
+    """No figure is made of it."""
+    refused(call("eval", "--model", own(["MEL", "NV", "BCC"], head=np.nan), *FAST), "NaN")
+
+
+def test_a_second_model_of_other_classes(home: Path, tiny_run: Path) -> None:
+    """Refused before either is run."""
+    stored = load_checkpoint(tiny_run / "weights" / "best.safetensors")
+
+    def run(*_: Any) -> Any:
+        raise AssertionError("run")
+
+    first, second = (
+        Candidate("m", classes, stored.config.data, stored.meta["split"], run)
+        for classes in (CODES, CODES[::-1])
+    )
+    with pytest.raises(CheckpointMismatch, match="VASC, DF"):
+        judge(first, load_manifest("isic18"), "test", against=second)
+
+
+def test_binary_task() -> None:
+    """Of the paper's binary tasks the table shows the paper's columns, the JSON holds them."""
+    from biigma_cli.cli.evaluate import _tables
+    from biigma_cli.data.splits import Split
+    from biigma_cli.judge import Judgement
+    from biigma_cli.metrics import assess
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    proba = rng.dirichlet((1, 1), 40).astype(np.float32)
+    split = Split(
+        dataset="isic17-mel", variant="", protocol="official", join_duplicates=False, seed=0,
+        test_fraction=0.2, val_fraction=0.1, data_hash="d", train=(), val=(), test=(),
+    )  # fmt: skip
+    own = assess(labels, proba, ("MEL", "OTHER"), resamples=30)
+    judged = Judgement(
+        model="m", temperature=None, split=split, part="test", ids=(), label_n=labels,
+        proba_nY=proba, lesions=False, assessment=own,
+    )  # fmt: skip
+    columns = judged.to_dict()["paper_columns"]
+    assert columns["recall"]["value"] == own.overall["macro_recall"].value
+    assert columns["sensitivity"]["value"] == own.per_class["MEL"]["sensitivity"].value
+    shown = _tables(judged)
+    for words in ("columns of the paper's Table 1", "sensitivity to MEL", "score > 0.5"):
+        assert words in shown
+    assert shown.index("macro-F1") < shown.index("the paper's Table 1") < shown.index("per class")

@@ -1,0 +1,276 @@
+"""`biigma score`: figures on stdout, notes on stderr, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biigma_cli.data.submission import write_submission
+from biigma_cli.metrics import assess
+from tests.conftest import Outcome, call
+
+CODES = ("MEL", "NV", "BCC")
+FAST = ("--resamples", "40")
+
+
+def make(folder: Path, *, seed: int = 0, n: int = 60) -> tuple[Path, Path]:
+    """Predictions of some skill, and the truth with lesions of two images."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(n) % 3
+    logits = np.random.default_rng(9).normal(size=(n, 3)) + 1.5 * np.eye(3)[truth]
+    logits += 0.3 * rng.normal(size=(n, 3)) * seed
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    predictions = folder / f"predictions{seed}.csv"
+    write_submission(predictions, [f"I{i:02}" for i in range(n)], scores, CODES)
+    labels = folder / "truth.csv"
+    rows = [f"I{i:02},{CODES[c].lower()},L{i // 2}" for i, c in enumerate(truth)]
+    labels.write_text("image_id,dx,lesion_id\n" + "\n".join(rows) + "\n")
+    return predictions, labels
+
+
+def refused(done: Outcome, *words: str, code: int = 3) -> None:
+    """One error, its fix, nothing on stdout."""
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert done.err.count("error:") == 1
+    assert done.err.count("fix:") == 1
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+
+
+def test_table(tmp_path: Path) -> None:
+    """All figures with intervals, per class, the confusion matrix; notes stay on stderr."""
+    predictions, truth = make(tmp_path)
+    done = call("score", predictions, truth, *FAST)
+    assert done.code == 0, done.err
+    for words in ("60 images; 95% percentile intervals, 40 resamples of lesions", "ISIC score",
+                  "macro-F1", "log loss", "Brier", "ECE", "per class", "specificity",
+                  "MEL against the rest", "sensitivity at 90% specificity",
+                  "specificity at 95% sensitivity", "confusion matrix", " .. "):  # fmt: skip
+        assert words in done.out
+    assert "images" not in done.err
+
+
+def test_json_is_what_the_functions_say(tmp_path: Path) -> None:
+    """The figures are those of `assess`, intervals and seed included."""
+    predictions, truth = make(tmp_path)
+    done = call("score", predictions, truth, "--json", "--seed", "3", *FAST)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    scores = np.loadtxt(predictions, delimiter=",", skiprows=1, usecols=(1, 2, 3))
+    groups = [f"L{i // 2}" for i in range(60)]
+    wanted = assess(np.arange(60) % 3, scores, CODES, groups=groups, resamples=40, seed=3)
+    assert {k: result.pop(k) for k in ("predictions", "truth")} == {
+        "predictions": str(predictions),
+        "truth": str(truth),
+    }
+    assert result == json.loads(json.dumps(wanted.to_dict()))
+
+
+def test_no_resamples(tmp_path: Path) -> None:
+    """Figures without intervals."""
+    predictions, truth = make(tmp_path)
+    done = call("score", predictions, truth, "--resamples", "0")
+    assert done.code == 0, done.err
+    assert " .. " not in done.out
+    assert "accuracy" in done.out
+
+
+def test_against(tmp_path: Path) -> None:
+    """Paired differences, and the other's figures; against itself all are 0."""
+    predictions, truth = make(tmp_path)
+    worse, _ = make(tmp_path, seed=5)
+    done = call("score", predictions, truth, "--against", worse, "--json", *FAST)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    other = result["against"]
+    assert other["predictions"] == str(worse)
+    apart = other["difference"]["overall"]["accuracy"]
+    values = [r["overall"]["accuracy"]["value"] for r in (result, other)]
+    assert apart["value"] == pytest.approx(values[0] - values[1])
+    assert apart["value"] > 0
+    assert other["difference"]["per_class"]["NV"]["auc"]["value"] is not None
+    shown = call("score", predictions, truth, "--against", predictions, *FAST)
+    assert "paired differences" in shown.out
+    assert "+0.0000 .. +0.0000" in shown.out
+
+
+def test_groups(tmp_path: Path) -> None:
+    """Without lesions images are drawn, and that is said; a file of lesions mends it."""
+    predictions, truth = make(tmp_path)
+    bare = tmp_path / "bare.csv"
+    bare.write_text("\n".join(r.rsplit(",", 1)[0] for r in truth.read_text().splitlines()))
+    loose = call("score", predictions, bare, "--json", *FAST)
+    assert "no lesions known" in loose.err
+    assert json.loads(loose.out)["groups"] == 60
+    grouped = call("score", predictions, bare, "--groups", truth, "--json", *FAST)
+    assert "no lesions known" not in grouped.err
+    assert json.loads(grouped.out)["groups"] == 30
+
+
+def test_the_2017_form(tmp_path: Path) -> None:
+    """Two tasks with the official threshold, and the mean AUC."""
+    rng = np.random.default_rng(0)
+    truth, predictions = tmp_path / "truth.csv", tmp_path / "p.csv"
+    head = "image_id,melanoma,seborrheic_keratosis\n"
+    rows = [(i % 3 == 0, i % 3 == 1) for i in range(30)]
+    truth.write_text(head + "".join(f"I{i},{m:d}.0,{k:d}.0\n" for i, (m, k) in enumerate(rows)))
+    said = [(0.4 * a + 0.6 * x, 0.4 * b + 0.6 * y) for (a, b), (x, y) in
+            zip(rows, rng.random((30, 2)), strict=True)]  # fmt: skip
+    predictions.write_text(head + "".join(f"I{i},{m},{k}\n" for i, (m, k) in enumerate(said)))
+    done = call("score", predictions, truth, "--json", "--against", predictions, *FAST)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    tasks = result["tasks"]
+    assert set(tasks) == {"isic17-mel", "isic17-sk"}
+    assert tasks["isic17-sk"]["classes"] == ["SK", "OTHER"]
+    aucs = [t["per_class"][t["classes"][0]]["auc"]["value"] for t in tasks.values()]
+    assert result["mean_auc"]["value"] == pytest.approx(sum(aucs) / 2)
+    assert tasks["isic17-mel"]["against"]["difference"]["overall"]["brier"]["value"] == 0
+    shown = call("score", predictions, truth, *FAST).out
+    for words in ("mean of the two AUCs", "melanoma against the rest", "SK against the rest",
+                  "sensitivity, score > 0.5"):  # fmt: skip
+        assert words in shown
+    three, _ = make(tmp_path)
+    refused(call("score", predictions, truth, "--against", three), "different forms")
+
+
+def test_rows_that_do_not_sum_to_one(tmp_path: Path) -> None:
+    """No log loss, and why; with --normalise there is one."""
+    predictions, truth = make(tmp_path)
+    lines = predictions.read_text().splitlines()
+    lines[1] = "I00,0.9,0.9,0.9"
+    predictions.write_text("\n".join(lines))
+    plain = call("score", predictions, truth, "--json", *FAST)
+    assert plain.code == 0
+    assert "1 rows do not sum to 1" in plain.err
+    overall = json.loads(plain.out)["overall"]
+    assert overall["log_loss"]["value"] is None
+    assert overall["log_loss"]["why"]
+    assert overall["macro_auc"]["value"] > 0.5
+    assert "the scores do not sum to 1" in call("score", predictions, truth, *FAST).out
+    divided = call("score", predictions, truth, "--json", "--normalise", *FAST)
+    assert "divided by their sums" in divided.err
+    assert json.loads(divided.out)["overall"]["log_loss"]["value"] > 0
+    assert "images whose top score two classes share: 1" in divided.err
+
+
+def test_a_class_without_an_image(tmp_path: Path) -> None:
+    """It is named, its figures are None, and macro figures leave it out."""
+    predictions, truth = make(tmp_path)
+    kept = [r for r in truth.read_text().splitlines() if ",bcc," not in r]
+    truth.write_text("\n".join(kept))
+    done = call("score", predictions, truth, "--subset", "--json", *FAST)
+    assert done.code == 0, done.err
+    assert "20 images are not in every file; 40 are judged" in done.err
+    assert "no image of BCC: macro averages are over the other classes" in done.err
+    result = json.loads(done.out)
+    assert result["absent"] == ["BCC"]
+    assert result["per_class"]["BCC"]["sensitivity"]["why"] == "no image of this class"
+    present = [result["per_class"][c]["sensitivity"]["value"] for c in ("MEL", "NV")]
+    assert result["overall"]["macro_recall"]["value"] == pytest.approx(sum(present) / 2)
+    shown = call("score", predictions, truth, "--subset", *FAST)
+    assert "BCC" in shown.out
+
+
+def test_a_rare_class_is_pointed_out(tmp_path: Path) -> None:
+    """One image of a class: resamples without it are told of."""
+    predictions, truth = make(tmp_path)
+    rows = truth.read_text().splitlines()
+    kept = [r for i, r in enumerate(rows) if ",bcc," not in r or i == 3]
+    truth.write_text("\n".join(kept))
+    done = call("score", predictions, truth, "--subset", *FAST)
+    assert done.code == 0, done.err
+    assert "few images of BCC" in done.err
+
+
+def test_the_official_image_of_no_weight(tmp_path: Path) -> None:
+    """It is left out, with a note, and its row of zeros is no fault."""
+    predictions, truth = make(tmp_path)
+    plain = json.loads(call("score", predictions, truth, "--json", *FAST).out)
+    with predictions.open("a") as file:
+        file.write("ISIC_0035068,0,0,0\n")
+    with truth.open("a") as file:
+        file.write("ISIC_0035068,nv,L0\n")
+    done = call("score", predictions, truth, "--json", *FAST)
+    assert "1 images of weight 0 are left out" in done.err
+    assert "sum to 1" not in done.err
+    result = json.loads(done.out)
+    assert result["left_out"] == 1
+    assert result["overall"] == plain["overall"]
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    """A truth of one class has nothing to judge."""
+    predictions, truth = make(tmp_path)
+    rows = truth.read_text().splitlines()
+    truth.write_text("\n".join([rows[0], *(r for r in rows if ",nv," in r)]))
+    refused(call("score", predictions, truth, "--subset"), "all 20 images are of one class, NV")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("I03,", "I03,nan#", ("predictions0.csv has 1 cells", "line 5, MEL")),
+        ("I03,", "I03,1.5#", ("line 5, MEL: 1.5 is outside 0..1",)),
+        ("I03,", "I03,abc#", ("line 5, MEL: 'abc' is not a number",)),
+        ("I03,", "I04,0.1#", ("come more than once: I04",)),
+        ("I03,", "X03,0.1#", ("no row for 1 of 60", "I03", "does not know 1 of 60", "X03")),
+        ("image,MEL", "file,MEL", ("no column image",)),
+        ("image,MEL", "image,XYZ", ("no column for MEL (20 images)",)),
+    ],
+)
+def test_faults_of_the_predictions(
+    tmp_path: Path, old: str, new: str, words: tuple[str, ...]
+) -> None:
+    """NaN, out of range, text, doubles, foreign ids, columns."""
+    predictions, truth = make(tmp_path)
+    lines = predictions.read_text().splitlines()
+    for n, line in enumerate(lines):
+        if line.startswith(old):
+            id_, _, value = new.partition(",")
+            cells = line.split(",")
+            cells[:2] = [id_, value.rstrip("#")]
+            lines[n] = ",".join(cells)
+    predictions.write_text("\n".join(lines))
+    refused(call("score", predictions, truth, *FAST), *words)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    """Predictions, truth, groups and the other predictions."""
+    predictions, truth = make(tmp_path)
+    gone = tmp_path / "gone.csv"
+    refused(call("score", gone, truth), "gone.csv")
+    refused(call("score", predictions, gone), "gone.csv")
+    refused(call("score", predictions, truth, "--groups", gone), "gone.csv")
+    refused(call("score", predictions, truth, "--against", gone), "gone.csv")
+
+
+def test_groups_without_an_image(tmp_path: Path) -> None:
+    """A file of lesions must know every image."""
+    predictions, truth = make(tmp_path)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image,lesion_id\nI00,L0\n")
+    done = call("score", predictions, truth, "--groups", groups)
+    refused(done, "no row for 59 of 60 images", "I01, I02", "and 49 more")
+
+
+def test_files_in_the_wrong_order(tmp_path: Path) -> None:
+    """Scores are no truth; the fix says which file comes first."""
+    predictions, _ = make(tmp_path)
+    done = call("score", predictions, predictions)
+    refused(done, "neither 0 nor 1", "the predictions are the first")
+
+
+@pytest.mark.parametrize("option", [("--resamples", "-1"), ("--seed", "-1"), ("--resamples", "x")])
+def test_usage(tmp_path: Path, option: tuple[str, str]) -> None:
+    """Numbers that cannot be are usage errors."""
+    predictions, truth = make(tmp_path)
+    assert call("score", predictions, truth, *option).code == 2
