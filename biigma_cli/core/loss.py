@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,33 @@ def weighted_cross_entropy(
     return (lam * each(target_B) + (1 - lam) * each(mixed.target_B)).mean()
 
 
+class _MeanSquare(torch.autograd.Function):
+    """mean(w^2) in one pass over the weights, and one for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        flat = weight.flatten()
+        return torch.dot(flat, flat) / flat.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        gradient: Tensor = weight * (2 * grads[0] / weight.numel())
+        return gradient
+
+
 def projection_l2(weight: Tensor, form: str) -> Tensor:
-    """l2 term of Eq. 3 on the heads' projection weights: their mean square, or the raw norm."""
+    """l2 term of Eq. 3 on the heads' projection weights: their mean square, or the raw norm.
+
+    In float32; differentiable once.
+    """
     w = weight.float()
-    return w.square().mean() if form == "mean_square" else w.norm()
+    if form == "norm":
+        return w.norm()
+    with torch.autocast(weight.device.type, enabled=False):
+        result: Tensor = _MeanSquare.apply(w)
+    return result
 
 
 def map_distance(map_B1HW: Tensor, gated_BKDHW: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ class BiigmaNet(nn.Module):
                 state, must then be the same in all.
         """
         taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
-        logits, heads = self.classify(taps.last)
+        projected = self.mica.project_positions(taps.last) if self.mica is not None else None
+        logits, heads = self.classify(taps.last, projected)
         if not sample:
             return Output(logits, None, heads, None)
         if self.saliency is None:
@@ -121,15 +122,35 @@ class BiigmaNet(nn.Module):
         if draw_P is None:
             world = gather.world if gather is not None else 1
             draw_P = background_draw(taps.last, generator, world=world)
-        hybrid = hybrid_feature(taps.last, map_B1HW, draw_P, method=self.config.draw, gather=gather)
+        method = self.config.draw
+        if projected is None or gather is not None:
+            hybrid = hybrid_feature(taps.last, map_B1HW, draw_P, method=method, gather=gather)
+            hybrid_logits = self.classify(hybrid)[0]
+        else:
+            # H mixes R's positions, and the projection is linear: mixing R's projections gives H's
+            # without projecting again.
+            mixed = hybrid_feature(
+                taps.last,
+                map_B1HW,
+                draw_P,
+                method=method,
+                image_BEHW=projected.permute(0, 3, 1, 2),
+            )
+            hybrid_logits = self.classify(taps.last, mixed.permute(0, 2, 3, 1))[0]
         # Only its pooled features are used: the criterion of Eq. 3 is over R's heads.
-        return Output(logits, self.classify(hybrid)[0], heads, map_B1HW)
+        return Output(logits, hybrid_logits, heads, map_B1HW)
 
-    def classify(self, feat_BCHW: Tensor) -> tuple[Tensor, Heads | None]:
-        """G(MICA(feature)): global average pooling + linear, by MICA's pooled shortcut."""
+    def classify(
+        self, feat_BCHW: Tensor, projected_BHWE: Tensor | None = None
+    ) -> tuple[Tensor, Heads | None]:
+        """G(MICA(feature)): global average pooling + linear, by MICA's pooled shortcut.
+
+        Args:
+            projected_BHWE: `MICA.project_positions` of the feature, where it is at hand.
+        """
         if self.mica is None:
             return self.head(self.dropout(feat_BCHW.mean((2, 3)))), None
-        heads = self.mica(feat_BCHW)
+        heads = self.mica(feat_BCHW) if projected_BHWE is None else self.mica.attend(projected_BHWE)
         return self.head(self.dropout(heads.pooled_BKD.flatten(1))), heads
 
     def infer(self, image_B3SS: Tensor) -> Inference:

@@ -47,6 +47,7 @@ def sample_background(
     *,
     method: str = "replacement",
     gather: Gather | None = None,
+    image_BEHW: Tensor | None = None,
 ) -> Tensor:
     """Theta: vectors of B placed at random, `(B, C, H, W)`.
 
@@ -60,7 +61,11 @@ def sample_background(
             orders all positions of the batch by the draw, zero vectors and all (released code).
         gather: where the batch is spread over processes. B is then that of the whole batch, and
             `draw_P` the whole batch's draw, the same in every process; each takes its own part.
+        image_BEHW: where given, Theta's vectors come from here, at the positions drawn from B; not
+            with `gather`.
     """
+    if image_BEHW is not None and gather is not None:
+        raise ValueError("an image of B is not gathered")
     b, c, h, w = background_BCHW.shape
     own = b * h * w
     vectors_PC = background_BCHW.permute(0, 2, 3, 1).reshape(own, c)
@@ -80,8 +85,10 @@ def sample_background(
         index_P = members[torch.minimum(place, (count - 1).clamp_min(0))]
     if gather is not None:
         index_P = index_P[gather.rank * own : (gather.rank + 1) * own]
+    if image_BEHW is not None:
+        vectors_PC = image_BEHW.permute(0, 2, 3, 1).reshape(own, -1)
     # index_select, for its gradient adds up in a fixed order; that of indexing does not on the CPU.
-    return vectors_PC.index_select(0, index_P).reshape(b, h, w, c).permute(0, 3, 1, 2)
+    return vectors_PC.index_select(0, index_P).reshape(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 def hybrid_feature(
@@ -91,6 +98,7 @@ def hybrid_feature(
     *,
     method: str = "replacement",
     gather: Gather | None = None,
+    image_BEHW: Tensor | None = None,
 ) -> Tensor:
     """H = M * R + M_inv * Theta, `(B, C, H, W)`.
 
@@ -101,8 +109,20 @@ def hybrid_feature(
         map_B1HW: M of Eq. 5; M_inv = 1 - M is Eq. 6.
         draw_P: see `background_draw`.
         gather: see `sample_background`.
+        image_BEHW: R under a linear map that is the same at all positions. Where given, H under
+            that map is returned in H's place: a mixture of positions is mapped by mixing their
+            images.
     """
     m = map_B1HW.to(feat_BCHW.dtype)
     inverse = 1 - m
+    if image_BEHW is not None:
+        theta = sample_background(
+            feat_BCHW.detach() * inverse.detach(),
+            draw_P,
+            method=method,
+            gather=gather,
+            image_BEHW=image_BEHW * inverse,
+        )
+        return m * image_BEHW + inverse * theta
     theta = sample_background(feat_BCHW * inverse, draw_P, method=method, gather=gather)
     return m * feat_BCHW + inverse * theta

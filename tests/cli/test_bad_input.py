@@ -367,7 +367,9 @@ def test_resume_with_settings(tiny_run: Path) -> None:
 def test_resume_without_checkpoint(run_copy: Path) -> None:
     """Nothing to go on from."""
     shutil.rmtree(run_copy / "weights")
-    refused(call("train", "--resume", run_copy, "--device", "cpu"), 3, "no checkpoint to go on from")
+    refused(
+        call("train", "--resume", run_copy, "--device", "cpu"), 3, "no checkpoint to go on from"
+    )
 
 
 def test_resume_with_other_data(

@@ -12,7 +12,7 @@ from biigma_cli.config import LossConfig
 from biigma_cli.core.backbone import Taps
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
-from biigma_cli.core.sampling import background_draw
+from biigma_cli.core.sampling import background_draw, hybrid_feature
 from tests.core.tiny import images, normal, seeded, tiny_net
 from tests.reference import equations as ref
 
@@ -289,3 +289,30 @@ def test_paper_sizes() -> None:
     assert out.logits_BY.shape == (2, 8)
     assert out.map_B1HW is not None
     assert out.map_B1HW.shape == (2, 1, 7, 7)
+
+
+@pytest.mark.parametrize("draw", ["replacement", "permutation"])
+def test_hybrid_branch_mixes_projections(draw: str) -> None:
+    """Mixing R's projections is projecting the mixture: logits and gradients of Eq. 7, float64."""
+    model = tiny_net(side=96, draw=draw).double()
+    image = images(3, 96).double()
+    draw_P = torch.rand(3 * 9, generator=seeded(4), dtype=torch.float64)
+
+    def gradients(logits: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        logits.square().sum().backward()
+        return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+    fast = model(image, sample=True, draw_P=draw_P).hybrid_logits_BY
+    assert fast is not None
+    fast_gradients = gradients(fast)
+    taps = model.trunk(image * model.pixel_scale + model.pixel_shift)
+    assert model.saliency is not None
+    hybrid = hybrid_feature(taps.last, model.saliency(taps), draw_P, method=draw)
+    plain = model.classify(hybrid)[0]
+    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
+    plain_gradients = gradients(plain)
+    assert fast_gradients.keys() == plain_gradients.keys()
+    assert any(k.startswith("saliency") for k in plain_gradients)
+    for key, gradient in plain_gradients.items():
+        torch.testing.assert_close(fast_gradients[key], gradient, rtol=1e-8, atol=1e-12)

@@ -21,12 +21,14 @@ pytestmark = pytest.mark.skipif(
     reason="needs POSIX signals and gloo",
 )
 
-# One loss for all sizes of process groups: no dropout, and one bandwidth for all. Gentle steps, for
-# AdamW makes whole ones of rounding errors: its first steps are the gradients' signs.
+# One loss for all sizes of groups: no dropout, one bandwidth for all, and no floor under the
+# mean of a slice, which the unbiased estimator has. The steps are tiny: AdamW's first ones are the
+# signs of gradients, which turns rounding into whole steps. That gradients agree is tested in
+# float64, in test_distributed.
 SAME = (
     *TINY, "--epochs", "2", "--set", "model.dropout=0.0", "--set", "model.criterion=hsic",
-    "--set", "model.bandwidth=fixed", "--set", "train.lr=1e-5", "--sync-bn",
-    "--gather-background",
+    "--set", "model.bandwidth=fixed", "--set", "model.estimator=biased",
+    "--set", "train.lr=1e-6", "--sync-bn", "--gather-background",
 )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def test_the_curve_is_the_same(alone: Path, together: Path) -> None:
     for name in ("loss", "val_log_loss"):
         assert column(together, name) == pytest.approx(column(alone, name), rel=1e-4), name
     for name in ("ce", "ce_hybrid", "independence"):
-        assert column(together, name) == pytest.approx(column(alone, name), rel=5e-4), name
+        assert column(together, name) == pytest.approx(column(alone, name), rel=2e-4), name
     ours, theirs = (load_checkpoint(r / "weights" / "last.safetensors") for r in (together, alone))
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert ours.meta["processes"] == 2
