@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import platformdirs
@@ -102,6 +103,19 @@ def atomic_write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def without_folders(text: str) -> str:
+    """`text` with the paths in it shortened to what says something to others.
+
+    A checkpoint keeps its run, `RUN/weights/best.safetensors`; any other path its last part.
+    """
+
+    def short(found: re.Match[str]) -> str:
+        parts = PurePath(found[0]).parts
+        return "/".join(parts[-3:] if parts[-2:-1] == ("weights",) and len(parts) > 2 else parts[-1:])
+
+    return re.sub(r"""[^\s"',=\[\]]*/[^\s"',=\[\]]*""", short, text)
 
 
 def check_writable(path: Path) -> None:

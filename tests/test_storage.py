@@ -20,6 +20,7 @@ from biigma_cli.storage import (
     check_writable,
     home,
     models_dir,
+    without_folders,
     sha256_lines,
     write_json,
 )
@@ -218,3 +219,22 @@ def test_sha256_lines() -> None:
     assert sha256_lines(["a", "é"]) == hashlib.sha256("a\né\n".encode()).hexdigest()
     assert sha256_lines(["ab"]) != sha256_lines(["a", "b"])
     assert sha256_lines([]) == hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "shortened"),
+    [
+        ("train.lr=1e-3", "train.lr=1e-3"),
+        ("/home/me/net.safetensors", "net.safetensors"),
+        ("../runs/a/weights/best.safetensors", "a/weights/best.safetensors"),
+        (
+            'train.teachers=["/x/a/weights/best.safetensors", "b/weights/last.safetensors"]',
+            'train.teachers=["a/weights/best.safetensors", "b/weights/last.safetensors"]',
+        ),
+        ("--runs=/mnt/disk", "--runs=disk"),
+        ("", ""),
+    ],
+)
+def test_paths_are_shortened(text: str, shortened: str) -> None:
+    """Nobody's folders, but enough to tell one run's checkpoint from another's."""
+    assert without_folders(text) == shortened

@@ -329,5 +329,6 @@ def _told(run: Path, ranks: Ranks, *, tensorboard: bool) -> Iterator[Callable[[E
 
 def _command() -> str:
     """The command as it was given, without anyone's folders: it goes into checkpoints."""
-    words = [w if w.startswith("-") or "/" not in w else Path(w).name for w in sys.argv[1:]]
-    return shlex.join(["biigma", *words])
+    from biigma_cli.storage import without_folders
+
+    return shlex.join(["biigma", *(without_folders(w) for w in sys.argv[1:])])

@@ -98,10 +98,12 @@ def projection_l2(weight: Tensor, form: str) -> Tensor:
     In float32; differentiable once.
     """
     w = weight.float()
+    result: Tensor
     if form == "norm":
-        return w.norm()
-    with torch.autocast(weight.device.type, enabled=False):
-        result: Tensor = _MeanSquare.apply(w)
+        result = w.norm()
+    else:
+        with torch.autocast(weight.device.type, enabled=False):
+            result = _MeanSquare.apply(w)
     return result
 
 

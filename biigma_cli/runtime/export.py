@@ -25,7 +25,7 @@ from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.parity import FP32_TOLERANCE, Parity, compare
 from biigma_cli.runtime.session import FORMAT, Predictor
-from biigma_cli.storage import atomic_write_bytes
+from biigma_cli.storage import atomic_write_bytes, without_folders
 from biigma_cli.taxonomy import lesion_class
 
 OPSET = 18
@@ -136,7 +136,10 @@ def metadata(
     lesions = [lesion_class(code) for code in meta["classes"]]
     rule = config.data.resize
     settings = config.to_dict()
-    settings["model"]["weights"] = Path(config.model.weights).name  # no one's folders
+    # No one's folders.
+    settings["model"]["weights"] = without_folders(config.model.weights)
+    settings["train"]["init"] = without_folders(config.train.init)
+    settings["train"]["teachers"] = [without_folders(t) for t in config.train.teachers]
     values = {
         "classes": meta["classes"],
         "class_names": [c.name for c in lesions],
