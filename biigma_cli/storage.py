@@ -113,7 +113,9 @@ def without_folders(text: str) -> str:
 
     def short(found: re.Match[str]) -> str:
         parts = PurePath(found[0]).parts
-        return "/".join(parts[-3:] if parts[-2:-1] == ("weights",) and len(parts) > 2 else parts[-1:])
+        return "/".join(
+            parts[-3:] if parts[-2:-1] == ("weights",) and len(parts) > 2 else parts[-1:]
+        )
 
     return re.sub(r"""[^\s"',=\[\]]*/[^\s"',=\[\]]*""", short, text)
 

@@ -20,8 +20,8 @@ from biigma_cli.storage import (
     check_writable,
     home,
     models_dir,
-    without_folders,
     sha256_lines,
+    without_folders,
     write_json,
 )
 
