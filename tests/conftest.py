@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from typer.testing import CliRunner
 
 from biigma_cli.core.weights import load_checkpoint, load_model, model_state, save_checkpoint
 from biigma_cli.data.images import load_part
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.splits import make_split
+from biigma_cli.engine.evaluate import predict_proba
 from tests.core.tiny import settle_norms
 
 # A shell that starts the tests in the background has SIGINT ignored, and every child would inherit
@@ -124,7 +127,9 @@ def tiny_run(home: Path, tiny_runs: Path) -> Path:
     """A run of two epochs on the synthetic set; not to be changed by a test.
 
     After so few steps batch norm's statistics make every answer the same, so those of the best
-    checkpoint are set to a batch's: figures and parity are then about answers that differ.
+    checkpoint are set to a batch's: figures and parity are then about answers that differ. The head
+    is scaled so that the temperature of its validation part is 2, which rounding cannot push to an
+    end of the range.
     """
     done = call(*TINY, "--epochs", "2", "--name", "tiny", "--runs", tiny_runs)
     assert done.code == 0, done.err
@@ -135,6 +140,20 @@ def tiny_run(home: Path, tiny_runs: Path) -> Path:
     batch = torch.from_numpy(load_part(manifest, ids, stored.config.data.side).pixels)
     model = load_model(stored)
     settle_norms(model, batch.permute(0, 3, 1, 2).float())
+    val = load_part(manifest, make_split(manifest, stored.config.data).val, stored.config.data.side)
+    proba = predict_proba(model.eval(), val.pixels, device=torch.device("cpu"))
+    logit = np.log(proba.astype(np.float64))
+    own = logit[np.arange(len(logit)), val.labels]
+    sign = 1 if (own - logit.mean(1)).mean() > 0 else -1  # better than a guess, or its opposite
+
+    def log_loss(log_scale: float) -> float:
+        scaled = sign * np.exp(log_scale) * logit
+        return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(own)), val.labels]).mean())
+
+    best_scale = sign * np.exp(minimize_scalar(log_loss, bounds=(-9, 9), method="bounded").x)
+    with torch.no_grad():
+        for tensor in (model.head.weight, model.head.bias):
+            tensor.mul_(2 * best_scale)
     save_checkpoint(best, model_state(model), stored.meta)
     return tiny_runs / "tiny"
 
