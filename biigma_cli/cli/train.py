@@ -115,7 +115,7 @@ def train(
             metavar="N",
             min=0,
             help="With --devices: times that the training is started again from its newest "
-            "checkpoint when a process dies.",
+            "checkpoint when a process dies (experimental).",
         ),
     ] = 0,
     tensorboard: Annotated[
