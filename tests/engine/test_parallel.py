@@ -135,7 +135,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
 
 @pytest.mark.skipif(
     "BIIGMA_TEST_RESTART" not in os.environ,
-    reason="a second restart was once seen to hang while gloo connects; BIIGMA_TEST_RESTART=1 runs it",
+    reason="a second restart was once seen to hang in gloo; BIIGMA_TEST_RESTART=1 runs it",
 )
 def test_a_restart_goes_on_by_itself(
     bare_environment: dict[str, str], tmp_path: Path, alone: Path
