@@ -35,7 +35,7 @@ def train(
         typer.Option(
             "--preset",
             help="light (MobileNetV2 at 160), best (DenseNet-121, our recipe), paper-isic17, "
-            "paper-isic18, paper-isic19, or plain-light.",
+            "paper-isic18, paper-isic19, paper-light (what ablate takes), or plain-light.",
         ),
     ] = "light",
     config: Annotated[
