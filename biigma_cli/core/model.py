@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from biigma_cli.config import NORMALISATIONS, ModelConfig
 from biigma_cli.core.backbone import build_trunk
@@ -31,14 +32,18 @@ class Output(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """What an exported model returns: the R branch alone, and M.
+    """What an exported model returns: the R branch alone, its evidence, and M.
 
     Attributes:
         logits_BY: class scores before the softmax.
+        evidence_BYHW: what each position adds to each class's logit. The head is linear over
+            features that are averaged over positions, so the sum over positions is exactly the
+            logit minus the head's bias.
         map_B1HW: M in (0, 1); None for a model without a saliency block.
     """
 
     logits_BY: Tensor
+    evidence_BYHW: Tensor
     map_B1HW: Tensor | None
 
 
@@ -153,8 +158,21 @@ class BiigmaNet(nn.Module):
         heads = self.mica(feat_BCHW) if projected_BHWE is None else self.mica.attend(projected_BHWE)
         return self.head(self.dropout(heads.pooled_BKD.flatten(1))), heads
 
-    def infer(self, image_B3SS: Tensor) -> Inference:
-        """The R branch and the saliency map: the graph that is exported."""
+    def infer(self, image_B3SS: Tensor, *, form: str | None = None) -> Inference:
+        """The R branch, its evidence and the saliency map: the graph that is exported.
+
+        Args:
+            form: of the map, `plain` or `standardised`, in place of the config's.
+        """
         taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
-        saliency = self.saliency(taps) if self.saliency is not None else None
-        return Inference(self.classify(taps.last)[0], saliency)
+        map_B1HW = self.saliency(taps, form=form) if self.saliency is not None else None
+        if self.mica is None:
+            feat_BHWC = taps.last.permute(0, 2, 3, 1)
+            logits, _ = self.classify(taps.last)
+        else:
+            logits, heads = self.classify(taps.last)
+            assert heads is not None
+            feat_BHWC = heads.concatenated().permute(0, 2, 3, 1)
+        positions = taps.last.shape[-2] * taps.last.shape[-1]
+        evidence_BHWY = F.linear(feat_BHWC, self.head.weight) / positions
+        return Inference(logits, evidence_BHWY.permute(0, 3, 1, 2), map_B1HW)

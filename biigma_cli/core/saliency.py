@@ -40,8 +40,8 @@ class Saliency(nn.Module):
             for c in channels
         )
 
-    def forward(self, taps: Taps) -> Tensor:
-        """M in (0, 1), `(B, 1, H, W)`, at the last tap's resolution."""
+    def forward(self, taps: Taps, *, form: str | None = None) -> Tensor:
+        """M in (0, 1), `(B, 1, H, W)`, at the last tap's resolution; `form` in place of its own."""
         pooled = []
         for adapter, tap in zip(self.adapters, taps, strict=True):
             x = adapter(tap)
@@ -49,7 +49,7 @@ class Saliency(nn.Module):
             if factor > 1:
                 x = F.avg_pool2d(x, factor) if self.pooling == "avg" else F.max_pool2d(x, factor)
             pooled.append(x)
-        return saliency_map(torch.cat(pooled, 1), prune=self.prune, form=self.form)
+        return saliency_map(torch.cat(pooled, 1), prune=self.prune, form=form or self.form)
 
 
 def saliency_map(stack_BCHW: Tensor, *, prune: str = "low_variance", form: str = "plain") -> Tensor:

@@ -33,7 +33,7 @@ DISCLAIMER = "For research use only. Not a medical device."
 
 
 class _Graph(nn.Module):
-    """What is exported: uint8 NHWC in; probabilities, logits and the saliency map out."""
+    """What is exported: uint8 NHWC in; probabilities, logits, evidence and saliency map out."""
 
     def __init__(self, model: BiigmaNet, temperature: float | None = None) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Graph(nn.Module):
         result = self.model.infer(image.permute(0, 3, 1, 2).float())
         logits = result.logits_BY
         scaled = logits if self.temperature is None else logits / self.temperature
-        outputs = (scaled.softmax(1), logits)
+        outputs = (scaled.softmax(1), logits, result.evidence_BYHW)
         return outputs if result.map_B1HW is None else (*outputs, result.map_B1HW[:, 0])
 
 
@@ -76,7 +76,7 @@ def export_onnx(
     model = load_model(checkpoint).float()
     graph = _Graph(model, None if calibration is None else calibration.temperature).eval()
     side = checkpoint.config.data.side
-    names = ["probabilities", "logits"] + (["saliency"] if model.saliency else [])
+    names = ["probabilities", "logits", "evidence"] + (["saliency"] if model.saliency else [])
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(

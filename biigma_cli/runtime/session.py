@@ -57,10 +57,15 @@ class Answer(NamedTuple):
     Attributes:
         probabilities_BY: softmax of the R branch's logits over the model's temperature.
         saliency_BHW: the map M, or None where the model has none.
+        logits_BY: scores before temperature and softmax.
+        evidence_BYHW: what each position adds to each logit; with the head's bias they sum to it.
+            None where the model was exported by a version that had none.
     """
 
     probabilities_BY: npt.NDArray[np.float32]
     saliency_BHW: npt.NDArray[np.float32] | None
+    logits_BY: npt.NDArray[np.float32]
+    evidence_BYHW: npt.NDArray[np.float32] | None
 
 
 def find_model(name: str | None) -> Path:
@@ -132,12 +137,16 @@ class Predictor:
             )
         self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
         outputs = {o.name for o in self.session.get_outputs()}
-        self._outputs = ["probabilities"] + (["saliency"] if "saliency" in outputs else [])
+        self._outputs = ["probabilities", "logits"]
+        self._outputs += [name for name in ("saliency", "evidence") if name in outputs]
 
     def __call__(self, pixels: Pixels) -> Answer:
         """Classify uint8 `(B, side, side, 3)` as `data.preprocess.load_image` makes them."""
         result = self.session.run(self._outputs, {"image": pixels})
-        return Answer(result[0], result[1] if len(result) > 1 else None)
+        named = dict(zip(self._outputs, result, strict=True))
+        return Answer(
+            named["probabilities"], named.get("saliency"), named["logits"], named.get("evidence")
+        )
 
 
 def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:

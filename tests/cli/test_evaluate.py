@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.splits import make_split
 from biigma_cli.data.submission import read_predictions
 from biigma_cli.errors import CheckpointMismatch
-from biigma_cli.judge import Candidate, judge
+from biigma_cli.judge import judge, open_candidate
 from biigma_cli.metrics import OVERALL, PER_CLASS
 from tests.conftest import Outcome, call
 
@@ -257,13 +258,13 @@ def test_a_model_that_gives_nan(own: Any) -> None:
 
 def test_a_second_model_of_other_classes(home: Path, tiny_run: Path) -> None:
     """Refused before either is run."""
-    stored = load_checkpoint(tiny_run / "weights" / "best.safetensors")
+    candidate = open_candidate(tiny_run / "weights" / "best.safetensors", torch.device("cpu"))
 
     def run(*_: Any) -> Any:
         raise AssertionError("run")
 
     first, second = (
-        Candidate("m", classes, stored.config.data, stored.meta["split"], run)
+        dataclasses.replace(candidate, name="m", classes=classes, run=run)
         for classes in (CODES, CODES[::-1])
     )
     with pytest.raises(CheckpointMismatch, match="VASC, DF"):

@@ -316,3 +316,33 @@ def test_hybrid_branch_mixes_projections(draw: str) -> None:
     assert any(k.startswith("saliency") for k in plain_gradients)
     for key, gradient in plain_gradients.items():
         torch.testing.assert_close(fast_gradients[key], gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("mica", [True, False])
+def test_evidence_sums_to_the_logits(mica: bool) -> None:
+    """Summed over positions, evidence is the logit less the bias, for both heads, in float64."""
+    model = tiny_net(side=96, mica=mica, sampling=mica).double()
+    torch.nn.init.normal_(model.head.bias)
+    with torch.no_grad():
+        out = model.infer(images(3, 96).double())
+    assert out.evidence_BYHW.shape == (3, 7, 3, 3)
+    assert out.evidence_BYHW.flatten(2).std(2).min() > 0  # it varies over the image
+    torch.testing.assert_close(
+        out.evidence_BYHW.sum((2, 3)) + model.head.bias, out.logits_BY, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_form_of_the_map_can_be_asked_for() -> None:
+    """The other form of M from the same network; per image both order the positions alike."""
+    model = tiny_net(side=96, saliency="plain")
+    with torch.no_grad():
+        plain, own, other = (
+            model.infer(images(2, 96), form=form).map_B1HW
+            for form in ("plain", None, "standardised")
+        )
+    assert plain is not None
+    assert own is not None
+    assert other is not None
+    assert torch.equal(plain, own)
+    assert not torch.allclose(plain, other)
+    assert torch.equal(plain.flatten(1).argsort(1), other.flatten(1).argsort(1))

@@ -158,7 +158,12 @@ def test_any_batch_size(
     """uint8 NHWC in any number gives torch's probabilities over T; logits stay as trained."""
     (image,) = session.get_inputs()
     assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(uint8)", [64, 64, 3])
-    probabilities, logits = session.run(["probabilities", "logits"], {"image": pixels[:count]})
+    probabilities, logits, evidence = session.run(
+        ["probabilities", "logits", "evidence"], {"image": pixels[:count]}
+    )
+    bias = (logits - evidence.sum((2, 3))).astype(np.float64)
+    np.testing.assert_allclose(bias, np.broadcast_to(bias[:1], bias.shape), atol=1e-4)
+    assert evidence.std((2, 3)).min() > 0
     assert probabilities.shape == logits.shape == (count, 7)
     wanted = answers(checkpoint, pixels[:count], calibration.temperature)
     np.testing.assert_allclose(probabilities, wanted, atol=1e-4)

@@ -1,23 +1,20 @@
-"""Any model, torch checkpoint or exported ONNX, judged on one part of a data set."""
+"""The figures of a model on one part of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from biigma_cli.config import DataConfig, fill_older, from_dict
-from biigma_cli.core.weights import load_checkpoint, load_model
+from biigma_cli.config import DataConfig
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split
-from biigma_cli.engine.evaluate import predict_proba, prepare
-from biigma_cli.errors import CheckpointMismatch, ModelFileError
+from biigma_cli.errors import CheckpointMismatch
+from biigma_cli.judge.candidate import Candidate, Progress
 from biigma_cli.metrics import (
     HEADLINE,
     Assessment,
@@ -28,30 +25,7 @@ from biigma_cli.metrics import (
     paper_columns,
     score_weight,
 )
-from biigma_cli.runtime.session import Predictor
 from biigma_cli.taxonomy import DERIVED
-
-Progress = Callable[[int, int], None]
-
-
-class Candidate(NamedTuple):
-    """A model to judge.
-
-    Attributes:
-        name: to show.
-        classes: class codes.
-        data: what it was trained on, its input's side and resize rule.
-        split: summary of the split it was trained with.
-        run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
-        temperature: T that these are calibrated with; None where they are as trained.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    data: DataConfig
-    split: dict[str, Any]
-    run: Callable[[npt.NDArray[np.uint8], Progress], npt.NDArray[np.float32]]
-    temperature: float | None = None
 
 
 class Rival(NamedTuple):
@@ -129,54 +103,6 @@ class Judgement:
                 "difference": other.difference.to_dict(),
             }
         return plain
-
-
-def open_candidate(path: Path, device: torch.device) -> Candidate:
-    """A checkpoint (`.safetensors`) or an exported model (`.onnx`).
-
-    Raises `ModelFileError` for anything else.
-    """
-    if path.suffix == ".onnx":
-        return _open_onnx(path, device)
-    if path.suffix != ".safetensors":
-        raise ModelFileError(
-            f"{path} is neither a checkpoint (.safetensors) nor an exported model (.onnx)",
-            fix="name a run with --run, or a file",
-        )
-    checkpoint = load_checkpoint(path)
-    model = prepare(load_model(checkpoint), device)
-
-    def run(pixels: npt.NDArray[np.uint8], progress: Progress) -> npt.NDArray[np.float32]:
-        return predict_proba(model, pixels, device=device, progress=progress)
-
-    return Candidate(
-        name=str(path),
-        classes=tuple(checkpoint.meta["classes"]),
-        data=checkpoint.config.data,
-        split=checkpoint.meta["split"],
-        run=run,
-    )
-
-
-def _open_onnx(path: Path, device: torch.device) -> Candidate:
-    predictor = Predictor(path, device="cuda" if device.type == "cuda" else "cpu")
-    info = predictor.info
-
-    def run(pixels: npt.NDArray[np.uint8], progress: Progress) -> npt.NDArray[np.float32]:
-        rows = []
-        for start in range(0, len(pixels), 32):
-            rows.append(predictor(pixels[start : start + 32]).probabilities_BY)
-            progress(min(start + 32, len(pixels)), len(pixels))
-        return np.concatenate(rows)
-
-    return Candidate(
-        name=str(path),
-        classes=info.classes,
-        data=from_dict(fill_older({"data": info.metadata["config"]["data"]})).data,
-        split=info.metadata["split"],
-        run=run,
-        temperature=info.temperature,
-    )
 
 
 def split_of(candidate: Candidate, manifest: Manifest) -> Split:

@@ -1,0 +1,145 @@
+"""A model that can be judged: a torch checkpoint or an exported ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biigma_cli.config import DataConfig, fill_older, from_dict
+from biigma_cli.core.model import BiigmaNet
+from biigma_cli.core.weights import load_checkpoint, load_model
+from biigma_cli.data.preprocess import Pixels
+from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
+from biigma_cli.errors import ModelFileError
+from biigma_cli.runtime.session import Predictor
+
+Progress = Callable[[int, int], None]
+Floats = npt.NDArray[np.float32]
+
+
+class Maps(NamedTuple):
+    """What a model shows of each image, at its last features' resolution.
+
+    Attributes:
+        logits_nY: class scores before temperature and softmax.
+        evidence_nYhw: what each position adds to each logit; None in an export by a version that
+            had none.
+        saliency: M, `(n, h, w)` in (0, 1), by form: `plain` and `standardised` of a checkpoint,
+            the exported form alone of an ONNX model; empty where the model has no saliency block.
+    """
+
+    logits_nY: Floats
+    evidence_nYhw: Floats | None
+    saliency: dict[str, Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model to judge.
+
+    Attributes:
+        name: to show.
+        classes: class codes.
+        data: what it was trained on, its input's side and resize rule.
+        split: summary of the split it was trained with.
+        run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
+        maps: the same pixels to what the model shows of them.
+        temperature: T that these are calibrated with; None where they are as trained.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    data: DataConfig
+    split: dict[str, Any]
+    run: Callable[[Pixels, Progress], Floats]
+    maps: Callable[[Pixels, Progress], Maps]
+    temperature: float | None = None
+
+
+def open_candidate(path: Path, device: torch.device) -> Candidate:
+    """A checkpoint (`.safetensors`) or an exported model (`.onnx`).
+
+    Raises `ModelFileError` for anything else.
+    """
+    if path.suffix == ".onnx":
+        return _open_onnx(path, device)
+    if path.suffix != ".safetensors":
+        raise ModelFileError(
+            f"{path} is neither a checkpoint (.safetensors) nor an exported model (.onnx)",
+            fix="name a run with --run, or a file",
+        )
+    checkpoint = load_checkpoint(path)
+    model = prepare(load_model(checkpoint), device)
+
+    def run(pixels: Pixels, progress: Progress) -> Floats:
+        return predict_proba(model, pixels, device=device, progress=progress)
+
+    return Candidate(
+        name=str(path),
+        classes=tuple(checkpoint.meta["classes"]),
+        data=checkpoint.config.data,
+        split=checkpoint.meta["split"],
+        run=run,
+        maps=lambda pixels, progress: _torch_maps(model, pixels, device, progress),
+    )
+
+
+def _open_onnx(path: Path, device: torch.device) -> Candidate:
+    predictor = Predictor(path, device="cuda" if device.type == "cuda" else "cpu")
+    info = predictor.info
+
+    def run(pixels: Pixels, progress: Progress) -> Floats:
+        rows = []
+        for start in range(0, len(pixels), 32):
+            rows.append(predictor(pixels[start : start + 32]).probabilities_BY)
+            progress(min(start + 32, len(pixels)), len(pixels))
+        return np.concatenate(rows)
+
+    def maps(pixels: Pixels, progress: Progress) -> Maps:
+        answers = []
+        for start in range(0, len(pixels), 32):
+            answers.append(predictor(pixels[start : start + 32]))
+            progress(min(start + 32, len(pixels)), len(pixels))
+        form = info.metadata["config"]["model"]["saliency"]
+        return _joined([(a.logits_BY, a.evidence_BYHW, {form: a.saliency_BHW}) for a in answers])
+
+    return Candidate(
+        name=str(path),
+        classes=info.classes,
+        data=from_dict(fill_older({"data": info.metadata["config"]["data"]})).data,
+        split=info.metadata["split"],
+        run=run,
+        maps=maps,
+        temperature=info.temperature,
+    )
+
+
+@torch.inference_mode()
+def _torch_maps(model: BiigmaNet, pixels: Pixels, device: torch.device, progress: Progress) -> Maps:
+    model.eval()
+    batches = []
+    for start in range(0, len(pixels), 32):
+        image = to_batch(torch.from_numpy(pixels[start : start + 32]), device)
+        maps: dict[str, Floats | None] = {}
+        for form in ("plain", "standardised") if model.saliency is not None else ("plain",):
+            found = model.infer(image, form=form)
+            maps[form] = None if found.map_B1HW is None else found.map_B1HW[:, 0].cpu().numpy()
+        batches.append((found.logits_BY.cpu().numpy(), found.evidence_BYHW.cpu().numpy(), maps))
+        progress(min(start + 32, len(pixels)), len(pixels))
+    return _joined(batches)
+
+
+def _joined(batches: Sequence[tuple[Floats, Floats | None, dict[str, Floats | None]]]) -> Maps:
+    logits, evidence, saliency = zip(*batches, strict=True)
+    known = [form for form, values in saliency[0].items() if values is not None]
+    return Maps(
+        logits_nY=np.concatenate(logits),
+        evidence_nYhw=None if evidence[0] is None else np.concatenate(evidence),
+        saliency={form: np.concatenate([s[form] for s in saliency]) for form in known},
+    )
