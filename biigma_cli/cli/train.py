@@ -115,7 +115,7 @@ def train(
             metavar="N",
             min=0,
             help="With --devices: times that the training is started again from its newest "
-            "checkpoint when a process dies (experimental).",
+            "checkpoint after a process was killed.",
         ),
     ] = 0,
     tensorboard: Annotated[
@@ -145,7 +145,9 @@ def train(
 
     # Set by torchrun, and by --devices, which uses its launcher.
     launched = "RANK" in os.environ
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    # The first is torchrun's, the second that of --devices.
+    counts = ("TORCHELASTIC_RESTART_COUNT", "BIIGMA_RESTART")
+    restarted = launched and any(os.environ.get(name, "0") != "0" for name in counts)
     if launched and resume is None:
         if name is None:
             raise UsageError("torchrun's processes need one name for their run", fix="give --name")

@@ -23,8 +23,13 @@ from biigma_cli.storage import available_cpus
 # slow disk must fit in.
 GRACE_S = 120
 
+#: How often the training was started again already; the launcher's own number is always 0 here.
+RESTART_VARIABLE = "BIIGMA_RESTART"
+
 # Exit statuses that are consequences of another process's end, not its cause.
 _CONSEQUENCES = (RankLost.exit_code, -signal.SIGTERM)
+# What ends a process from outside: a machine out of memory, a driver, a person.
+_KILLED = tuple(-number for number in signal.Signals)
 
 
 def _to_stderr(text: str) -> None:
@@ -42,14 +47,16 @@ def launch(
     """Run `biigma <arguments>` in `devices` processes that find each other by `joined`.
 
     The processes write to this one's stdout and stderr. Ctrl-C and SIGTERM are passed on to them,
-    and they have `GRACE_S` seconds to end. When one fails the others are ended; with
-    `max_restarts` all are then started again, and see the number of the attempt in
-    `TORCHELASTIC_RESTART_COUNT`.
+    and they have `GRACE_S` seconds to end. When one fails the others are ended. Where it was killed
+    (or lost the others), not where it ended with an error of its own, all are started again, up to
+    `max_restarts` times: by a new launcher with a new store, since processes that joined through an
+    old one have been seen to wait for each other for ever. They see how often in
+    `RESTART_VARIABLE`.
 
     Args:
         devices: number of processes.
         arguments: of the command line, without the program.
-        max_restarts: how often the whole is started again after a failure.
+        max_restarts: how often the whole is started again after a process was killed.
         say: gets one line where a process failed that cannot have spoken for itself.
 
     Returns:
@@ -77,13 +84,23 @@ def run_processes(
             f"cannot start {devices} processes with {max_restarts} restarts",
             fix="give --devices a number from 1",
         )
+    restarts = 0
+    while True:
+        with _environment(devices, restarts):
+            ended = _run_once(devices, command, grace_s)
+        if isinstance(ended, int):
+            return ended
+        _report(ended, devices, say)
+        if restarts == max_restarts or ended.exitcode not in (RankLost.exit_code, *_KILLED):
+            return ended.exitcode if ended.exitcode > 0 else 128 - ended.exitcode
+        restarts += 1
+        say(f"starting again from the newest checkpoint ({restarts} of {max_restarts})")
+
+
+def _run_once(devices: int, command: Sequence[str], grace_s: int) -> int | ProcessFailure:
+    """The exit code where nothing failed, else the first failure."""
     program, *arguments = command
-    with (
-        _quiet(),
-        _signals_restored(),
-        _environment(devices),
-        tempfile.TemporaryDirectory() as logs,
-    ):
+    with _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -93,7 +110,7 @@ def run_processes(
             rdzv_endpoint="localhost:0",
             # Else the machine's own name is looked up, which not every machine can answer.
             local_addr="localhost",
-            max_restarts=max_restarts,
+            max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
             shutdown_timeout=grace_s,
         )
@@ -101,9 +118,7 @@ def run_processes(
             # The launcher replaces ${local_rank} in arguments; a dollar of ours is a dollar.
             elastic_launch(config, program)(*(a.replace("$", "$$") for a in arguments))
         except ChildFailedError as error:
-            failure = _cause(list(error.failures.values()))
-            _report(failure, devices, say)
-            return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            return _cause(list(error.failures.values()))
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
     return EXIT_OK
@@ -154,7 +169,7 @@ def _signals_restored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(devices: int) -> Iterator[None]:
+def _environment(devices: int, restarts: int) -> Iterator[None]:
     """What the processes inherit, where the user has not set it."""
     wanted = {
         # Each would otherwise start a thread per core.
@@ -164,6 +179,7 @@ def _environment(devices: int) -> Iterator[None]:
         # All are on this machine; the interface of its name may not exist or be filtered.
         wanted["GLOO_SOCKET_IFNAME"] = "lo"
     mine = {name: value for name, value in wanted.items() if name not in os.environ}
+    mine[RESTART_VARIABLE] = str(restarts)
     os.environ.update(mine)
     # The launcher leaves this one behind.
     mine["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""

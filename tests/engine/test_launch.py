@@ -132,18 +132,45 @@ wait_for("never")
 
 
 def test_a_restart_sees_its_number(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The first attempt fails in one rank, the second succeeds in both; no more are made."""
+    """One rank is killed in the first two attempts, the third succeeds; no more are made."""
     body = """
-attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+attempt = os.environ["BIIGMA_RESTART"]
 (folder / f"{rank}-{attempt}").touch()
-if attempt == "0":
-    wait_for("0-0"); wait_for("1-0")
+if attempt != "2":
+    wait_for(f"0-{attempt}"); wait_for(f"1-{attempt}")
     if rank == 1:
-        sys.exit(5)
+        os.kill(os.getpid(), signal.SIGKILL)
     wait_for("never")
 """
-    assert run_processes(2, command(body, tmp_path), max_restarts=1) == 0
-    assert set(written(tmp_path)) == {"0-0", "1-0", "0-1", "1-1"}
+    assert run_processes(2, command(body, tmp_path), max_restarts=5) == 0
+    assert set(written(tmp_path)) == {f"{r}-{a}" for r in (0, 1) for a in (0, 1, 2)}
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 4
+    assert "was killed by SIGKILL" in said[0]
+    assert said[1] == "starting again from the newest checkpoint (1 of 5)"
+    assert said[3] == "starting again from the newest checkpoint (2 of 5)"
+    assert "BIIGMA_RESTART" not in os.environ
+
+
+def test_restarts_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is killed each time is started again so often, and no oftener."""
+    body = """
+(folder / os.environ["BIIGMA_RESTART"]).touch()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run_processes(1, command(body, tmp_path), max_restarts=1) == 137
+    assert set(written(tmp_path)) == {"0", "1"}
+    assert capfd.readouterr().err.count("starting again") == 1
+
+
+def test_an_error_is_not_tried_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A mistake in the data would be made again."""
+    body = """
+(folder / os.environ["BIIGMA_RESTART"]).touch()
+sys.exit(3)
+"""
+    assert run_processes(1, command(body, tmp_path), max_restarts=3) == 3
+    assert set(written(tmp_path)) == {"0"}
     assert capfd.readouterr() == ("", "")
 
 

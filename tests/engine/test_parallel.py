@@ -133,10 +133,6 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
     again.communicate()
 
 
-@pytest.mark.skipif(
-    "BIIGMA_TEST_RESTART" not in os.environ,
-    reason="a second restart was once seen to hang in gloo; BIIGMA_TEST_RESTART=1 runs it",
-)
 def test_a_restart_goes_on_by_itself(
     bare_environment: dict[str, str], tmp_path: Path, alone: Path
 ) -> None:
@@ -155,6 +151,7 @@ def test_a_restart_goes_on_by_itself(
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, told = process.communicate(timeout=250)
     assert process.returncode == 0, told
+    assert "starting again from the newest checkpoint (1 of 2)" in told
     assert "resumed" in told
     assert column(run, "loss") == pytest.approx(column(alone, "loss"), rel=1e-4)
 
