@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,26 +10,33 @@ from pathlib import Path
 
 import pytest
 
+from biigma_cli.core.weights import load_checkpoint
 from tests.conftest import TINY, call
 
 ROOM = 256 * 1024
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
+@contextlib.contextmanager
+def disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of `size` bytes."""
     folder.mkdir()
     mount = shutil.which("mount")
     if mount is None:
         pytest.skip("no mount command here")
-    command = [mount, "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
+    command = [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    with disk(tmp_path / "disk", ROOM) as folder:
+        yield folder
 
 
 def left_in(folder: Path) -> list[str]:
@@ -74,3 +82,26 @@ def test_train(home: Path, small_disk: Path) -> None:
     assert "No space left" in done.err
     assert "Traceback" not in done.err
     assert not [f for f in left_in(small_disk) if f.endswith((".safetensors", "~"))]
+
+
+def test_train_in_the_middle(home: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """Room for one checkpoint, none for the next: the first is whole, and the run goes on."""
+    each = (tiny_run / "weights" / "last.safetensors").stat().st_size
+    with disk(tmp_path / "disk", int(1.5 * each)) as folder:
+        run = folder / "r"
+        done = call(
+            *TINY, "--set", "train.checkpoint_minutes=1e-9", "--epochs", "1", "--name", "r",
+            "--runs", folder,
+        )  # fmt: skip
+        assert done.code == 1
+        assert "No space left" in done.err
+        last = run / "weights" / "last.safetensors"
+        assert f"the checkpoint before it, {last}, is whole" in done.err
+        assert f"biigma train --resume {run}" in done.err
+        assert load_checkpoint(last).meta["state"]["step"] == 1
+        assert sorted(p.name for p in last.parent.iterdir()) == [last.name, "previous.safetensors"]
+        subprocess.run(["mount", "-o", f"remount,size={8 * each}", str(folder)], check=True)
+        done = call("train", "--resume", run, "--device", "cpu")
+        assert done.code == 0, done.err
+        assert "resumed in epoch 1 after step 1" in done.err
+        assert load_checkpoint(run / "weights" / "best.safetensors").meta["epoch"] == 1
