@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import platformdirs
@@ -48,10 +49,52 @@ def using_home(path: Path | None) -> Iterator[None]:
 
 
 def available_cpus() -> int:
-    """Cores this process may use."""
+    """Cores this process may use: its affinity, and at most the quota of its control groups."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = cgroup_cpus(Path("/"))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cgroup_cpus(root: Path) -> float | None:
+    """Cores' worth of time that control groups (v2's `cpu.max`, v1's CFS quota) allow here.
+
+    The least over the process's group and those around it; None without a limit, or where there
+    are no control groups. `root` holds `proc` and `sys`.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    mount = root / "sys/fs/cgroup"
+    quotas = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        inside = PurePosixPath(path.lstrip("/"))
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        trees = [mount / controllers, mount / "cpu"] if controllers else [mount, mount / "unified"]
+        for tree in trees:
+            # In a container the path may be the host's, and the tree its own: hence its top, too.
+            for group in (inside, *inside.parents):
+                quotas.append(_cgroup_quota(tree / group))
+    return min((q for q in quotas if q is not None), default=None)
+
+
+def _cgroup_quota(group: Path) -> float | None:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+            period = (group / "cpu.cfs_period_us").read_text(encoding="utf-8")
+        cores = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # `max` is no number: no limit
+        return None
+    return cores if cores > 0 else None
 
 
 def models_dir() -> Path:

@@ -6,14 +6,20 @@ network itself scales and normalises (see `core.model`), in torch and in the exp
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import io
-import struct
+import logging
+import os
+import stat
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,17 +56,50 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+# Pillow's remarks on odd tags help nobody: what matters is raised.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# Decoded at the same time by all threads together; a larger image is decoded alone.
+PIXELS_AT_ONCE = 64_000_000
+# Larger images change their mode in strips, so that the steps between cost no whole copies.
+_STRIP = 4_000_000
+# A progressive JPEG is decoded once per scan: ten are usual, thousands an attack.
+_MAX_SCANS = 200
+
+READABLE = "JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM"
+
+
+class Decoded(NamedTuple):
+    """An image as the network takes it.
+
+    Attributes:
+        pixels: `(side, side, 3)` uint8 RGB.
+        note: what a user should know of it, such as that other frames were left out; mostly empty.
+    """
+
+    pixels: Pixels
+    note: str
 
 
 def load_image(
     source: Path | bytes, side: int, *, rule: str = "squash", name: str | None = None
 ) -> Pixels:
+    """`decode_image` without its note."""
+    return decode_image(source, side, rule=rule, name=name).pixels
+
+
+def decode_image(
+    source: Path | bytes, side: int, *, rule: str = "squash", name: str | None = None
+) -> Decoded:
     """Decode, upright by EXIF, to RGB, resized to `(side, side, 3)` with antialiasing.
 
-    JPEGs much larger than needed are decoded at a reduced scale, never under twice the side.
+    JPEGs much larger than needed are decoded at a reduced scale, never under twice the side; this
+    changes pixels by less than 1 of 255 on average. Of an animation or a file of several pages the
+    first is taken, and said in the note.
 
     Args:
         source: a file, or the bytes of one.
@@ -71,35 +110,171 @@ def load_image(
     Raises:
         ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
     """
-    label = name or (str(source) if isinstance(source, Path) else "the image")
+    if rule not in RESIZE_RULES:
+        raise KeyError(rule)
+    label = name or (shown(str(source)) if isinstance(source, Path) else "the image")
+    with _open(source, label) as file:
+        try:
+            image, note = _read(file, side, label)
+            with image, _room(image.width * image.height):
+                if image.format == "TIFF":
+                    _silence_libtiff()
+                elif image.format in ("JPEG", "MPO"):
+                    _refuse_many_scans(image, file, label)
+                image.load()
+                return Decoded(np.array(_square(to_rgb(_upright(image)), side, rule)), note)
+        except ImageError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise too_large(label) from None
+        except UnidentifiedImageError:
+            raise ImageError(
+                f"{label} is not an image that can be read here", fix=f"give a {READABLE} file"
+            ) from None
+        except Exception as error:
+            # Damaged files make Pillow raise anything at all, by format; a batch goes on.
+            raise ImageError(
+                f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
+            ) from error
+
+
+def shown(name: str) -> str:
+    """A file name to print: control characters and undecodable bytes as escapes.
+
+    So a name can neither forge lines nor drive a terminal; letters of any script stay.
+    """
+    if name.isprintable():
+        return name
+    return "".join(_escaped(c) if _hidden(c) else c for c in name)
+
+
+def _hidden(c: str) -> bool:
+    code = ord(c)
+    return (
+        code < 0x20
+        or 0x7F <= code < 0xA0
+        or code in (0x2028, 0x2029)
+        or 0x202A <= code <= 0x202E  # these turn the direction of what follows
+        or 0x2066 <= code <= 0x2069
+        or 0xD800 <= code < 0xE000
+    )
+
+
+def _escaped(c: str) -> str:
+    return c.encode("unicode_escape").decode("ascii")
+
+
+def too_large(label: str) -> ImageError:
+    """The error for an image of more than `MAX_PIXELS`."""
+    return ImageError(
+        f"{label} claims more than {MAX_PIXELS // 1_000_000} megapixels",
+        fix="scale it down first",
+    )
+
+
+def _open(source: Path | bytes, label: str) -> BinaryIO:
+    """The source as a file. Raises `ImageError` where there is none that can be read."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
     try:
-        with _open(source) as image:
-            image.draft("RGB", (2 * side, 2 * side))
-            image.load()
-            return np.array(_square(to_rgb(_upright(image)), side, rule))
+        # Without O_NONBLOCK a named pipe would keep us until somebody writes to it.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(source, flags)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError
+            if not stat.S_ISREG(mode):
+                raise ImageError(f"{label} is a device or a pipe", fix="name a file")
+            # A file object rather than a path: Pillow maps paths into memory, and then a file cut
+            # short meanwhile ends the process.
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
     except FileNotFoundError:
         raise ImageError(f"no file at {label}", fix="check the path") from None
     except IsADirectoryError:
         raise ImageError(f"{label} is a folder", fix="name a file") from None
     except PermissionError:
+        if source.is_dir():  # how Windows says it
+            raise ImageError(f"{label} is a folder", fix="name a file") from None
         raise ImageError(f"no permission to read {label}", fix="change its permissions") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(
-            f"{label} claims more than {MAX_PIXELS // 1_000_000} megapixels",
-            fix="scale it down first",
-        ) from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{label} is not an image Pillow can read", fix="give a JPEG, PNG, TIFF, BMP or WebP"
-        ) from None
-    except (
-        OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, TypeError,
-        struct.error,
-    ) as error:  # fmt: skip
-        # Pillow raises any of these for damaged files, by format.
-        raise ImageError(
-            f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
-        ) from error
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a null in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"cannot open {label}: {why}", fix="check the path") from error
+
+
+def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str]:
+    """The image, not decoded yet where its format permits, and a note."""
+    head = file.read(132)
+    file.seek(0)
+    if head[128:] == b"DICM":
+        from biigma_cli.data.dicom import read_dicom
+
+        return read_dicom(file, label)
+    # Named, so that no plug-in for other formats, some of which run programs, is ever tried.
+    image = Image.open(file, formats=FORMATS)
+    note = ""
+    # A JPEG's further pictures are previews and depth maps.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        note = "the first of several frames"
+    image.draft("RGB", (2 * side, 2 * side))
+    return image, note
+
+
+def _refuse_many_scans(image: Image.Image, file: BinaryIO, label: str) -> None:
+    if not image.info.get("progressive") and not image.info.get("progression"):
+        return
+    place = file.tell()
+    file.seek(0)
+    scans, tail = 0, b""
+    while chunk := file.read(1 << 20):
+        scans += (tail + chunk).count(b"\xff\xda")
+        tail = chunk[-1:]
+    file.seek(place)
+    if scans > _MAX_SCANS:
+        raise ImageError(f"{label} has {scans} scans to decode", fix="save it as a plain JPEG")
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing its own messages to stderr; Pillow raises what matters."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # it may be linked in where none can reach
+        library = ctypes.CDLL(importlib.import_module("PIL._imaging").__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            handler = getattr(library, name)
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
+
+
+class _Room:
+    """Pixels that are being decoded now, by all threads."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.changed = threading.Condition()
+
+
+_ROOM = _Room()
+
+
+@contextlib.contextmanager
+def _room(pixels: int) -> Iterator[None]:
+    """Wait until so many pixels fit beside those that others decode; too many go alone."""
+    if pixels > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    with _ROOM.changed:
+        _ROOM.changed.wait_for(lambda: not _ROOM.used or _ROOM.used + pixels <= PIXELS_AT_ONCE)
+        _ROOM.used += pixels
+    try:
+        yield
+    finally:
+        with _ROOM.changed:
+            _ROOM.used -= pixels
+            _ROOM.changed.notify_all()
 
 
 def _square(image: Image.Image, side: int, rule: str) -> Image.Image:
@@ -114,19 +289,11 @@ def _square(image: Image.Image, side: int, rule: str) -> Image.Image:
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
         return image.resize((side, side), how, box=(left, top, left + short, top + short))
-    if rule != "pad":
-        raise KeyError(rule)
     scale = side / max(width, height)
     inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
     canvas = Image.new("RGB", (side, side))
     canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
     return canvas
-
-
-def _open(source: Path | bytes) -> Image.Image:
-    file: Path | BinaryIO = source if isinstance(source, Path) else io.BytesIO(source)
-    # Named, so that no plug-in for other formats, some of which run programs, is ever tried.
-    return Image.open(file, formats=FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -139,12 +306,58 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit is scaled, transparency laid on white."""
+    """Any Pillow mode to RGB: 16-bit is scaled, transparency laid on white.
+
+    Whole numbers above 255 are taken as 16-bit; floats up to 1 as parts of white.
+    """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    strips = _Strips(image)
+    scale = 1.0
+    if image.mode.startswith("I;16"):
+        scale = 255 / 65535
+    elif image.mode in ("I", "F"):
+        top = max(float(_values(strip).max(initial=0)) for strip in strips)
+        if top > 255:
+            scale = 255 / 65535
+        elif image.mode == "F" and top <= 1:
+            scale = 255.0
+    if len(strips) == 1:
+        return _strip_to_rgb(image, scale)
+    whole = Image.new("RGB", image.size)
+    top = 0
+    for strip in strips:
+        whole.paste(_strip_to_rgb(strip, scale), (0, top))
+        top += strip.height
+    return whole
+
+
+class _Strips:
+    """A large image in strips, cut out when asked for."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.rows = max(1, _STRIP // max(1, image.width))
+
+    def __len__(self) -> int:
+        return -(-self.image.height // self.rows)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        width, height = self.image.size
+        if len(self) == 1:
+            yield self.image
+            return
+        for top in range(0, height, self.rows):
+            yield self.image.crop((0, top, width, min(height, top + self.rows)))
+
+
+def _values(image: Image.Image) -> npt.NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(image, dtype=np.float32))
+
+
+def _strip_to_rgb(image: Image.Image, scale: float) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        # I;16 is 16-bit by name; I and F may hold either.
-        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        values *= 255 / 65535 if wide else 1
+        values = _values(image) * np.float32(scale)
         grey = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
         return grey.convert("RGB")
     if image.has_transparency_data:

@@ -17,7 +17,6 @@ from biigma_cli.taxonomy import lesion_class
 
 if TYPE_CHECKING:
     from biigma_cli.metrics import Assessment, Difference, Figure, Figures
-    from biigma_cli.report.records import Prediction
 
 FIGURE_NAMES = {name: TITLES[name] for name in HEADLINE}
 NO_LESIONS = (
@@ -41,39 +40,6 @@ def render(*items: Table | str, width: int, colour: bool) -> str:
     for item in items:
         console.print(Text(item) if isinstance(item, str) else item)
     return file.getvalue()
-
-
-def prediction_table(
-    items: Sequence[Prediction],
-    names: Mapping[str, str],
-    malignant: Mapping[str, bool | None],
-    topk: int,
-) -> Table:
-    """One line per file: the answer, its probability, and the runners-up."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # Nothing is ever cut off: names fold, and the minimum widths keep a long one from taking all.
-    table.add_column("file", overflow="fold", min_width=16)
-    table.add_column("answer", overflow="fold", min_width=20)
-    table.add_column("p", justify="right", no_wrap=True)
-    table.add_column("malignant", justify="right", no_wrap=True)
-    if topk > 1:
-        table.add_column("next", overflow="fold", min_width=14)
-    for item in items:
-        if item.probabilities is None:
-            table.add_row(Text(item.path), Text(item.error or "", style="red"))
-            continue
-        (code, p), *rest = item.top(topk)
-        style = "bold red" if malignant[code] else "bold"
-        row = [
-            Text(item.path),
-            Text.assemble((code, style), f"  {names[code]}"),
-            Text(f"{p:.1%}"),
-            Text("?" if item.malignant is None else f"{item.malignant:.1%}"),
-        ]
-        if topk > 1:
-            row.append(Text(", ".join(f"{c} {q:.1%}" for c, q in rest), style="dim"))
-        table.add_row(*row)
-    return table
 
 
 def dataset_table(rows: Sequence[tuple[str, str, int | None, int | None, str, str]]) -> Table:

@@ -64,14 +64,18 @@ def test_export_keeps_what_was_there(tiny_run: Path, small_disk: Path) -> None:
 
 
 def test_predict(tiny_onnx: Path, picture: Path, small_disk: Path) -> None:
-    """The answers do not fit: one message, nothing half-written."""
+    """The answers do not fit: one message; whole rows stay in a part to go on with, none torn."""
     (small_disk / "filler").write_bytes(b"x" * (ROOM - 4096))
     target = small_disk / "answers.csv"
     images = [picture] * 200
     done = call("predict", *images, "--model", tiny_onnx, "--format", "csv", "-o", target)
     assert done.code == 1
     assert "No space left" in done.err
-    assert left_in(small_disk) == ["filler"]
+    assert "--resume goes on with it" in done.err
+    assert left_in(small_disk) == ["answers.csv.part", "filler"]
+    rows = target.with_name("answers.csv.part").read_text().splitlines(keepends=True)
+    assert len(rows) > 1
+    assert all(r.endswith("\n") and r.count(",") == rows[0].count(",") for r in rows)
 
 
 def test_train(home: Path, small_disk: Path) -> None:

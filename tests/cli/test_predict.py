@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from biigma_cli import __version__
 from tests.conftest import call
 
 CODES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -63,12 +65,16 @@ def test_figures_are_consistent(answers: dict[str, str]) -> None:
         assert item["malignant_probability"] == pytest.approx(malignant, abs=1e-5)
 
 
-def test_model_is_named(answers: dict[str, str]) -> None:
+def test_model_is_named(answers: dict[str, str], tiny_onnx: Path) -> None:
     """Each record names the model; the JSON form adds protocol, licence and disclaimer."""
     whole = json.loads(answers["json"])
-    assert {i["model"] for i in whole["predictions"]} == {"tiny"}
-    assert {r["model"] for r in csv.DictReader(io.StringIO(answers["csv"]))} == {"tiny"}
+    digits = hashlib.sha256(tiny_onnx.read_bytes()).hexdigest()[:12]
+    for records in (whole["predictions"], csv.DictReader(io.StringIO(answers["csv"]))):
+        made = {(r["model"], r["version"], r["provider"]) for r in records}
+        assert made == {(f"tiny@{digits}", __version__, "CPUExecutionProvider")}
     assert whole["model"]["name"] == "tiny"
+    assert whole["model"]["id"] == f"tiny@{digits}"
+    assert whole["summary"] == {"answered": 5, "failed": 0}
     assert "lesion-safe" in whole["model"]["protocol"]
     assert whole["model"]["licence"] == "CC-BY-NC-4.0"
     assert "medical device" in whole["disclaimer"]
@@ -112,7 +118,8 @@ def test_model_from_the_environment(
 ) -> None:
     """BIIGMA_MODEL stands in for --model."""
     monkeypatch.setenv("BIIGMA_MODEL", str(tiny_onnx))
-    assert json.loads(call("predict", picture, "--format", "jsonl").out)["model"] == "tiny"
+    answer = json.loads(call("predict", picture, "--format", "jsonl").out)
+    assert answer["model"].startswith("tiny@")
 
 
 def test_predict_loads_no_torch(

@@ -12,13 +12,15 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from biigma_cli.data import preprocess
-from biigma_cli.data.preprocess import MAX_PIXELS, load_image, map_threads
+from biigma_cli.data.preprocess import MAX_PIXELS, decode_image, load_image, map_threads
 from biigma_cli.errors import EXIT_DATA, ImageError
 from tests.data.samples import encode, noise, pixels
 
@@ -344,10 +346,10 @@ def test_folder(tmp_path: Path) -> None:
 def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that may not be read is not called damaged."""
 
-    def deny(*_: object) -> Image.Image:
+    def deny(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(preprocess, "_open", deny)
+    monkeypatch.setattr(preprocess.os, "open", deny)
     refused(tmp_path / "secret.jpg", "permission")
 
 
@@ -402,7 +404,7 @@ def test_an_image_just_over_the_limit_is_refused_outside_pytest() -> None:
         capture_output=True,
         check=True,
     )
-    assert b"claims more than 200 megapixels" in done.stdout
+    assert b"claims more than 100 megapixels" in done.stdout
     assert done.stderr == b""
 
 
@@ -476,6 +478,86 @@ def test_an_ill_typed_exif_tag_beside_the_orientation(tag: int) -> None:
     except ImageError:
         return
     assert image.shape == (16, 16, 3)
+
+
+# --- DICOM -------------------------------------------------------------------------------------
+
+
+def dicom(values: npt.NDArray[Any], **tags: Any) -> bytes:
+    """A DICOM file of `(H, W)`, `(H, W, 3)` or `(frames, H, W, 3)` pixels."""
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.4"  # VL photographic
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["biigma"])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(io.BytesIO(), {}, file_meta=meta, preamble=bytes(128))
+    colour = values.shape[-1] == 3
+    if values.ndim == 4:
+        data.NumberOfFrames = len(values)
+    height, width = values.shape[-3:-1] if colour else values.shape[-2:]
+    data.Rows, data.Columns = height, width
+    data.SamplesPerPixel = 3 if colour else 1
+    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    if colour:
+        data.PlanarConfiguration = 0
+    data.BitsAllocated = data.BitsStored = 8 * values.dtype.itemsize
+    data.HighBit = data.BitsStored - 1
+    data.PixelRepresentation = 0
+    data.PixelData = values.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_colour_dicom_is_what_the_same_png_gives() -> None:
+    """The same pixels, whatever holds them."""
+    image = noise(40, 30)
+    assert np.array_equal(
+        decode_image(dicom(np.asarray(image)), 16).pixels, decode_image(encode(image), 16).pixels
+    )
+
+
+def test_the_first_frame_of_a_dicom() -> None:
+    """Taken, and said."""
+    frames = np.stack([np.asarray(noise(20, 20, seed=i)) for i in range(3)])
+    pixels, note = decode_image(dicom(frames), 16)
+    assert note == "the first of 3 frames"
+    assert np.array_equal(pixels, decode_image(encode(noise(20, 20, seed=0)), 16).pixels)
+
+
+def test_grey_dicom_uses_the_whole_range() -> None:
+    """12 bits become 8; MONOCHROME1 is turned."""
+    ramp = np.linspace(100, 4000, 16).astype(np.uint16)[None].repeat(16, 0)
+    row = decode_image(dicom(ramp), 16).pixels[0, :, 0].astype(int)
+    assert (row[0], row[-1]) == (0, 255)
+    assert (np.diff(row) > 0).all()
+    turned = decode_image(dicom(ramp, PhotometricInterpretation="MONOCHROME1"), 16)
+    assert np.array_equal(turned.pixels[0, :, 0], 255 - row)
+
+
+def test_dicom_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file cut short, one without a picture, one too large."""
+    content = dicom(np.asarray(noise(20, 20)))
+    with pytest.raises(ImageError, match=r"scan.dcm .*cannot be decoded"):
+        decode_image(content[:-300], 16, name="scan.dcm")
+    with pytest.raises(ImageError, match="without a picture"):
+        decode_image(content[: content.rindex(b"OW") - 4], 16)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 300)
+    with pytest.raises(ImageError, match="megapixels"):
+        decode_image(content, 16)
+
+
+def test_without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line to install it with."""
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImageError, match="pydicom is missing") as caught:
+        decode_image(bytes(128) + b"DICM" + bytes(40), 16)
+    assert caught.value.fix == 'pip install "biigma[dicom]"'
 
 
 # --- threads ---------------------------------------------------------------------------------

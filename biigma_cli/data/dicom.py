@@ -1,0 +1,98 @@
+"""The first picture of a DICOM file, with pydicom, which is an extra."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from biigma_cli.errors import ImageError
+
+INSTALL = 'pip install "biigma[dicom]"'
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_HEAD = 1 << 14  # bytes within which a file says how it is written
+# pydicom's remarks on files that bend the standard: what matters is raised.
+warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
+
+
+def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
+    """Decode the first frame to an 8-bit RGB or grey image, and a note on other frames.
+
+    Colour comes as RGB whatever it is stored as; grey is windowed as the file says, else stretched
+    over its range, and MONOCHROME1 turned so that high is bright.
+
+    Args:
+        file: at its beginning.
+        label: what to call it in errors.
+
+    Raises:
+        ImageError: pydicom is not installed, or the file is damaged, holds no picture, is larger
+            than `preprocess.MAX_PIXELS`, or is compressed in a way that nothing here decodes.
+    """
+    from biigma_cli.data import preprocess
+
+    try:
+        pydicom = importlib.import_module("pydicom")
+        decoders = importlib.import_module("pydicom.pixels")
+    except ImportError:
+        # The remedy is in the message, too: that is what a batch's error column holds.
+        raise ImageError(
+            f"{label} is a DICOM file, and pydicom is missing: {INSTALL}", fix=INSTALL
+        ) from None
+    try:
+        head = file.read(_HEAD)
+        file.seek(0)
+        if _DEFLATED in head:
+            # It would be inflated whole, whatever its size, before anything can be checked.
+            raise ImageError(
+                f"{label} is a deflated DICOM file", fix="save it with another transfer syntax"
+            )
+        data = pydicom.dcmread(file)
+        if "PixelData" not in data:
+            raise ImageError(f"{label} is a DICOM file without a picture", fix="give an image")
+        frames = int(data.get("NumberOfFrames") or 1)
+        if int(data.Rows) * int(data.Columns) > preprocess.MAX_PIXELS:
+            raise preprocess.too_large(label)
+        values = np.asarray(decoders.pixel_array(data, index=0))
+        colour = int(data.get("SamplesPerPixel", 1)) > 1
+        if data.PhotometricInterpretation == "PALETTE COLOR":
+            values, colour = decoders.apply_color_lut(values, data), True
+        pixels = _eight_bits(values, data) if colour else _grey(decoders, values, data)
+    except ImageError:
+        raise
+    except Exception as error:
+        # Damaged files make pydicom and its decoders raise anything at all.
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{label} is a DICOM file that cannot be decoded: {why[:300]}",
+            fix="get the file again, or save it as JPEG or PNG",
+        ) from error
+    note = f"the first of {frames} frames" if frames > 1 else ""
+    return Image.fromarray(np.ascontiguousarray(pixels)), note
+
+
+def _eight_bits(values: npt.NDArray[Any], data: Any) -> npt.NDArray[np.uint8]:
+    """Colour of up to 16 bits to 8."""
+    if values.dtype == np.uint8:
+        return values
+    bits = 16 if data.PhotometricInterpretation == "PALETTE COLOR" else int(data.BitsStored)
+    scaled = values.astype(np.float32) * (255 / (2**bits - 1))
+    pixels: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).round().astype(np.uint8)
+    return pixels
+
+
+def _grey(decoders: Any, values: npt.NDArray[Any], data: Any) -> npt.NDArray[np.uint8]:
+    grey = decoders.apply_voi_lut(decoders.apply_modality_lut(values, data), data)
+    grey = np.nan_to_num(np.asarray(grey, np.float32))
+    windowed = "WindowCenter" in data or "VOILUTSequence" in data
+    if windowed or values.dtype != np.uint8:
+        low, high = float(grey.min()), float(grey.max())
+        grey = (grey - low) * (255 / (high - low)) if high > low else grey * 0
+    if data.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    pixels: npt.NDArray[np.uint8] = np.clip(grey, 0, 255).round().astype(np.uint8)
+    return pixels

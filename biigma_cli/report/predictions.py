@@ -1,0 +1,588 @@
+"""Predictions as they are written: table, JSON, JSON lines or CSV, row after row.
+
+Nothing here holds more than a block of rows, so a million answers cost no more memory than ten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import stat
+import sys
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from biigma_cli.data.preprocess import shown
+from biigma_cli.errors import BiigmaError, DataError, UsageError
+from biigma_cli.storage import check_writable, make_readable
+
+FORMATS = ("table", "csv", "json", "jsonl")
+RESUMABLE = ("csv", "jsonl")
+CANNOT_SAY = "can't say"
+DISCLAIMER = "for research use only, not a medical device"
+#: Rows of one drawn table.
+BLOCK = 200
+# No row of ours is longer; what is longer is another kind of file.
+_MAX_ROW = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one file, or why there is none.
+
+    Attributes:
+        path: as the user gave it; bytes that are no UTF-8 as Python's surrogates.
+        label: code of the most probable class, `CANNOT_SAY`, or "" where there is an error.
+        probabilities: by class code, in class order; None where there is an error.
+        malignant: summed probability of the malignant and pre-malignant classes; None where a
+            class is not known to be either.
+        note: what a user should know of the file.
+        error: what was wrong with it.
+    """
+
+    path: str
+    label: str = ""
+    probabilities: Mapping[str, float] | None = None
+    malignant: float | None = None
+    note: str = ""
+    error: str = ""
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k most probable classes, best first; of equals, the first in class order."""
+        items = sorted((self.probabilities or {}).items(), key=lambda item: -item[1])
+        return items[:k]
+
+
+def prediction(
+    path: str,
+    probabilities_Y: Sequence[float],
+    labels: Labels,
+    *,
+    abstain_below: float | None = None,
+    note: str = "",
+) -> Prediction:
+    """A record from one row of probabilities.
+
+    `abstain_below`: where no class reaches it, the answer is `CANNOT_SAY`; the figures stay.
+    """
+    values = [float(p) for p in probabilities_Y]
+    best = max(range(len(values)), key=values.__getitem__)
+    unsure = abstain_below is not None and values[best] < abstain_below
+    return Prediction(
+        path=path,
+        label=CANNOT_SAY if unsure else labels.codes[best],
+        probabilities=dict(zip(labels.codes, values, strict=True)),
+        malignant=None
+        if None in labels.malignant
+        else sum(p for p, m in zip(values, labels.malignant, strict=True) if m),
+        note=note,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """A model's classes: codes in the order of the probabilities, full names, malignancy."""
+
+    codes: tuple[str, ...]
+    names: tuple[str, ...]
+    malignant: tuple[bool | None, ...]
+
+    def name(self, code: str) -> str | None:
+        """Full name of a class; None for what is none."""
+        return self.names[self.codes.index(code)] if code in self.codes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What every record says of its making.
+
+    Attributes:
+        model: `NAME@` and the first digits of the file's SHA-256.
+        version: of biigma.
+        provider: of ONNX Runtime, such as `CPUExecutionProvider`.
+        settings: what else changes the answers, such as `{"tta": 8}`.
+    """
+
+    model: str
+    version: str
+    provider: str
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """Records to text: `head` first, then rows in pieces, `tail` last."""
+
+    def head(self) -> str: ...
+    def rows(self, items: Sequence[Prediction]) -> str: ...
+    def tail(self, answered: int, failed: int) -> str: ...
+
+
+class CsvWriter:
+    """One line per file; the probabilities of all classes are columns."""
+
+    def __init__(self, labels: Labels, made: Provenance) -> None:
+        self.labels = labels
+        self.made = made
+        self.columns = [
+            "path", "label", "malignant_probability", *labels.codes, "note", "error", "model",
+            "version", "provider", "settings",
+        ]  # fmt: skip
+        settings = " ".join(f"{k}={v:g}" for k, v in made.settings.items())
+        self._made = [made.model, made.version, made.provider, settings]
+
+    def head(self) -> str:
+        """The header line."""
+        return self._lines([self.columns])
+
+    def rows(self, items: Sequence[Prediction]) -> str:
+        """A line each; figures are empty where there is an error."""
+        return self._lines([self._cells(i) for i in items])
+
+    def tail(self, answered: int, failed: int) -> str:  # noqa: ARG002
+        """Nothing."""
+        return ""
+
+    def _cells(self, item: Prediction) -> list[str]:
+        if item.probabilities is None:
+            figures = [""] * len(self.labels.codes)
+        else:
+            figures = [f"{p:.6f}" for p in item.probabilities.values()]
+        malignant = "" if item.malignant is None else f"{item.malignant:.6f}"
+        return [item.path, item.label, malignant, *figures, item.note, item.error, *self._made]
+
+    @staticmethod
+    def _lines(rows: list[list[str]]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+    def read(self, record: str) -> tuple[str, bool]:
+        """Path of a written row and whether it failed. Raises `ValueError` for another's row."""
+        cells = next(csv.reader(io.StringIO(record, newline="")))
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{len(cells)} cells, not {len(self.columns)}")
+        error, model, _, _, settings = cells[-5:]
+        _same_making("model", model, self.made.model)
+        _same_making("settings", settings, self._made[-1])
+        return cells[0], error != ""
+
+
+class JsonlWriter:
+    """One JSON object per line."""
+
+    def __init__(self, labels: Labels, made: Provenance, topk: int) -> None:
+        self.labels = labels
+        self.made = made
+        self.topk = topk
+
+    def head(self) -> str:
+        """Nothing."""
+        return ""
+
+    def rows(self, items: Sequence[Prediction]) -> str:
+        """A line each."""
+        return "".join(json.dumps(self.to_dict(item), ensure_ascii=False) + "\n" for item in items)
+
+    def tail(self, answered: int, failed: int) -> str:  # noqa: ARG002
+        """Nothing."""
+        return ""
+
+    def to_dict(self, item: Prediction) -> dict[str, Any]:
+        """One object: the answer, every class, and what made it."""
+        answer: dict[str, Any] = {"path": item.path}
+        if item.probabilities is None:
+            answer["error"] = item.error
+        else:
+            top = item.top(self.topk)
+            answer |= {
+                "label": item.label,
+                "name": self.labels.name(item.label),
+                "probability": round(item.top(1)[0][1], 6),
+                "malignant_probability": None
+                if item.malignant is None
+                else round(item.malignant, 6),
+                "top": [{"label": c, "probability": round(p, 6)} for c, p in top],
+                "probabilities": {c: round(p, 6) for c, p in item.probabilities.items()},
+            }
+        if item.note:
+            answer["note"] = item.note
+        return answer | {
+            "model": self.made.model,
+            "version": self.made.version,
+            "provider": self.made.provider,
+            "settings": dict(self.made.settings),
+        }
+
+    def read(self, record: str) -> tuple[str, bool]:
+        """Path of a written row and whether it failed. Raises `ValueError` for another's row."""
+        row = json.loads(record)
+        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+            raise ValueError("no record of a prediction")
+        _same_making("model", row.get("model"), self.made.model)
+        _same_making("settings", row.get("settings"), dict(self.made.settings))
+        if "error" not in row:
+            codes = row.get("probabilities")
+            if not isinstance(codes, dict) or tuple(codes) != self.labels.codes:
+                raise ValueError(f"other classes: {codes!r:.200}")
+            if len(row.get("top", ())) != min(self.topk, len(self.labels.codes)):
+                raise ValueError("another --topk")
+        return row["path"], "error" in row
+
+
+class JsonWriter:
+    """One JSON document, written as a stream: what made it, the records, how many failed."""
+
+    def __init__(self, lines: JsonlWriter, model: Mapping[str, Any]) -> None:
+        self.lines = lines
+        self.model = model
+        self.first = True
+
+    def head(self) -> str:
+        """Everything up to the first record."""
+        head = {"model": dict(self.model), "disclaimer": DISCLAIMER}
+        text = json.dumps(head, indent=2, ensure_ascii=False)
+        return text.removesuffix("\n}") + ',\n  "predictions": ['
+
+    def rows(self, items: Sequence[Prediction]) -> str:
+        """Records, one a line."""
+        text = ""
+        for line in self.lines.rows(items).splitlines():
+            text += ("\n    " if self.first else ",\n    ") + line
+            self.first = False
+        return text
+
+    def tail(self, answered: int, failed: int) -> str:
+        """The rest."""
+        summary = json.dumps({"answered": answered, "failed": failed})
+        return f'\n  ],\n  "summary": {summary}\n}}\n'
+
+
+class TableWriter:
+    """Tables for people, each of up to `BLOCK` files."""
+
+    def __init__(self, labels: Labels, topk: int, *, colour: bool) -> None:
+        self.labels = labels
+        self.topk = topk
+        self.colour = colour
+        self.waiting: list[Prediction] = []
+
+    def head(self) -> str:
+        """Nothing."""
+        return ""
+
+    def rows(self, items: Sequence[Prediction]) -> str:
+        """Tables, once there are enough rows for one."""
+        self.waiting += items
+        text = ""
+        while len(self.waiting) >= BLOCK:
+            text += self._draw(self.waiting[:BLOCK])
+            del self.waiting[:BLOCK]
+        return text
+
+    def tail(self, answered: int, failed: int) -> str:  # noqa: ARG002
+        """The last table."""
+        return self._draw(self.waiting) if self.waiting else ""
+
+    def _draw(self, items: Sequence[Prediction]) -> str:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        from biigma_cli.report.tables import render, table_width
+
+        malignant = dict(zip(self.labels.codes, self.labels.malignant, strict=True))
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        # Nothing is ever cut off: names fold, and the minimum widths keep a long one from taking
+        # all.
+        table.add_column("file", overflow="fold", min_width=16)
+        table.add_column("answer", overflow="fold", min_width=20)
+        table.add_column("p", justify="right", no_wrap=True)
+        table.add_column("malignant", justify="right", no_wrap=True)
+        if self.topk > 1:
+            table.add_column("next", overflow="fold", min_width=14)
+        noted = any(i.note for i in items)
+        if noted:
+            table.add_column("note", overflow="fold", min_width=14)
+        for item in items:
+            if item.probabilities is None:
+                table.add_row(Text(shown(item.path)), Text(item.error, style="red"))
+                continue
+            (code, p), *rest = item.top(self.topk)
+            if item.label == code:
+                style = "bold red" if malignant[code] else "bold"
+                answer = Text.assemble((code, style), f"  {self.labels.name(code)}")
+            else:
+                answer = Text.assemble((item.label, "bold"), (f"  ({code}?)", "dim"))
+            row = [
+                Text(shown(item.path)),
+                answer,
+                Text(f"{p:.1%}"),
+                Text("?" if item.malignant is None else f"{item.malignant:.1%}"),
+            ]
+            if self.topk > 1:
+                row.append(Text(", ".join(f"{c} {q:.1%}" for c, q in rest), style="dim"))
+            if noted:
+                row.append(Text(item.note, style="dim"))
+            table.add_row(*row)
+        return render(table, width=table_width(tty=self.colour), colour=self.colour)
+
+
+class Answered:
+    """Which files an interrupted output has answered, 9 bytes each.
+
+    Paths are kept as 64-bit hashes: among ten million, the chance that one is taken for another
+    is 3e-6. A path that comes twice must be answered twice.
+    """
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self._hashes = array("Q")
+        self._sorted: np.ndarray[Any, np.dtype[np.uint64]] | None = None
+        self._taken = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, path: str, *, failed: bool) -> None:
+        """One row that was read."""
+        self._hashes.append(_hash(path))
+        self.failed += failed
+
+    def take(self, path: str) -> bool:
+        """Whether there is a row for `path` that was not taken yet; it is then taken."""
+        if not self._hashes:
+            return False
+        if self._sorted is None:
+            self._sorted = np.sort(np.frombuffer(self._hashes, np.uint64))
+            self._taken = bytearray(len(self._sorted))
+        value = np.uint64(_hash(path))
+        place = int(self._sorted.searchsorted(value))
+        while place < len(self._sorted) and self._sorted[place] == value:
+            if not self._taken[place]:
+                self._taken[place] = 1
+                return True
+            place += 1
+        return False
+
+
+class Output:
+    """Where the text goes: stdout, or a file that takes its name only once it is whole.
+
+    CSV and JSON lines are gathered in `NAME.part` beside the target, and what is in it stays there
+    when the work is cut short, for `resume`; of the other forms nothing stays.
+
+    Args:
+        target: None is stdout. Anything but a plain file (`/dev/null`, a named pipe) is written
+            to as it is.
+        keep: whether a part is worth keeping.
+        resume: an older part is no fault: `resume` will be called.
+
+    Attributes:
+        begun: whether there is something of an interrupted run to go on with.
+
+    Raises:
+        UsageError: the target cannot be written, or another part lies there and `resume` is off.
+    """
+
+    def __init__(self, target: Path | None, *, keep: bool = False, resume: bool = False) -> None:
+        self.keep = keep
+        self.target = None if target is None else Path(os.path.realpath(target))
+        self.part: Path | None = None
+        self.file: io.FileIO | None = None
+        self.begun = False
+        self._whole = 0
+        if self.target is None:
+            return
+        if _special(self.target):
+            if not os.access(self.target, os.W_OK):
+                raise UsageError(f"cannot write {target}", fix="choose a place you may write to")
+        else:
+            check_writable(self.target)
+            name = f"{self.target.name}.part" if keep else f".{self.target.name}.{os.getpid()}~"
+            self.part = self.target.with_name(name)
+            if keep and not resume and self.part.exists() and self.part.stat().st_size:
+                raise UsageError(
+                    f"{self.part} holds the answers of an interrupted run",
+                    fix="add --resume to go on with them, or delete it",
+                )
+
+    def resume(self, writer: CsvWriter | JsonlWriter) -> Answered:
+        """Cut what is torn off an interrupted output, and say what it has answered.
+
+        Raises:
+            DataError: a row that is another model's, or other settings' or columns'.
+        """
+        answered = Answered()
+        if self.target is None or self.part is None:
+            raise UsageError("nothing to resume", fix="name the file with -o")
+        with _writing(self.part):
+            if self.part.exists():
+                source = self.part
+            elif self.target.exists():
+                source = self.target
+            else:
+                return answered
+            whole = _scan(source, writer, answered)
+            self.begun = whole > 0
+            if source is self.target:
+                # The old file stays until the new one is whole.
+                temporary = self.part.with_name(f".{self.part.name}~")
+                _copy(source, temporary, whole)
+                temporary.replace(self.part)
+            else:
+                os.truncate(self.part, whole)
+        return answered
+
+    def write(self, text: str) -> None:
+        """Append text, and flush it. Raises `BiigmaError` where the disk is full."""
+        # Bytes of names that are no UTF-8 become \\udcXX: in JSON that is the escape itself.
+        data = text.encode("utf-8", "backslashreplace")
+        if self.target is None:
+            stream = getattr(sys.stdout, "buffer", None)
+            if stream is None:
+                sys.stdout.write(data.decode())
+            else:
+                stream.write(data)
+            sys.stdout.flush()
+            return
+        with _writing(self.target):
+            if self.file is None:
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                # Unbuffered: a row is on its way to the disk when the next is begun.
+                place = self.part or self.target
+                on = self.part is not None and self.keep
+                self.file = place.open("ab", buffering=0) if on else place.open("wb", buffering=0)
+                self._whole = self.file.tell()
+            view = memoryview(data)
+            while view:
+                view = view[self.file.write(view) :]
+            self._whole += len(data)
+
+    def finish(self) -> None:
+        """Everything is written: give the file its name."""
+        if self.target is None:
+            return
+        with _writing(self.target):
+            if self.file is None:
+                if self.part is None or not self.part.exists():
+                    return
+                self.file = self.part.open("ab", buffering=0)
+            if self.part is not None:
+                os.fsync(self.file.fileno())
+            self.file.close()
+            self.file = None
+            if self.part is not None:
+                make_readable(self.part)
+                self.part.replace(self.target)
+
+    def drop(self) -> Path | None:
+        """The work was cut short: the part that stays, if any."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                if self.part is not None:
+                    self.file.truncate(self._whole)  # no row torn by a full disk stays
+                self.file.close()
+            self.file = None
+        if self.part is None:
+            return None
+        with contextlib.suppress(OSError):
+            if self.keep and self.part.exists() and self.part.stat().st_size:
+                return self.part
+            self.part.unlink(missing_ok=True)
+        return None
+
+    def discard(self) -> None:
+        """Nothing was answered: leave no part."""
+        self.keep = False
+        self.drop()
+
+
+def _special(path: Path) -> bool:
+    """A device or a pipe."""
+    return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise BiigmaError(
+            f"cannot write {path}: {error.strerror or error}",
+            fix="free some space or choose another folder",
+        ) from error
+
+
+def _scan(path: Path, writer: CsvWriter | JsonlWriter, answered: Answered) -> int:
+    """Read an interrupted output; bytes up to the end of its last whole row."""
+    head = writer.head()
+    whole = number = 0
+    with path.open("rb") as file:
+        if head:
+            first = file.readline(_MAX_ROW)
+            if not first.endswith(b"\n") and head.encode().startswith(first):
+                return 0  # torn in the header
+            if first != head.encode():
+                raise DataError(
+                    f"{path} has other columns: {first.decode(errors='replace').strip()[:300]}",
+                    fix="resume with the same model and --format, or choose another -o",
+                )
+            whole = len(first)
+        for record in _records(file, quotes=bool(head)):
+            number += 1
+            if not record.endswith(b"\n"):
+                break  # torn
+            try:
+                name, failed = writer.read(record.decode("utf-8"))
+            except (ValueError, csv.Error) as error:
+                raise DataError(
+                    f"{path}, answer {number}: {error}",
+                    fix="resume with the same model and settings, or choose another -o",
+                ) from error
+            answered.add(name, failed=failed)
+            whole += len(record)
+    return whole
+
+
+def _records(file: BinaryIO, *, quotes: bool) -> Iterator[bytes]:
+    """Rows with their line ends; with `quotes`, a row goes on while a quotation is open."""
+    record = b""
+    while line := file.readline(_MAX_ROW):
+        record += line
+        if len(record) > _MAX_ROW:
+            break
+        if not (quotes and record.count(b'"') % 2):
+            yield record
+            record = b""
+    if record:
+        # Torn within a quotation, so whatever ends it is no end of a row.
+        yield record.rstrip(b"\n")
+
+
+def _copy(source: Path, target: Path, size: int) -> None:
+    with source.open("rb") as old, target.open("wb") as new:
+        while size and (piece := old.read(min(size, 1 << 20))):
+            new.write(piece)
+            size -= len(piece)
+
+
+def _same_making(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise ValueError(f"{what} {found or 'none'}, not {wanted or 'none'}")
+
+
+def _hash(path: str) -> int:
+    import hashlib
+
+    raw = path.encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")

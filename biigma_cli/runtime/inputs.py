@@ -1,0 +1,341 @@
+"""What is to be classified: files, folders, globs and lists, one name at a time.
+
+Everything is a generator: a million files cost no more memory than a hundred thousand names.
+"""
+
+from __future__ import annotations
+
+import glob
+import heapq
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from biigma_cli.data.preprocess import shown as shown
+from biigma_cli.errors import BiigmaError, DataError
+
+_PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
+
+#: Largest image taken from standard input, in bytes.
+MAX_STDIN = 512 << 20
+# No file's name is longer than a path may be; what is longer is no list.
+_MAX_NAME = 1 << 16
+# Names of one folder sorted in memory; more go through temporary files.
+_RUN = 100_000
+
+_SIGNATURES = (
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\x00|MM\x00\*|II\+\x00|MM\x00\+"
+    rb"|RIFF....WEBP|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00|.{128}DICM"
+)
+_SIGNATURE = re.compile(_SIGNATURES, re.DOTALL)
+# Bytes that it takes to tell, by how they begin.
+_NEEDED = {
+    b"\xff": 3, b"\x89": 8, b"GIF8": 6, b"II": 4, b"MM": 4, b"RIFF": 12, b"BM": 18, b"\0": 132,
+}  # fmt: skip
+
+
+class Source(NamedTuple):
+    """One thing to answer for.
+
+    Attributes:
+        name: as the user gave it, or the path below the folder that was given.
+        content: the path, or the bytes themselves.
+        error: why it cannot even be tried, such as a folder that may not be opened.
+    """
+
+    name: str
+    content: Path | bytes
+    error: str = ""
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether bytes begin as an image file does; at least 132 of them decide."""
+    return _SIGNATURE.match(head) is not None
+
+
+def expand(arguments: Sequence[str], *, warn: Callable[[str], None]) -> Iterator[Source]:
+    """Files as given, folders as the images below them, patterns as what they match.
+
+    A folder's images come in the order of their names, depth first. Links to files are followed,
+    links to folders below an argument are not, so that no loop can form; `warn` is told. A file
+    that is not there comes all the same: it is answered with an error.
+
+    Raises:
+        DataError: a folder without an image, or a pattern that matches nothing; at once, not
+            at its turn.
+    """
+    for argument in arguments:
+        _check(argument)
+    return _expand(arguments, warn)
+
+
+def _expand(arguments: Sequence[str], warn: Callable[[str], None]) -> Iterator[Source]:
+    for argument in arguments:
+        if _is_folder(argument):
+            yield from below(argument, warn=warn)
+        elif _is_pattern(argument):
+            # As the shell would have done it: what matches, in order, folders with their content.
+            for match in _sorted_names(_glob(argument)):
+                if _is_folder(match):
+                    yield from below(match, warn=warn)
+                else:
+                    yield Source(match, Path(match))
+        else:
+            yield Source(argument, Path(argument))
+
+
+def below(folder: str, *, warn: Callable[[str], None]) -> Iterator[Source]:
+    """The images below a folder. One that may not be opened is a `Source` with its error."""
+    links = 0
+    stack: list[Iterator[str]] = []
+    path = [folder]
+    try:
+        stack.append(_listed(folder))
+    except OSError as error:
+        yield _unopened(folder, error)
+        return
+    while stack:
+        name = next(stack[-1], None)
+        if name is None:
+            stack.pop()
+            path.pop()
+            continue
+        if name.endswith(_LINK):
+            links += 1
+            continue
+        full = _join(path[-1], name.removesuffix(_FOLDER))
+        if not name.endswith(_FOLDER):
+            yield Source(full, Path(full))
+            continue
+        try:
+            stack.append(_listed(full))
+            path.append(full)
+        except OSError as error:
+            yield _unopened(full, error)
+    if links:
+        warn(f"{shown(folder)}: {links} links to folders were not followed")
+
+
+def count(arguments: Sequence[str], stop: Callable[[], bool]) -> int | None:
+    """How many `expand` would give, without their order; None where `stop` says so first."""
+    total = 0
+    for argument in arguments:
+        places: Iterable[str] = [argument]
+        if _is_pattern(argument):
+            places = _glob(argument)
+        for place in places:
+            if not _is_folder(place):
+                total += 1
+                continue
+            folders = [place]
+            while folders:
+                if stop():
+                    return None
+                here = folders.pop()
+                try:
+                    for name in _scan(here):
+                        if name.endswith(_FOLDER):
+                            folders.append(_join(here, name.removesuffix(_FOLDER)))
+                        elif not name.endswith(_LINK):
+                            total += 1
+                except OSError:
+                    total += 1
+    return total
+
+
+def read_list(file: BinaryIO, *, head: bytes = b"") -> Iterator[Source]:
+    """Files named in a stream, one a line, or each ended by a null byte.
+
+    Null bytes are expected where the first piece that can be read holds one (`find -print0`).
+    Empty lines are passed over. Names are taken as they are: no folders, no patterns.
+
+    Args:
+        file: unbuffered, so that names are answered as they come.
+        head: what was read of it already.
+
+    Raises:
+        DataError: a name longer than any can be.
+    """
+    rest = head or _some(file)
+    rest = rest.removeprefix(b"\xef\xbb\xbf")
+    separator = b"\0" if b"\0" in rest else b"\n"
+    while True:
+        *names, rest = rest.split(separator)
+        for name in names:
+            yield from _named(name, separator)
+        if len(rest) > _MAX_NAME:
+            raise DataError(
+                "the list of files has a name of more than 65,536 bytes",
+                fix="give names of files, one a line or each ended by a null byte",
+            )
+        more = _some(file)
+        if not more:
+            yield from _named(rest, separator)
+            return
+        rest += more
+
+
+def read_stdin(file: BinaryIO) -> Iterator[Source]:
+    """What `-` stands for: one image where the bytes begin as one does, else a list of files."""
+    head = b""
+    # A pipe may give fewer bytes at first than it takes to tell.
+    while _undecided(head) and (more := _some(file)):
+        head += more
+    if not looks_like_image(head):
+        yield from read_list(file, head=head)
+        return
+    pieces = bytearray(head)
+    while more := _some(file):
+        pieces += more
+        if len(pieces) > MAX_STDIN:
+            yield Source("-", b"", f"the image on stdin is larger than {MAX_STDIN >> 20} MiB")
+            return
+    yield Source("-", bytes(pieces))
+
+
+def _undecided(head: bytes) -> bool:
+    return any(
+        len(head) < need and magic.startswith(head[: len(magic)]) for magic, need in _NEEDED.items()
+    )
+
+
+def _some(file: BinaryIO) -> bytes:
+    """What is there now, at most 64 KiB; empty at the end."""
+    read = getattr(file, "read1", file.read)
+    return read(1 << 16) or b""
+
+
+def _named(name: bytes, separator: bytes) -> Iterator[Source]:
+    if separator == b"\n":
+        name = name.removesuffix(b"\r")
+    if name:
+        text = os.fsdecode(name)
+        yield Source(text, Path(text))
+
+
+# Marks behind a name: a null byte sorts before all that a name can go on with, so that folders and
+# files come in the order of their names, and no name can hold one.
+_FOLDER = "\0"
+_LINK = "\0l"
+
+
+def _scan(folder: str) -> Iterator[str]:
+    """Names of images, folders and links to folders in a folder, marked, in no order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield entry.name + _FOLDER
+                continue
+            if entry.is_symlink() and _leads_to_folder(entry):
+                yield entry.name + _LINK
+            elif _is_image(entry.name):
+                yield entry.name
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # a loop of links
+        return entry.is_dir()
+    return False
+
+
+def _listed(folder: str) -> Iterator[str]:
+    return _sorted_names(_scan(folder))
+
+
+def _sorted_names(names: Iterable[str]) -> Iterator[str]:
+    """Names in order; more than memory should hold are sorted in temporary files."""
+    run: list[str] = []
+    spilled: list[Iterator[str]] = []
+    for name in names:
+        run.append(name)
+        if len(run) >= _RUN:
+            run.sort()
+            spilled.append(_spill(run))
+            run = []
+    run.sort()
+    return heapq.merge(run, *spilled) if spilled else iter(run)
+
+
+def _spill(run: list[str]) -> Iterator[str]:
+    """Sorted names through a temporary file."""
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its reader
+        for name in run:
+            raw = os.fsencode(name)
+            file.write(len(raw).to_bytes(4, "big") + raw)
+        file.seek(0)
+    except OSError as error:
+        raise BiigmaError(
+            f"cannot write to the temporary folder: {error.strerror or error}",
+            fix="free some space, or set TMPDIR",
+        ) from error
+    return _spilled(file)
+
+
+def _spilled(file: BinaryIO) -> Iterator[str]:
+    with file:
+        while size := file.read(4):
+            yield os.fsdecode(file.read(int.from_bytes(size, "big")))
+
+
+def _is_image(name: str) -> bool:
+    # `._NAME` is what macOS leaves beside a file on foreign disks.
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - unlike Path's, never raises
+
+
+def _join(folder: str, name: str) -> str:
+    return os.path.join(folder, name)  # noqa: PTH118 - unlike Path, keeps what the user wrote
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    return glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path's takes no absolute pattern
+
+
+def _is_pattern(argument: str) -> bool:
+    return glob.has_magic(argument) and not os.path.lexists(argument)
+
+
+def _check(argument: str) -> None:
+    """Raise where nothing can come of an argument."""
+    if "\0" in argument:
+        return
+    if _is_folder(argument):
+        if not any(True for _ in _any_below(argument)):
+            raise DataError(
+                f"no image in the folder {shown(argument)}",
+                fix=f"looked for {', '.join(sorted(SUFFIXES))}, also in folders below it",
+            )
+    elif _is_pattern(argument) and next(_glob(argument), None) is None:
+        raise DataError(
+            f"nothing matches {shown(argument)}", fix="check the pattern; ** goes into folders"
+        )
+
+
+def _any_below(folder: str) -> Iterator[str]:
+    """Images below a folder, and folders that may not be opened, in no order."""
+    folders = [folder]
+    while folders:
+        here = folders.pop()
+        try:
+            for name in _scan(here):
+                if name.endswith(_FOLDER):
+                    folders.append(_join(here, name.removesuffix(_FOLDER)))
+                elif not name.endswith(_LINK):
+                    yield name
+        except OSError:
+            yield here
+
+
+def _unopened(folder: str, error: OSError) -> Source:
+    why = "no permission to open" if isinstance(error, PermissionError) else "cannot open"
+    tail = "" if isinstance(error, PermissionError) else f": {error.strerror or error}"
+    return Source(folder, Path(folder), f"{why} the folder {shown(folder)}{tail}")

@@ -1,0 +1,257 @@
+"""Any number of images through a session: decoding on threads, batches as they come, in order.
+
+One thread takes names from the inputs and hands them to the decoders; a bounded queue keeps their
+results in order; the caller's thread runs the session on full batches. Memory is that queue's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from biigma_cli.data.preprocess import Decoded, Pixels, decode_image, shown
+from biigma_cli.errors import BiigmaError, ImageError, ModelFileError
+from biigma_cli.runtime.inputs import Source
+from biigma_cli.runtime.session import ModelInfo, Predictor
+from biigma_cli.storage import available_cpus
+
+# Seconds that images already decoded wait for the rest of their batch.
+PATIENCE = 0.25
+VIEWS = 8
+
+# How a key of an external tensor's place is written in a model file.
+_EXTERNAL = b"\x0a\x08location\x12"
+
+
+class Result(NamedTuple):
+    """The answer for one source, or why there is none.
+
+    Attributes:
+        name: of the source.
+        probabilities_Y: by class, None where there is an error.
+        pixels: `(side, side, 3)` as the network saw them, None where there is an error.
+        saliency_HW: the map M of the upright view, where the model has one.
+        note: what a user should know of the file.
+        error: what was wrong with it.
+    """
+
+    name: str
+    probabilities_Y: npt.NDArray[np.float32] | None
+    pixels: Pixels | None
+    saliency_HW: npt.NDArray[np.float32] | None
+    note: str
+    error: ImageError | None
+
+
+def model_id(path: Path) -> str:
+    """`NAME@` and 12 digits of the file's SHA-256: which model gave an answer.
+
+    Raises `ModelFileError` where it cannot be read, or keeps its weights in other files: those
+    would not be covered, and could lie anywhere.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(
+            f"cannot read the model {path}: {error.strerror}", fix="check --model"
+        ) from error
+    if _EXTERNAL in content:
+        raise ModelFileError(
+            f"{path} keeps its weights in another file",
+            fix="export it again with 'biigma export onnx', which makes one file",
+        )
+    return f"{path.stem}@{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def check_model(predictor: Predictor) -> None:
+    """Raise `ModelFileError` where the graph is not what its metadata says."""
+    info, session = predictor.info, predictor.session
+    inputs = {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
+    outputs = {o.name: list(o.shape) for o in session.get_outputs()}
+    wrong = ""
+    kind, shape = inputs.get("image", ("", []))
+    if set(inputs) != {"image"}:
+        wrong = f"its inputs are {', '.join(inputs) or 'none'}, not image"
+    elif kind != "tensor(uint8)" or shape[1:] != [info.side, info.side, 3]:
+        wrong = f"its input is {kind} {shape}, not uint8 (batch, {info.side}, {info.side}, 3)"
+    elif isinstance(shape[0], int):
+        wrong = f"its batch is fixed at {shape[0]}"
+    elif not {"probabilities", "logits"} <= set(outputs):
+        wrong = f"its outputs are {', '.join(outputs)}, without probabilities and logits"
+    elif outputs["probabilities"][-1] != len(info.classes):
+        wrong = f"it has {outputs['probabilities'][-1]} outputs for {len(info.classes)} classes"
+    elif not len(info.classes) == len(info.class_names) == len(info.malignant):
+        wrong = "its lists of classes have different lengths"
+    if wrong:
+        raise ModelFileError(
+            f"{info.path} is damaged: {wrong}", fix="export it again with 'biigma export onnx'"
+        )
+
+
+def classify(
+    predictor: Predictor,
+    sources: Iterable[Source],
+    *,
+    batch_size: int = 16,
+    workers: int | None = None,
+    tta: bool = False,
+) -> Generator[list[Result], None, None]:
+    """An answer or an error for each source, in order, batch by batch.
+
+    Sources are taken only so far ahead as memory is bounded by: a few batches. An image waits at
+    most `PATIENCE` seconds for its batch to fill, so a slow stream is answered as it comes.
+
+    Args:
+        workers: decoding threads; default one for each core this process may use.
+        tta: average the probabilities over the square's eight flips and quarter turns.
+
+    Raises:
+        BiigmaError: the session failed, or the sources raised one.
+    """
+    info = predictor.info
+    threads = workers or available_cpus()
+    stop = threading.Event()
+    ahead = 2 * batch_size + threads
+    decoded: queue.Queue[_Item | BaseException | None] = queue.Queue(ahead)
+
+    def put(item: _Item | BaseException | None) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                decoded.put(item, timeout=0.1)
+                return
+
+    def feed() -> None:
+        try:
+            for source in sources:
+                if stop.is_set():
+                    return
+                put(_Item(source, pool.submit(_decode, source, info, stop)))
+            put(None)
+        except BaseException as error:  # handed over: raised where the results are taken
+            put(error)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    # A daemon, because it may be waiting for a list of names that never ends.
+    threading.Thread(target=feed, name="feed", daemon=True).start()
+    try:
+        for batch in _batches(decoded, batch_size):
+            yield list(_answer(predictor, batch, tta))
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Item(NamedTuple):
+    source: Source
+    future: Future[Decoded | ImageError]
+
+
+class _Read(NamedTuple):
+    name: str
+    result: Decoded | ImageError
+
+
+def _decode(source: Source, info: ModelInfo, stop: threading.Event) -> Decoded | ImageError:
+    if source.error:
+        return ImageError(source.error, fix="check the path and its permissions")
+    if stop.is_set():
+        return ImageError("stopped")
+    label = "the image on stdin" if isinstance(source.content, bytes) else shown(source.name)
+    try:
+        return decode_image(source.content, info.side, rule=info.rule, name=label)
+    except ImageError as error:
+        return error
+
+
+def _batches(
+    decoded: queue.Queue[_Item | BaseException | None], size: int
+) -> Iterator[list[_Read]]:
+    """Results in order, `size` images at a time, fewer where the next ones are slow to come.
+
+    Errors take no place in a batch, but one of nothing but errors ends there, too.
+    """
+    batch: list[_Read] = []
+    good = 0
+    deadline = 0.0
+    while True:
+        try:
+            wait = max(0.0, deadline - time.monotonic()) if batch else None
+            item = decoded.get(timeout=wait)
+        except queue.Empty:
+            yield batch
+            batch, good = [], 0
+            continue
+        if item is None or isinstance(item, BaseException):
+            if batch:
+                yield batch
+            if item is not None:
+                raise item
+            return
+        if not batch:
+            deadline = time.monotonic() + PATIENCE
+        result = item.future.result()
+        batch.append(_Read(item.source.name, result))
+        good += isinstance(result, Decoded)
+        if good == size or len(batch) == 4 * size:
+            yield batch
+            batch, good = [], 0
+
+
+def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Result]:
+    images = [r.result.pixels for r in batch if isinstance(r.result, Decoded)]
+    rows: Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]] = iter(())
+    if images:
+        pixels = np.stack(images)
+        try:
+            answer = predictor(pixels)
+            proba = answer.probabilities_BY
+            if tta:
+                proba = _averaged(proba, pixels, lambda p: predictor(p).probabilities_BY)
+        except BiigmaError:
+            raise
+        except Exception as error:  # onnxruntime's own exceptions share no other base
+            first = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise BiigmaError(
+                f"the model failed on {len(images)} images: {first[:200]}",
+                fix="try a smaller --batch-size, or --device cpu",
+            ) from error
+        maps = answer.saliency_BHW
+        rows = zip(proba, [None] * len(images) if maps is None else maps, strict=True)
+    for name, result in batch:
+        if isinstance(result, ImageError):
+            yield Result(name, None, None, None, "", result)
+            continue
+        row, saliency = next(rows)
+        if not np.isfinite(row).all():
+            nan = ImageError(f"the model gave no number for {shown(name)}", fix="check the model")
+            yield Result(name, None, None, None, result.note, nan)
+            continue
+        yield Result(name, row, result.pixels, saliency, result.note, None)
+
+
+def _averaged(
+    upright_BY: npt.NDArray[np.float32],
+    pixels_BHW3: Pixels,
+    run: Callable[[Pixels], npt.NDArray[np.float32]],
+) -> npt.NDArray[np.float32]:
+    """Mean probabilities over the square's eight symmetries, the upright one given."""
+    total = upright_BY.astype(np.float64)
+    for view in range(1, VIEWS):
+        total += run(turned(pixels_BHW3, view))
+    return (total / VIEWS).astype(np.float32)
+
+
+def turned(pixels_BHW3: Pixels, view: int) -> Pixels:
+    """A batch under one of the square's symmetries: `view % 4` quarter turns; 4 and up flipped."""
+    flipped = pixels_BHW3[:, :, ::-1] if view >= 4 else pixels_BHW3
+    return np.ascontiguousarray(np.rot90(flipped, view % 4, axes=(1, 2)))

@@ -1,0 +1,417 @@
+"""`biigma predict` on streams: lists, standard input, resuming, and being cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from biigma_cli.cli import predict as command
+from tests.conftest import Outcome, call
+from tests.data.samples import encode, noise
+from tests.runtime.test_pipeline import CODES, toy_model
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file names, pipes and signals")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one layer."""
+    return toy_model(tmp_path_factory.mktemp("toy") / "toy.onnx")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pictures, of which number 7 is damaged."""
+    path = tmp_path_factory.mktemp("pictures")
+    for i in range(30):
+        (path / f"{i:02}.png").write_bytes(encode(noise(20, 20, seed=i)))
+    (path / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return path
+
+
+def predict(toy: Path, *arguments: str | Path, stdin: bytes = b"") -> Outcome:
+    """`biigma predict` in this process."""
+    from biigma_cli.cli.app import app
+
+    result = CliRunner().invoke(
+        app,
+        ["predict", "--model", str(toy), "--device", "cpu", *map(str, arguments)],
+        input=stdin,
+    )
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def left(folder: Path) -> list[str]:
+    """Names of what is in a folder."""
+    return sorted(p.name for p in folder.iterdir())
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """A CSV's."""
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# --- what goes in ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", ["\n", "\0"])
+def test_a_list_gives_what_the_folder_gives(
+    toy: Path, folder: Path, tmp_path: Path, separator: str
+) -> None:
+    """From stdin by `-`, from `--from-list` by file or stdin, and as a quoted pattern."""
+    wanted = predict(toy, folder, "--format", "csv")
+    assert wanted.code == 5
+    names = separator.join(sorted(str(p) for p in folder.iterdir()))
+    (tmp_path / "list").write_text(names)
+    for arguments, stdin in (
+        (["-"], names), (["--from-list", "-"], names), (["--from-list", tmp_path / "list"], ""),
+        ([folder / "*.png"], ""),
+    ):  # fmt: skip
+        done = predict(toy, *arguments, "--format", "csv", stdin=stdin.encode())
+        assert (done.code, done.out) == (5, wanted.out)
+    assert len(rows(wanted.out)) == 30
+
+
+def test_an_image_on_stdin(toy: Path, folder: Path) -> None:
+    """`-` takes the bytes of an image, too."""
+    image = folder / "00.png"
+    wanted = rows(predict(toy, image, "--format", "csv").out)[0]
+    (row,) = rows(predict(toy, "-", "--format", "csv", stdin=image.read_bytes()).out)
+    assert row == {**wanted, "path": "-"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "nothing to classify"),
+        (["-", "a.jpg"], "alone"),
+        (["a.jpg", "--from-list", "-"], "both"),
+        (["a.jpg", "--abstain-below", "1.5"], "abstain-below"),
+        (["a.jpg", "--resume"], "-o FILE"),
+        (["a.jpg", "--resume", "-o", "x.json"], "csv or jsonl"),
+    ],
+)
+def test_what_cannot_be_asked(toy: Path, arguments: list[str], word: str) -> None:
+    """Said before the model is opened."""
+    done = predict(toy, *arguments)
+    assert done.code == 2
+    assert word in done.err
+    assert done.out == ""
+
+
+def test_a_list_that_is_not_there(toy: Path) -> None:
+    """A missing list is an error of the data."""
+    done = predict(toy, "--from-list", "nowhere.txt")
+    assert done.code == 3
+    assert "nowhere.txt" in done.err
+
+
+@posix
+def test_strange_names(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Any script, line ends, bytes that are no UTF-8, 255 bytes: each form gives the name back."""
+    picture = (folder / "00.png").read_bytes()
+    wanted = ["меланома 黒.png", 'a\nb,"c".png', "x" * 251 + ".png", "\x1b[2J.png", "=1+1.png"]
+    raw = b"\xff\xfe.png"
+    for name in wanted:
+        (tmp_path / name).write_bytes(picture)
+    try:
+        (tmp_path / os.fsdecode(raw)).write_bytes(picture)
+        wanted.append(os.fsdecode(raw))
+    except OSError:
+        pass  # a file system that takes only UTF-8
+    done = predict(toy, tmp_path, "--format", "jsonl")
+    assert done.code == 0
+    found = {Path(json.loads(line)["path"]).name for line in done.out.splitlines()}
+    assert found == set(wanted)
+    answers = rows(predict(toy, tmp_path, "--format", "csv").out)
+    told = {r["path"].removeprefix(f"{tmp_path}{os.sep}") for r in answers}
+    assert told == {n.encode("utf-8", "backslashreplace").decode() for n in wanted}
+    assert "\x1b" not in predict(toy, tmp_path).out
+
+
+@posix
+def test_pipes_loops_and_long_names(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """What is no plain file costs its own row, at once."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    odd = [
+        tmp_path / "pipe.jpg",
+        tmp_path / "loop.jpg",
+        tmp_path / ("y" * 300),
+        tmp_path,
+        "/dev/null",
+    ]
+    lines = b"\n".join(os.fsencode(p) for p in [*odd, folder / "00.png"])
+    done = predict(toy, "-", "--format", "csv", stdin=lines)
+    assert done.code == 5
+    errors = [r["error"] for r in rows(done.out)]
+    for error, word in zip(
+        errors, ("pipe", "links", "too long", "folder", "device", ""), strict=True
+    ):
+        assert word in error
+        assert bool(word) == bool(error)
+
+
+def test_a_file_that_vanishes(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Named, then gone: its row says so."""
+    names = [folder / "00.png", tmp_path / "was-here.png", folder / "01.png"]
+    done = predict(toy, "-", "--format", "jsonl", stdin=b"\n".join(os.fsencode(n) for n in names))
+    assert ["error" in json.loads(line) for line in done.out.splitlines()] == [False, True, False]
+
+
+# --- what comes out --------------------------------------------------------------------------
+
+
+def test_abstaining(toy: Path, folder: Path) -> None:
+    """The answer changes, the figures stay; without a class that sure, everything is left open."""
+    images = [folder / "00.png", folder / "01.png"]
+    plain = [json.loads(x) for x in predict(toy, *images, "--format", "jsonl").out.splitlines()]
+    between = str(sum(p["probability"] for p in plain) / 2)
+    done = predict(toy, *images, "--format", "jsonl", "--abstain-below", between)
+    for before, after in zip(plain, map(json.loads, done.out.splitlines()), strict=True):
+        unsure = before["probability"] < float(between)
+        assert after["label"] == ("can't say" if unsure else before["label"])
+        assert after["probabilities"] == before["probabilities"]
+    assert "can't say" in done.out
+    table = predict(toy, *images, "--abstain-below", "1").out
+    assert table.count("can't say") == 2
+
+
+def test_the_first_frame_is_said(toy: Path, tmp_path: Path) -> None:
+    """In the record of an animation, and nowhere else."""
+    frames = [noise(20, 20, seed=i) for i in range(3)]
+    for kind in ("gif", "webp", "tiff", "png"):
+        frames[0].save(tmp_path / f"moving.{kind}", save_all=True, append_images=frames[1:])
+        frames[0].save(tmp_path / f"still.{kind}")
+    for row in rows(predict(toy, tmp_path, "--format", "csv").out):
+        moving = "moving" in Path(row["path"]).name
+        assert row["note"] == ("the first of several frames" if moving else "")
+    assert predict(toy, tmp_path).out.count("several frames") == 4
+
+
+def test_the_form_follows_the_name(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """`-o NAME.csv` is a CSV, unless a form is named."""
+    for name, begin in (
+        ("a.csv", "path,label"),
+        ("a.jsonl", '{"path"'),
+        ("a.json", '{\n  "model"'),
+    ):
+        assert predict(toy, folder / "00.png", "-o", tmp_path / name).code == 0
+        assert (tmp_path / name).read_text().startswith(begin)
+
+
+def test_many_tables(toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long tables come in blocks, so that none is held whole."""
+    monkeypatch.setattr("biigma_cli.report.predictions.BLOCK", 7)
+    out = predict(toy, folder).out
+    assert out.count("answer") == 5
+    assert all(f"{i:02}.png" in out for i in range(30))
+
+
+def test_only_failures_leave_an_older_result(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more of them than are held back."""
+    monkeypatch.setattr(command, "HELD", 3)
+    target = tmp_path / "old.csv"
+    target.write_text("kept")
+    done = predict(toy, *[f"gone{i}.png" for i in range(9)], "-o", target)
+    assert done.code == 3
+    assert "none of 9" in done.err
+    assert target.read_text() == "kept"
+    assert left(tmp_path) == ["old.csv"]
+    done = predict(toy, *[f"gone{i}.png" for i in range(9)], "--format", "json")
+    assert done.code == 3
+    assert len(json.loads(done.out)["predictions"]) == 9
+
+
+@posix
+def test_devices_are_not_replaced(toy: Path, folder: Path) -> None:
+    """`-o /dev/null` writes there; it is not renamed over."""
+    assert predict(toy, folder / "00.png", "--format", "csv", "-o", "/dev/null").code == 0
+    assert not Path(os.devnull).is_file()
+
+
+# --- going on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("place", ["out", "out.part"])
+def test_resumed_equals_uninterrupted(
+    toy: Path, folder: Path, tmp_path: Path, form: str, place: str
+) -> None:
+    """Cut at any byte, the rest is done and only the rest; nothing is left beside the result."""
+    target = tmp_path / f"out.{form}"
+    # One image a batch, and so the same rounding however many are left.
+    common = ("-b", "1", "--format", form, "-o", target)
+    assert predict(toy, folder, *common).code == 5
+    whole = target.read_bytes()
+    partial = tmp_path / place.replace("out", f"out.{form}", 1)
+    for cut in (0, 10, len(whole) // 3, len(whole) * 2 // 3, len(whole) - 1, len(whole)):
+        target.unlink()
+        partial.write_bytes(whole[:cut])
+        done = predict(toy, folder, *common, "--resume")
+        assert done.code == 5
+        assert "29 ok, 1 failed" in done.err
+        assert target.read_bytes() == whole
+        assert left(tmp_path) == [target.name]
+
+
+def test_a_torn_quotation(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """A row cut within a name that holds a line end is no whole row."""
+    name = tmp_path / "in" / "a\nb.png"
+    name.parent.mkdir()
+    name.write_bytes((folder / "00.png").read_bytes())
+    target = tmp_path / "out.csv"
+    images = (folder / "01.png", name, folder / "02.png")
+    assert predict(toy, *images, "-b", "1", "-o", target).code == 0
+    whole = target.read_bytes()
+    at = whole.index(b"a\nb.png")
+    for cut in (at + 1, at + 2, at + 4):
+        target.write_bytes(whole[:cut])
+        assert predict(toy, *images, "-b", "1", "-o", target, "--resume").code == 0
+        assert target.read_bytes() == whole
+
+
+def test_a_file_named_twice_is_answered_twice(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Rows are counted, not only their names."""
+    image = folder / "00.png"
+    target = tmp_path / "out.csv"
+    assert predict(toy, image, "-o", target).code == 0
+    assert predict(toy, image, image, folder / "01.png", "-o", target, "--resume").code == 0
+    paths = [r["path"] for r in rows(target.read_text())]
+    assert paths == [str(image), str(image), str(folder / "01.png")]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_is_not_gone_on_with(toy: Path, folder: Path, tmp_path: Path, form: str) -> None:
+    """Another model's answers, other settings' and other files are refused, and left alone."""
+    target = tmp_path / f"out.{form}"
+    image = folder / "00.png"
+    other = toy_model(tmp_path / "toy.onnx", scale=3)
+    for text in (predict(other, image, "--format", form).out,
+                 predict(toy, image, "--format", form, "--tta").out,
+                 "image,MEL\na,1\n"):  # fmt: skip
+        target.write_text(text)
+        done = predict(toy, folder, "-o", target, "--resume")
+        assert done.code == 3
+        assert str(target) in done.err
+        assert target.read_text() == text
+        assert left(tmp_path) == sorted([target.name, "toy.onnx"])
+
+
+def test_an_older_part_is_not_overwritten(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Hours of work are not lost by leaving out a word."""
+    (tmp_path / "out.csv.part").write_text("path,")
+    done = predict(toy, folder, "-o", tmp_path / "out.csv")
+    assert done.code == 2
+    assert "--resume" in done.err
+    assert left(tmp_path) == ["out.csv.part"]
+
+
+# --- in a process of its own -----------------------------------------------------------------
+
+
+def start(toy: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    """`biigma predict` with pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "biigma_cli", "predict", "--model", toy, "--device", "cpu",
+         *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@posix
+def test_interrupted_and_resumed(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C while it waits for more names: what was answered stays, and is gone on with."""
+    target = tmp_path / "out.csv"
+    process = start(toy, "-", "-o", target)
+    assert process.stdin is not None
+    process.stdin.write(b"".join(os.fsencode(folder / f"{i:02}.png") + b"\n" for i in range(5)))
+    process.stdin.flush()
+    part = tmp_path / "out.csv.part"
+    for _ in range(600):
+        if part.exists() and part.read_bytes().count(b"\n") == 6:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in told
+    assert b"--resume" in told
+    assert b"Traceback" not in told
+    assert b"Fatal" not in told
+    assert left(tmp_path) == ["out.csv.part"]
+    done = predict(toy, folder, "-o", target, "--resume")
+    assert "5 files are answered already" in done.err
+    assert [r["path"] for r in rows(target.read_text())] == sorted(str(p) for p in folder.iterdir())
+
+
+@posix
+def test_a_closed_pipe(toy: Path, folder: Path) -> None:
+    """`| head -1` of an endless list: it ends, and says nothing."""
+    process = start(toy, "-", "--format", "csv")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    line = os.fsencode(folder / "00.png") + b"\n"
+    process.stdin.write(line * 40)
+    process.stdin.flush()
+    assert process.stdout.readline().startswith(b"path,label")
+    process.stdout.close()
+    with contextlib.suppress(BrokenPipeError):
+        for _ in range(100_000):
+            process.stdin.write(line)
+    assert process.stderr is not None
+    told = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    assert b"Traceback" not in told
+    assert b"Exception ignored" not in told
+
+
+# --- progress --------------------------------------------------------------------------------
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain lines at intervals; time left once the number is known."""
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(command.time, "monotonic", lambda: float(next(clock)))
+    counted = threading.Event()
+
+    def count(stop: object) -> int:
+        counted.wait(60)
+        return 100
+
+    with command.StreamProgress(count, before=10) as progress:
+        progress(22)
+        progress(34)
+        assert progress._counter is not None
+        counted.set()
+        progress._counter.join()
+        progress(46)
+        progress(58)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["classifying: 34 images, 2/s", "classifying: 58/100 images, 2/s, 0:21 left"]
+
+
+def test_codes_are_columns(toy: Path, folder: Path) -> None:
+    """Every class, in the model's order."""
+    header = predict(toy, folder / "00.png", "--format", "csv").out.splitlines()[0].split(",")
+    assert [c for c in header if c in CODES] == CODES
+    assert call("predict", "--help").code == 0
