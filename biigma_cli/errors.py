@@ -37,6 +37,10 @@ class UsageError(BiigmaError):
     exit_code = EXIT_USAGE
 
 
+class RunBusy(UsageError):
+    """Another process is training in the same run folder."""
+
+
 class DataError(BiigmaError):
     """Bad, missing or corrupt data: an image, a metadata file, a split."""
 

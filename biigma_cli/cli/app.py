@@ -8,11 +8,13 @@ import typer
 
 from biigma_cli import __version__
 from biigma_cli.cli import (
+    ablate,
     audit,
     cache,
     datasets,
     download,
     evaluate,
+    explain,
     export,
     info,
     predict,
@@ -53,7 +55,9 @@ app.command("download")(download.download)
 app.add_typer(datasets.app, name="datasets")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("explain")(explain.explain)
 app.command("runs")(runs.show)
+app.command("ablate")(ablate.ablate)
 app.command("score")(score.score)
 app.command("audit")(audit.audit)
 app.command("info")(info.info)

@@ -49,6 +49,7 @@ from biigma_cli.engine.evaluate import predict_proba, prepare
 from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
 from biigma_cli.engine.feed import Batch, Feed, epoch_batches
 from biigma_cli.engine.interrupt import StopRequest
+from biigma_cli.engine.lock import held
 from biigma_cli.engine.schedule import learning_rate, side_at
 from biigma_cli.engine.step import Stepper, build_optimizer
 from biigma_cli.engine.teachers import Teachers
@@ -105,6 +106,7 @@ def train(
             the batch and the last good checkpoint.
         CheckpointMismatch: `resume` with another config, data set or split.
         Interrupted: on a request to stop.
+        RunBusy: another process is training in that folder.
         BiigmaError: a checkpoint could not be written; the one before is whole.
     """
     ranks = ranks or Ranks.single(device)
@@ -117,10 +119,11 @@ def train(
         ),
     )
     tell = on_event if ranks.is_main else _silent
-    return _Training(
-        config, manifest, run_files, ranks, resume=resume, command=command,
-        stop=StopRequest() if stop is None else stop, tell=tell,
-    ).run()  # fmt: skip
+    with held(run) if ranks.is_main else contextlib.nullcontext():
+        return _Training(
+            config, manifest, run_files, ranks, resume=resume, command=command,
+            stop=StopRequest() if stop is None else stop, tell=tell,
+        ).run()  # fmt: skip
 
 
 def _silent(_: Event) -> None:

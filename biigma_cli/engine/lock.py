@@ -1,0 +1,45 @@
+"""One training at a time in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from biigma_cli.errors import BiigmaError, RunBusy
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold a run folder, made where it is not there; freed by the system after a kill, too.
+
+    Raises:
+        RunBusy: another process holds it.
+        BiigmaError: it cannot be written.
+    """
+    lock = filelock.FileLock(run / LOCK)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunBusy(
+            f"{run} is being trained by another process",
+            fix="wait until that has ended, or stop it; or choose another --name",
+        ) from None
+    except OSError as error:
+        raise BiigmaError(
+            f"cannot write to {run}: {error.strerror or error}",
+            fix="choose another folder with --runs",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if [p.name for p in run.iterdir()] == [LOCK]:  # nothing came of it
+            with contextlib.suppress(OSError):
+                (run / LOCK).unlink()
+                run.rmdir()

@@ -1,0 +1,313 @@
+"""`biigma explain`: its figures, its files and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from biigma_cli.core.weights import load_checkpoint
+from biigma_cli.data.preprocess import load_image
+from biigma_cli.runtime.session import Predictor
+from tests.conftest import Outcome, call
+
+CODES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+
+
+def refused(done: Outcome, *words: str, code: int) -> None:
+    """One error, its fix, nothing on stdout."""
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert done.err.count("error:") == 1
+    assert done.err.count("fix:") == 1
+    for word in words:
+        assert word in done.err
+
+
+@pytest.fixture(scope="module")
+def files(tiny_ham: Path) -> list[Path]:
+    """Two images."""
+    return sorted(tiny_ham.rglob("*.jpg"))[5:40:20]
+
+
+@pytest.fixture(scope="module")
+def bare_onnx(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As an earlier version exported it: without evidence."""
+    model = onnx.load(tiny_onnx)
+    kept = [output for output in model.graph.output if output.name != "evidence"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    path = tmp_path_factory.mktemp("bare") / "bare.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def explained(
+    tiny_run: Path, tiny_onnx: Path, files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What the export and its checkpoint say of the same images; a mask on the left half."""
+    folder = tmp_path_factory.mktemp("explained")
+    for path in files:
+        with Image.open(path) as image:
+            half = np.zeros(image.size[::-1], np.uint8)
+        half[:, : half.shape[1] // 2] = 255
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(half).save(folder / "masks" / f"{path.stem}_segmentation.png")
+    told = {"folder": folder}
+    for name, model in (("onnx", ("--model", tiny_onnx)), ("run", ("--run", tiny_run))):
+        done = call(
+            "explain", *files, *model, "--json", "--mask", folder / "masks", "-o", folder / name,
+            "--maps", folder / name / "raw", "--device", "cpu",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        told[name] = json.loads(done.out)
+    return told
+
+
+def test_sums(explained: dict[str, Any], tiny_run: Path) -> None:
+    """The bias that is left over is the head's own, for each image and both kinds of model."""
+    stored = load_checkpoint(tiny_run / "weights" / "best.safetensors")
+    bias = stored.tensors["model.head.bias"].tolist()
+    for name in ("onnx", "run"):
+        assert len(explained[name]["explanations"]) == 2
+        for item in explained[name]["explanations"]:
+            own = item["evidence"]
+            assert (
+                own["class"]
+                == item["label"]
+                == max(item["probabilities"], key=item["probabilities"].__getitem__)
+            )
+            assert own["bias"] == pytest.approx(bias[CODES.index(own["class"])], abs=1e-3)
+            assert own["sum"] + own["bias"] == pytest.approx(own["logit"])
+            assert own["for"] + own["against_it"] == pytest.approx(own["sum"])
+            assert own["inside"] + own["outside"] == pytest.approx(own["sum"])
+            assert 0 < own["share_inside"] < 1
+            assert item["lesion_area"] == pytest.approx(0.5, abs=0.02)
+            assert item["saliency"]["low"] <= item["saliency"]["mean"] <= item["saliency"]["high"]
+
+
+def test_both_kinds_of_model_agree(explained: dict[str, Any]) -> None:
+    """Maps and figures of the export are those of its checkpoint; the temperature is its own."""
+    first, second = explained["onnx"], explained["run"]
+    assert first["model"]["temperature"] is not None
+    assert second["model"]["temperature"] is None
+    for a, b in zip(first["explanations"], second["explanations"], strict=True):
+        assert a["label"] == b["label"]
+        for part in ("saliency", "evidence"):
+            for name, value in a[part].items():
+                other = b[part][name]
+                assert value == (pytest.approx(other, abs=2e-3) if name != "class" else other)
+        with np.load(a["maps"]) as x, np.load(b["maps"]) as y:
+            assert set(x) == set(y)
+            np.testing.assert_allclose(x["evidence"], y["evidence"], atol=1e-3)
+            np.testing.assert_allclose(x["saliency"], y["saliency"], atol=1e-3)
+
+
+def test_raw_maps(explained: dict[str, Any], tiny_onnx: Path, files: list[Path]) -> None:
+    """They are the model's own outputs, and say where they lie."""
+    predictor = Predictor(tiny_onnx, device="cpu")
+    for path, item in zip(files, explained["onnx"]["explanations"], strict=True):
+        answer = predictor(load_image(path, predictor.info.side)[None])
+        with np.load(item["maps"]) as raw:
+            assert list(raw["classes"]) == CODES
+            np.testing.assert_allclose(raw["evidence"], answer.evidence_BYHW[0], atol=1e-4)
+            np.testing.assert_allclose(raw["saliency"], answer.saliency_BHW[0], atol=1e-4)
+            np.testing.assert_allclose(raw["logits"], answer.logits_BY[0], atol=1e-4)
+            assert raw["size"].tolist() == [64, 48]
+            assert raw["square"].tolist() == [0, 0, 64, 48]
+            assert raw["first_centre"] == 0.5
+
+
+def test_pictures(explained: dict[str, Any]) -> None:
+    """One for each image, of three panels, and nothing else."""
+    items = explained["run"]["explanations"]
+    paths = [Path(item["picture"]) for item in items]
+    folder = explained["folder"] / "run"
+    assert sorted(p for p in folder.iterdir() if p.is_file()) == sorted(paths)
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.width > 1500
+            assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_contrast(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """The difference of two classes' evidence; names in any case; SVG."""
+    common = ("explain", files[0], "--model", tiny_onnx, "--what", "evidence", "--json", "--format",
+              "svg", "-o", tmp_path)  # fmt: skip
+    told = {}
+    for name, option in (
+        ("both", ("--contrast", "bkl, MEL")), ("bkl", ("--class", "bkl")),
+        ("mel", ("--class", "MEL")),
+    ):  # fmt: skip
+        done = call(*common, *option)
+        assert done.code == 0, done.err
+        told[name] = json.loads(done.out)["explanations"][0]["evidence"]
+        if name == "both":
+            drawn = (tmp_path / f"{files[0].stem}.svg").read_text()
+    assert (told["both"]["class"], told["both"]["against"]) == ("BKL", "MEL")
+    for figure in ("logit", "bias", "sum"):
+        assert told["both"][figure] == pytest.approx(
+            told["bkl"][figure] - told["mel"][figure], abs=1e-9
+        )
+    assert "adds to logit BKL - logit MEL, per position of 2 x 2" in drawn
+    assert "Saliency" not in drawn
+
+
+def test_lines(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """A line for each file, in order; the rest is on stderr."""
+    done = call("explain", *files, "--model", tiny_onnx, "-o", tmp_path)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert len(lines) == 2
+    for line, path in zip(lines, files, strict=True):
+        assert line.startswith(f"{path}: ")
+        assert line.endswith(f"; {tmp_path / path.stem}.png")
+        assert "evidence for " in line
+    assert "not a medical device" in done.err
+
+
+def test_same_names(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """Each input has a picture of its own; those of an earlier run are replaced, not explained."""
+    for name in ("a/x.jpg", "b/X.jpg", "b/x-2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(files[0], tmp_path / name)
+    out = tmp_path / "out"
+    for _ in range(2):
+        done = call("explain", tmp_path, "--model", tiny_onnx, "-o", out, "--what", "saliency")
+        assert done.code == 0, done.err
+        assert sorted(p.name for p in out.iterdir()) == ["X-3.png", "x-2.png", "x.png"]
+        assert [line.split("; ")[-1] for line in done.out.splitlines()] == [
+            str(out / name) for name in ("x.png", "X-3.png", "x-2.png")
+        ]
+
+
+def test_a_bad_file_among_others(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """It costs its own line."""
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(files[0].read_bytes()[:500])
+    common = ("--model", tiny_onnx, "-o", tmp_path / "out", "--what", "saliency")
+    done = call("explain", files[0], bad, tmp_path / "gone.png", files[1], "--json", *common)
+    assert done.code == 5, done.err
+    items = json.loads(done.out)["explanations"]
+    assert ["error" in item for item in items] == [False, True, True, False]
+    assert "bad.jpg" in items[1]["error"]
+    assert "2 ok, 2 failed" in done.err
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    refused(call("explain", bad, *common), "bad.jpg", code=3)
+    assert call("explain", bad, tmp_path / "gone.png", *common).code == 3
+
+
+def test_without_evidence(bare_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """An earlier export says how to get it, and still shows its saliency map."""
+    common = ("explain", files[0], "--model", bare_onnx, "-o", tmp_path / "out")
+    refused(call(*common), "gives no evidence", "export onnx", "--what saliency", code=3)
+    assert not (tmp_path / "out").exists()
+    done = call(*common, "--what", "saliency")
+    assert done.code == 0, done.err
+    assert "evidence for" not in done.out
+
+
+def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """Of another shape, empty, missing or several images' one: said; 0 and 1 do as well as 255."""
+    common = ("--model", tiny_onnx, "-o", tmp_path / "out", "--what", "saliency", "--json")
+    shares = {}
+    for name, white in (("wide", 255), ("empty", 0), ("one", 1), ("full", 255)):
+        values = np.zeros((48, 96 if name == "wide" else 64), np.uint8)
+        values[:20] = white
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+        done = call("explain", files[0], "--mask", tmp_path / f"{name}.png", *common)
+        if name == "wide":
+            refused(done, "96x48 pixels, its image 64x48", code=3)
+        elif name == "empty":
+            refused(done, "shows no lesion", code=3)
+        else:
+            assert done.code == 0, done.err
+            shares[name] = json.loads(done.out)["explanations"][0]["saliency"]["share_inside"]
+    assert shares["one"] == pytest.approx(shares["full"], abs=0.01)
+    (tmp_path / "none").mkdir()
+    done = call("explain", files[0], "--mask", tmp_path / "none", *common)
+    refused(done, f"no file at {tmp_path / 'none'}", code=3)
+    done = call("explain", *files, "--mask", tmp_path / "one.png", *common)
+    refused(done, "one mask for 2 images", code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--what", "all"), "--what 'all'"),
+        (("--format", "pdf"), "--format 'pdf'"),
+        (("--class", "MEL", "--contrast", "MEL,NV"), "both --class and --contrast"),
+        (("--class", "XYZ"), "no class 'XYZ'"),
+        (("--contrast", "MEL"), "does not name two classes"),
+        (("--contrast", "MEL,mel"), "names one class twice"),
+        (("--what", "saliency", "--class", "MEL"), "the same for every class"),
+        (("--run", "r", "--model", "m"), "both --run and --model"),
+    ],
+)
+def test_options(
+    tiny_onnx: Path, picture: Path, tmp_path: Path, options: tuple[str, ...], word: str
+) -> None:
+    """Refused before anything is read."""
+    model = () if "--model" in options else ("--model", tiny_onnx)
+    refused(call("explain", picture, *model, "-o", tmp_path / "out", *options), word, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """No input is replaced, and where nothing can be written is said before the work."""
+    own = tmp_path / "x.png"
+    with Image.open(picture) as image:
+        image.save(own)
+    before = own.read_bytes()
+    common = ("explain", own, "--model", tiny_onnx)
+    refused(call(*common, "-o", tmp_path), "would be replaced", code=2)
+    assert own.read_bytes() == before
+    refused(call(*common, "-o", own), "cannot write", code=2)
+    refused(call(*common, "-o", tmp_path / "o", "--maps", own), "cannot write", code=2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of any bytes")
+def test_odd_names(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """A name that is no text, and one that is a formula and a line of its own."""
+    names = [os.fsdecode(b"\xff\xfe.jpg"), "a$\\frac$\nb.jpg"]
+    for name in names:
+        shutil.copy(picture, tmp_path / name)
+    done = call(
+        "explain", *(tmp_path / n for n in names), "--model", tiny_onnx, "-o", tmp_path / "out",
+        "--what", "saliency",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_no_torch(
+    tiny_onnx: Path, picture: Path, tmp_path: Path, bare_environment: dict[str, str]
+) -> None:
+    """An exported model explains itself without torch."""
+    arguments = ["biigma", "explain", str(picture), "--model", str(tiny_onnx), "-o", str(tmp_path)]
+    script = f"""
+import sys
+from biigma_cli.__main__ import main
+sys.argv = {arguments!r}
+try:
+    main()
+except SystemExit as end:
+    assert end.code in (0, None), end.code
+loaded = {{"torch", "torchvision", "sklearn"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=bare_environment
+    )
+    assert done.returncode == 0, done.stderr
