@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from biigma_cli.judge import Judgement
+    from biigma_cli.metrics import Reliability
 
 
 @boundary
@@ -54,6 +55,62 @@ def evaluate(
             "before and after.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="DIR",
+            help="Also write all of it there as one HTML page, with curves, the most confident "
+            "mistakes and subgroups.",
+        ),
+    ] = None,
+    subgroups: Annotated[
+        bool, typer.Option("--subgroups", help="Also the figures by sex, age and site.")
+    ] = False,
+    saliency: Annotated[
+        bool,
+        typer.Option(
+            "--saliency", help="Also how well the model's maps show the lesion, by its masks."
+        ),
+    ] = False,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            "--heads",
+            metavar="FILE",
+            help="Also how alike the checkpoint's heads are, drawn there (.svg or .png); with "
+            "--against both models'.",
+        ),
+    ] = None,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Also how answers change when all but the lesion does: other backgrounds, hair, "
+            "ruler, ink and more, where lesion masks are known.",
+        ),
+    ] = False,
+    robustness_images: Annotated[
+        int | None,
+        typer.Option(
+            "--robustness-images",
+            metavar="N",
+            min=1,
+            help="At most N images, whole lesions drawn at random.  [default: all with a mask]",
+        ),
+    ] = None,
+    robustness_figure: Annotated[
+        Path | None,
+        typer.Option("--robustness-figure", metavar="FILE", help="Draw it there (.svg or .png)."),
+    ] = None,
+    robustness_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--robustness-sheet",
+            metavar="FILE",
+            help="Show every perturbation of a few images there (.png).",
+        ),
+    ] = None,
     resamples: Annotated[
         int,
         typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
@@ -88,6 +145,13 @@ def evaluate(
     for target in (predictions_out, reliability):
         if target is not None:
             check_writable(target)
+    from biigma_cli.cli import evaluate_maps, evaluate_report, evaluate_robustness
+
+    evaluate_maps.check_picture(heads)
+    evaluate_robustness.check_options(
+        robustness, robustness_images, robustness_figure, robustness_sheet
+    )
+    page = evaluate_report.check_report_folder(report) if report is not None else None
     if run is None and model is None:
         run = newest_run(runs)
         note(f"judging {run or 'the shipped model'}")
@@ -107,11 +171,13 @@ def evaluate(
     if against is not None:
         other = best_checkpoint(against) if against.is_dir() else against
         second = open_candidate(other, torch_device)
+    networks = evaluate_maps.open_networks(heads, (candidate, second), torch_device)
 
     from biigma_cli.data.datasets import load_dataset
 
     with Progress("drawing", "images") as drawing:
         manifest = load_dataset(candidate.data, progress=drawing)
+    evaluate_robustness.check_masks(robustness, manifest)
     with ExitStack() as stack:
 
         def bar(title: str, unit: str) -> Callable[[int, int], None]:
@@ -125,17 +191,28 @@ def evaluate(
 
             return report
 
+        insight = evaluate_maps.judge_maps(
+            (candidate, second), networks, manifest, split, saliency=saliency,
+            resamples=resamples, device=torch_device, bar=bar, warn=note,
+        )  # fmt: skip
         judged = judge(
             candidate, manifest, split, against=second, resamples=resamples, warn=note,
             decoding=bar("decoding", "images"), running=bar("judging", "images"),
             resampling=bar("resampling", "resamples"),
+        )  # fmt: skip
+        perturbed = evaluate_robustness.measure(
+            robustness, (candidate, second), manifest, split, images=robustness_images,
+            resamples=resamples, bar=bar,
         )  # fmt: skip
     saved = []
     if run is not None:
         from biigma_cli.storage import write_json
 
         saved.append(run / f"eval-{split}.json")
-        write_json(saved[-1], judged.to_dict())
+        write_json(
+            saved[-1],
+            {**judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed)},
+        )
     if predictions_out is not None:
         from biigma_cli.data.submission import write_submission
 
@@ -144,13 +221,44 @@ def evaluate(
     if reliability is not None:
         _draw(judged, reliability)
         saved.append(reliability)
-    _notes(judged)
+    if heads is not None:
+        evaluate_maps.draw(insight, heads, manifest.dataset)
+        saved.append(heads)
+    saved += evaluate_robustness.draw(
+        perturbed, candidate, manifest, figure=robustness_figure, sheet=robustness_sheet
+    )
+    told = [*_told(judged), *insight.notes(), *evaluate_robustness.notes(perturbed)]
+    apart = None
+    if page is not None or subgroups or json_:
+        from biigma_cli.judge.subgroups import judge_subgroups
+
+        apart = judge_subgroups(judged, manifest, resamples=resamples)
+    if page is not None and apart is not None:
+        with Progress("mapping mistakes", "images") as mapping:
+            evaluate_report.write_report(
+                page, judged, candidate, manifest,
+                probabilities=probabilities_title(judged.temperature),
+                reliability=_reliability_panels(judged), subgroups=apart, notes=told,
+                saliency=insight.to_dict().get("saliency"),
+                robustness=evaluate_robustness.plain(perturbed).get("robustness"),
+                progress=mapping,
+            )  # fmt: skip
+        saved.append(page)
+    for line in told:
+        note(line)
     if json_:
         import json
 
-        typer.echo(json.dumps(judged.to_dict(), indent=2))
+        whole = {**judged.to_dict(), "published": evaluate_report.published_json(judged)}
+        if apart is not None:
+            whole["subgroups"] = apart.to_dict()
+        whole |= {**insight.to_dict(), **evaluate_robustness.plain(perturbed)}
+        typer.echo(json.dumps(whole, indent=2))
     else:
-        typer.echo(_tables(judged), nl=False)
+        shown = evaluate_report.subgroup_items(apart) if subgroups and apart is not None else []
+        shown = [*shown, *insight.items()]
+        shown += evaluate_robustness.items(perturbed, candidate.classes)
+        typer.echo(_tables(judged, shown), nl=False)
     for path in saved:
         note(f"saved in {path}")
 
@@ -180,7 +288,8 @@ def probabilities_title(temperature: float | None) -> str:
     return f"calibrated probabilities (T = {temperature:.3f})"
 
 
-def _notes(judged: Judgement) -> None:
+def _told(judged: Judgement) -> list[str]:
+    """What the reader must know, a line each."""
     from biigma_cli.report.tables import NO_LESIONS, remarks
 
     own = judged.assessment
@@ -198,14 +307,12 @@ def _notes(judged: Judgement) -> None:
                 "one of the two models is calibrated and the other is not; differences of log "
                 "loss, Brier score and calibration error show that, too"
             )
-    for line in told:
-        note(line)
+    return told
 
 
-def _draw(judged: Judgement, path: Path) -> None:
+def _reliability_panels(judged: Judgement) -> dict[str, Reliability]:
     """The diagram of the probabilities judged; before it, that of a calibrated model's own."""
     from biigma_cli.metrics import apply_temperature, reliability, score_weight
-    from biigma_cli.report.reliability import draw_reliability
 
     counted = score_weight(judged.ids)
     label_n, proba_nY = judged.label_n[counted], judged.proba_nY[counted].astype("float64")
@@ -216,15 +323,24 @@ def _draw(judged: Judgement, path: Path) -> None:
             "As trained": reliability(label_n, raw_nY),
             f"Calibrated, T = {judged.temperature:.3f}": panels["As trained"],
         }
+    return panels
+
+
+def _draw(judged: Judgement, path: Path) -> None:
+    from biigma_cli.report.reliability import draw_reliability
+
     draw_reliability(
-        panels,
+        _reliability_panels(judged),
         path,
         title="/".join(Path(judged.model).parts[-3:]),
-        subtitle=f"{judged.split.dataset}, {judged.part} part, {len(label_n)} images",
+        subtitle=f"{judged.split.dataset}, {judged.part} part, "
+        f"{judged.assessment.figures.n} images",
     )
 
 
-def _tables(judged: Judgement) -> str:
+def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
+    """Everything for the terminal, `more` last."""
+    from biigma_cli.cli.evaluate_report import published_items
     from biigma_cli.report.tables import assessment_tables, paper_table, render, table_width
 
     own, other = judged.assessment, judged.against
@@ -248,5 +364,6 @@ def _tables(judged: Judgement) -> str:
     ]
     if judged.binary:
         items.insert(4, paper_table(own))
+    items += [*published_items(judged), *more]
     tty = sys.stdout.isatty()
     return render(*items, width=table_width(tty=tty), colour=tty)

@@ -274,9 +274,10 @@ class _Loaded(NamedTuple):
 
 def _load(path: Path, mask: Path | None, asked: _Model) -> _Loaded:
     """Raises `ImageError` for a bad image, `DataError` for a mask that cannot be its."""
+    from biigma_cli.config import FIRST_CENTRE
     from biigma_cli.data.preprocess import load_image
     from biigma_cli.errors import DataError
-    from biigma_cli.report.overlay import FIRST_CENTRE, Frame
+    from biigma_cli.report.overlay import Frame
 
     pixels = load_image(path, asked.side, rule=asked.rule)
     width, height = size = _size(path)

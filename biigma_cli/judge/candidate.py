@@ -46,6 +46,7 @@ class Candidate:
     Attributes:
         name: to show.
         classes: class codes.
+        trunk: of the network, see `config.ModelConfig`.
         data: what it was trained on, its input's side and resize rule.
         split: summary of the split it was trained with.
         run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
@@ -55,6 +56,7 @@ class Candidate:
 
     name: str
     classes: tuple[str, ...]
+    trunk: str
     data: DataConfig
     split: dict[str, Any]
     run: Callable[[Pixels, Progress], Floats]
@@ -83,6 +85,7 @@ def open_candidate(path: Path, device: torch.device) -> Candidate:
     return Candidate(
         name=str(path),
         classes=tuple(checkpoint.meta["classes"]),
+        trunk=checkpoint.config.model.trunk,
         data=checkpoint.config.data,
         split=checkpoint.meta["split"],
         run=run,
@@ -112,6 +115,7 @@ def _open_onnx(path: Path, device: torch.device) -> Candidate:
     return Candidate(
         name=str(path),
         classes=info.classes,
+        trunk=str(info.metadata["config"]["model"]["trunk"]),
         data=from_dict(fill_older({"data": info.metadata["config"]["data"]})).data,
         split=info.metadata["split"],
         run=run,

@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.floating]
 
-#: Trunk -> where in the input, in its pixels from the edge, the receptive field of a map's first
-#: row and column is centred. The next ones follow at the map's stride, 32. A stride-2 convolution
-#: of kernel 3 and padding 1 looks at 2i - 1 to 2i + 1, so each moves the centre up and to the left:
-#: in MobileNetV2 five of them make it half a cell. In DenseNet-121 2 x 2 pools undo all of it but
-#: 1.5 pixels, which are left out.
-FIRST_CENTRE = {"densenet121": 16.0, "mobilenet_v2": 0.5}
-
 # Widest spread of values that is still drawn as nearly one colour.
 _LEAST_RANGE = 0.05
 # Opacity of the strongest signed value, and of all others.
@@ -46,7 +39,7 @@ class Frame(NamedTuple):
         size: the picture's (width, height) in pixels, upright.
         side: S.
         rule: how the picture became the square, see `data.preprocess.load_image`.
-        first_centre: see `FIRST_CENTRE`; None centres each position in its cell.
+        first_centre: see `config.FIRST_CENTRE`; None centres each position in its cell.
     """
 
     size: tuple[int, int]

@@ -336,7 +336,7 @@ def guesser(manifest: Manifest) -> Candidate:
         raise NotImplementedError
 
     return Candidate(
-        name="guesser", classes=manifest.taxonomy.codes, data=DATA,
+        name="guesser", classes=manifest.taxonomy.codes, trunk="mobilenet_v2", data=DATA,
         split=make_split(manifest, DATA).summary(), run=run, maps=no_maps,  # type: ignore[arg-type]
     )  # fmt: skip
 

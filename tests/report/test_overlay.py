@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from biigma_cli.config import FIRST_CENTRE
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.errors import UsageError
 from biigma_cli.report.overlay import (
-    FIRST_CENTRE,
     Frame,
     Layer,
     blend,

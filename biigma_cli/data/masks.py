@@ -1,0 +1,259 @@
+"""Lesion masks of a part, laid over the square that the network sees."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from biigma_cli.data.cache import _again
+from biigma_cli.data.manifest import Manifest, Record
+from biigma_cli.data.preprocess import (
+    _ORIENTATION,
+    _open,
+    _read,
+    _upright,
+    map_threads,
+    to_rgb,
+    too_large,
+)
+from biigma_cli.data.scan import first
+from biigma_cli.errors import DataError, ImageError
+from biigma_cli.storage import available_cpus
+
+Bools = npt.NDArray[np.bool_]
+Span = tuple[float, float]
+# EXIF orientations that swap width and height.
+_LYING = (5, 6, 7, 8)
+# A side for which no JPEG is decoded at a reduced scale.
+_NO_DRAFT = 32768
+
+
+class Masks(NamedTuple):
+    """Masks that can be judged by, and what was left out.
+
+    Attributes:
+        ids: images whose mask shows a lesion and something beside it, in the order asked for.
+        cover_nhw: share of each cell that the lesion covers, 0 to 1.
+        centre_nhw: whether each cell's centre lies in the lesion.
+        missing: images without a recorded mask.
+        empty: images whose mask shows no lesion within the square.
+        full: images whose mask shows nothing but lesion within the square.
+    """
+
+    ids: tuple[str, ...]
+    cover_nhw: npt.NDArray[np.float32]
+    centre_nhw: Bools
+    missing: tuple[str, ...]
+    empty: tuple[str, ...]
+    full: tuple[str, ...]
+
+
+class _Laid(NamedTuple):
+    """One mask over the square, or what is wrong with it."""
+
+    cover_hw: npt.NDArray[np.float32] | None = None
+    centre_hw: Bools | None = None
+    full: bool = False
+    damage: str = ""
+    shape: str = ""
+
+
+def load_masks(
+    manifest: Manifest,
+    ids: Sequence[str],
+    side: int,
+    *,
+    rule: str = "squash",
+    cells: tuple[int, int] | None = None,
+    first_centre: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Masks:
+    """The lesion masks of the images `ids`, moved as `preprocess.load_image` moves the images.
+
+    A mask may be larger or smaller than its picture, as long as it has its shape. Cover is exact:
+    the area of the lesion's pixels within the cell, not a smoothed picture of it. What `pad` adds
+    belongs to no lesion; what `crop` cuts off does not count.
+
+    Values above the middle of the range are lesion; in a mask of 0 and 1 those of 1. Transparent
+    pixels are none.
+
+    Args:
+        side: of the square, in pixels.
+        rule: resize rule, see `preprocess.load_image`.
+        cells: rows and columns to divide the square into; default: `side` of each.
+        first_centre: where the first row's and column's centre lies, in pixels of the square, see
+            `config.FIRST_CENTRE`; the others follow in steps of side / cells. Of a cell that
+            reaches beyond the square the part within counts. Default: an even grid.
+        progress: called with (masks done, masks in all).
+
+    Raises:
+        DataError: no image has a recorded mask; recorded masks are gone or cannot be read; masks
+            have another aspect than their picture. The first ten offenders are named.
+    """
+    rows, columns = cells or (side, side)
+    edges = (_edges(rows, side, first_centre), _edges(columns, side, first_centre))
+    records = manifest.by_id()
+    chosen = [records[i] for i in ids if records[i].mask]
+    missing = tuple(i for i in ids if not records[i].mask)
+    if not chosen:
+        raise DataError(
+            f"none of the {len(ids)} images has a lesion mask in the record of {manifest.dataset}",
+            fix="put masks called ID_segmentation.png beside the images, or name them in the "
+            f"column 'mask'; then {_again(manifest)}",
+        )
+
+    def lay(record: Record) -> _Laid:
+        return _lay(manifest.root, record, side, rule, edges)
+
+    laid: dict[str, _Laid] = {}
+    found = map_threads(lay, chosen, threads=available_cpus())
+    for record, one in zip(chosen, found, strict=True):
+        laid[record.image_id] = one
+        if progress:
+            progress(len(laid), len(chosen))
+    _refuse(laid, manifest)
+    covers = {i: one.cover_hw for i, one in laid.items() if one.cover_hw is not None}
+    empty = tuple(i for i, cover in covers.items() if not cover.any())
+    full = tuple(i for i, one in laid.items() if one.full)
+    told_nothing = {*empty, *full}
+    kept = [i for i in laid if i not in told_nothing]
+    cover = np.zeros((len(kept), rows, columns), np.float32)
+    centre = np.zeros((len(kept), rows, columns), np.bool_)
+    for n, i in enumerate(kept):
+        cover[n] = covers[i]
+        centre[n] = laid[i].centre_hw
+    return Masks(tuple(kept), cover, centre, missing, empty, full)
+
+
+def _refuse(laid: dict[str, _Laid], manifest: Manifest) -> None:
+    damaged = [i for i, one in laid.items() if one.damage]
+    if damaged:
+        raise DataError(
+            f"{len(damaged)} lesion masks cannot be used: {first(damaged)}; of the first: "
+            f"{laid[damaged[0]].damage}",
+            fix=f"get them again, or take them away and {_again(manifest)}",
+        )
+    odd = [i for i, one in laid.items() if one.shape]
+    if odd:
+        raise DataError(
+            f"{len(odd)} lesion masks have another shape than their picture: {first(odd)}; of the "
+            f"first: {laid[odd[0]].shape}",
+            fix="give masks of the whole picture, at any scale, turned as it is shown",
+        )
+
+
+class _Edges(NamedTuple):
+    """Cells along one side of the square: where each begins, is centred and ends, in pixels."""
+
+    low: npt.NDArray[np.floating]
+    centre: npt.NDArray[np.floating]
+    high: npt.NDArray[np.floating]
+
+
+def _edges(cells: int, side: int, first_centre: float | None) -> _Edges:
+    step = side / cells
+    centre = (step / 2 if first_centre is None else first_centre) + step * np.arange(cells)
+    low, high = np.clip(centre - step / 2, 0, side), np.clip(centre + step / 2, 0, side)
+    return _Edges(low, centre, high)
+
+
+def _lay(root: Path, record: Record, side: int, rule: str, edges: tuple[_Edges, _Edges]) -> _Laid:
+    name = f"{root / record.mask}, the mask of {record.image_id}"
+    try:
+        width, height = _upright_size(root / record.path)
+        lesion = _lesion(root / record.mask, name)
+    except ImageError as error:
+        return _Laid(damage=error.message)
+    tall, wide = lesion.shape
+    # One pixel is what rounding to a scale may cost.
+    if min(abs(tall - height * wide / width), abs(wide - width * tall / height)) > 1:
+        return _Laid(shape=f"mask {wide}x{tall}, picture {width}x{height} pixels")
+    across, down = _spans(width, height, side, rule)
+    over_y, over_x = _overlap(tall, down, edges[0]), _overlap(wide, across, edges[1])
+    cover = over_y @ lesion.astype(np.float64) @ over_x.T
+    frame = np.outer(over_y.sum(1), over_x.sum(1))
+    y, x = _centres(tall, down, edges[0]), _centres(wide, across, edges[1])
+    inside = (y >= 0)[:, None] & (x >= 0)
+    return _Laid(
+        cover_hw=np.clip(cover, 0, 1).astype(np.float32),
+        centre_hw=lesion[np.ix_(y, x)] & inside,
+        full=bool(cover.any() and (cover >= frame - 1e-9).all()),
+    )
+
+
+@contextlib.contextmanager
+def _image(path: Path, name: str) -> Iterator[Image.Image]:
+    """At full size. Raises `ImageError` for whatever opening or decoding it raises."""
+    with _open(path, name) as file:
+        try:
+            image, _ = _read(file, _NO_DRAFT, name)
+            with image:
+                yield image
+        except ImageError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise too_large(name) from None
+        except UnidentifiedImageError:
+            raise ImageError(f"{name} is not an image that can be read here") from None
+        except Exception as error:  # Pillow raises anything at all for damaged files, by format
+            raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from error
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is shown, from its header."""
+    with _image(path, str(path)) as picture:
+        width, height = picture.size
+        lying = picture.getexif().get(_ORIENTATION, 1) in _LYING
+    return (height, width) if lying else (width, height)
+
+
+def _lesion(path: Path, name: str) -> Bools:
+    """`(height, width)`, upright."""
+    with _image(path, name) as stored:
+        stored.load()
+        image = _upright(stored)
+        if image.has_transparency_data:  # on black: where nothing is drawn there is no lesion
+            drawn = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", drawn.size, "black"), drawn)
+        value: npt.NDArray[np.uint8] = np.asarray(to_rgb(image)).max(2)
+        lesion: Bools = value > (127 if value.max() > 1 else 0)
+        return lesion
+
+
+def _spans(width: int, height: int, side: int, rule: str) -> tuple[Span, Span]:
+    """From where to where a picture reaches in the square, across and down, in its pixels."""
+    if rule == "squash":
+        return (0, side), (0, side)
+    if rule == "crop":
+        scale = side / min(width, height)
+        over, under = ((n * scale - side) / 2 for n in (width, height))
+        return (-over, side + over), (-under, side + under)
+    if rule != "pad":
+        raise KeyError(rule)
+    scale = side / max(width, height)
+    spans = []
+    for n in (width, height):
+        inner = max(1, round(n * scale))
+        spans.append(((side - inner) // 2, (side - inner) // 2 + inner))
+    return spans[0], spans[1]
+
+
+def _overlap(pixels: int, span: Span, cells: _Edges) -> npt.NDArray[np.float64]:
+    """Share of each cell's length that each pixel of a row covers, `(cells, pixels)`."""
+    pixel = np.linspace(*span, pixels + 1)
+    low = np.maximum(cells.low[:, None], pixel[:-1])
+    high = np.minimum(cells.high[:, None], pixel[1:])
+    return np.asarray(np.clip(high - low, 0, None) / (cells.high - cells.low)[:, None])
+
+
+def _centres(pixels: int, span: Span, cells: _Edges) -> npt.NDArray[np.intp]:
+    """The pixel of a row in which each cell's centre lies; -1 where it lies beside the picture."""
+    share = (cells.centre - span[0]) / (span[1] - span[0])
+    pixel = np.floor(share * pixels).astype(np.intp)
+    return np.where((pixel >= 0) & (pixel < pixels), pixel, -1)

@@ -1,0 +1,18 @@
+"""The report of an evaluation: one HTML page, and its tables for the terminal."""
+
+from biigma_cli.report.evaluation.page import EvaluationReport, evaluation_html
+from biigma_cli.report.evaluation.pictures import (
+    Mistake,
+    Picture,
+    mistake_pictures,
+    thumbnail_size,
+)
+
+__all__ = [
+    "EvaluationReport",
+    "Mistake",
+    "Picture",
+    "evaluation_html",
+    "mistake_pictures",
+    "thumbnail_size",
+]

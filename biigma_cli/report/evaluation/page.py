@@ -1,0 +1,431 @@
+"""The evaluation report: one HTML file that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from biigma_cli.metrics import (
+    HALVES,
+    HEADLINE,
+    OVERALL,
+    POINTS,
+    TITLES,
+    Assessment,
+    Difference,
+    Figure,
+    Ints,
+    Reliability,
+)
+from biigma_cli.metrics.subgroups import FEWEST_LESIONS, FEWEST_POSITIVES, Subgroup
+from biigma_cli.report.evaluation.figures import pr_svg, reliability_svg, roc_svg
+from biigma_cli.report.evaluation.pictures import EVIDENCE, SALIENCY, Mistake, colour_bar
+from biigma_cli.report.localisation import MAP_TITLES
+from biigma_cli.report.published import Published, comparability, published_for
+from biigma_cli.taxonomy import lesion_class
+
+#: By this a page of ours is known, and may be replaced.
+GENERATOR = "biigma eval --report"
+SUBGROUP_NOTE = (
+    f"Subgroups of fewer than {FEWEST_LESIONS} lesions get no figure, and those of fewer than "
+    f"{FEWEST_POSITIVES} positive images no sensitivity and specificity. Macro averages run over "
+    "the classes present, in a resample over those it has, so a rare class widens them much. "
+    "Subgroups differ in their mix of diagnoses, and the intervals are not widened for how many "
+    "subgroups are looked at."
+)
+SALIENCY_NOTE = (
+    "How far the maps show the lesion, by its mask. In brackets stand maps that know nothing of "
+    "the image: lesions lie in the middle, and a map that does not beat a Gaussian there shows "
+    "nothing."
+)
+ROBUSTNESS_NOTE = (
+    "All but the lesion is changed. Unchanged: share of images with the same answer as before; "
+    "accuracy drop: before less after; p true shift: mean change of the probability of the truth."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """All that the page shows.
+
+    Attributes:
+        model: its name, without anyone's folders.
+        probabilities: which are judged, in words.
+        dataset: by our name.
+        part: `train`, `val` or `test`.
+        protocol: `lesion`, `paper` or `official`.
+        title: the protocol in words.
+        binary: whether the first class is asked for and the second is all others.
+        assessment: the figures.
+        label_n: `(n,)` class indices of the images that count.
+        proba_nY: `(n, Y)`, of the same images.
+        reliability: diagrams by what they are of.
+        subgroups: by sex, age and site.
+        asked: class that the subgroups' sensitivity is to; None where there is none.
+        absent: what the data set does not tell apart.
+        mistakes: the most confident ones.
+        against: name of a second model, and the paired differences to it.
+        saliency: `SaliencyJudgement.to_dict()`; None where not asked for.
+        robustness: `Robustness.to_dict()`; None where not asked for.
+        provenance: what the result depends on: hashes, versions, the command.
+        licence: of the images.
+        citation: of the data set.
+        notes: what else the reader must know.
+    """
+
+    model: str
+    probabilities: str
+    dataset: str
+    part: str
+    protocol: str
+    title: str
+    binary: bool
+    assessment: Assessment
+    label_n: Ints
+    proba_nY: npt.NDArray[np.floating[Any]]
+    reliability: Mapping[str, Reliability]
+    subgroups: Sequence[Subgroup]
+    asked: str | None
+    absent: Sequence[str]
+    mistakes: Sequence[Mistake]
+    against: tuple[str, Difference] | None = None
+    saliency: Mapping[str, Any] | None = None
+    robustness: Mapping[str, Any] | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+    citation: str = ""
+    notes: Sequence[str] = ()
+
+
+class Cell(NamedTuple):
+    """What a table's cell shows, and in small beneath."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTable:
+    """A table of the page.
+
+    Attributes:
+        caption: above it.
+        columns: heads; the first is that of the row heads.
+        words: indices of columns that hold words; the others hold numbers.
+        marked: indices of rows that stand out.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    words: Sequence[int] = ()
+    marked: Sequence[int] = ()
+
+
+def evaluation_html(report: EvaluationReport) -> str:
+    """The page's text. Names, from wherever they come, are escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("biigma_cli.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    own = report.assessment
+    rows = published_for(report.dataset)
+    wrong = int((report.proba_nY.argmax(1) != report.label_n).sum())
+    return environment.get_template("evaluation.html").render(
+        generator=GENERATOR,
+        report=report,
+        n=own.figures.n,
+        bootstrap=own.bootstrap if own.resamples else "no intervals were asked for",
+        notes=report.notes,
+        headline=_headline(own),
+        overall=_overall(report),
+        points=_points(report),
+        published=published_page_table(report, rows) if rows else None,
+        comparability=comparability(rows, report.protocol, report.part),
+        per_class=_per_class(own),
+        confusion=_confusion(own),
+        curves=_curves(report),
+        reliability=_reliability(report.reliability),
+        wrong=wrong,
+        mistakes=report.mistakes,
+        bars=[
+            (colour_bar(EVIDENCE), "for the truth", "for the answer given"),
+            (colour_bar(SALIENCY), "M = 0", "M = 1"),
+        ],
+        maps=any(len(m.pictures) > 1 for m in report.mistakes),
+        subgroups=_subgroups(report),
+        subgroup_note=SUBGROUP_NOTE,
+        extra=_extra(report),
+    )
+
+
+def _extra(report: EvaluationReport) -> list[tuple[str, str, str, list[PageTable]]]:
+    """Id, title, words and tables of the sections that were asked for."""
+    found = []
+    if report.saliency is not None:
+        found.append(
+            (
+                "saliency",
+                "Maps against lesion masks",
+                SALIENCY_NOTE,
+                saliency_tables(report.saliency),
+            )
+        )
+    if report.robustness is not None:
+        tables = robustness_tables(report.robustness)
+        found.append(("robustness", "Robustness", ROBUSTNESS_NOTE, tables))
+    return found
+
+
+def figure_cell(figure: Figure, *, digits: int = 4, signed: bool = False) -> Cell:
+    """A figure over its interval, or why it has none."""
+    if figure.value is None:
+        return Cell("-", figure.why)
+    form = f"{'+' if signed else ''}.{digits}f"
+    if figure.low is None:
+        return Cell(f"{figure.value:{form}}")
+    return Cell(f"{figure.value:{form}}", f"{figure.low:{form}} to {figure.high:{form}}")
+
+
+def _headline(own: Assessment) -> list[tuple[str, Cell]]:
+    tiles = [
+        (TITLES[n].split(" (")[0], figure_cell(own.overall[n], digits=3)) for n in HEADLINE[:3]
+    ]
+    if "MEL" in own.codes and "MEL" not in own.figures.absent:
+        tiles.append(
+            ("melanoma sensitivity", figure_cell(own.per_class["MEL"]["sensitivity"], digits=3))
+        )
+    return tiles
+
+
+def _overall(report: EvaluationReport) -> PageTable:
+    own = report.assessment
+    columns = ["figure", "value", "95% interval"]
+    if report.against is not None:
+        columns.append(f"minus {report.against[0]}")
+    rows = []
+    for name in OVERALL:
+        value, span = figure_cell(own.overall[name])
+        row = [Cell(TITLES[name]), Cell(value), Cell(span)]
+        if report.against is not None:
+            row.append(figure_cell(report.against[1].overall[name], signed=True))
+        rows.append(row)
+    return PageTable(caption="All classes together", columns=columns, rows=rows)
+
+
+def _points(report: EvaluationReport) -> PageTable | None:
+    own = report.assessment
+    asked = own.codes[0] if report.binary else "MEL"
+    if asked not in own.codes or asked in own.figures.absent:
+        return None
+    names = (*HALVES, *POINTS) if report.binary else POINTS
+    rows = []
+    for name in names:
+        value, span = figure_cell(own.per_class[asked][name])
+        rows.append([Cell(TITLES[name]), Cell(value), Cell(span)])
+    return PageTable(
+        caption=f"{asked} against the rest: operating points",
+        columns=("figure", "value", "95% interval"),
+        rows=rows,
+    )
+
+
+def published_page_table(report: EvaluationReport, rows: Sequence[Published]) -> PageTable:
+    """Ours first, then the published results; each with its protocol."""
+    own = report.assessment
+    binary = report.binary
+    figures = [own.overall[n] for n in ("accuracy", "macro_f1", "macro_recall", "macro_precision")]
+    if binary:
+        figures.append(own.per_class[own.codes[0]]["sensitivity"])
+    ours = [
+        Cell(f"ours: {report.model}"),
+        *(figure_cell(figure) for figure in figures),
+        Cell(f"{report.title}; {report.part} part"),
+        Cell("this report"),
+    ]
+    others = []
+    for row in rows:
+        values = [row.accuracy, row.macro_f1, row.macro_recall, row.macro_precision]
+        if binary:
+            values.append(row.sensitivity)
+        cells = [Cell("-" if v is None else f"{v:.4f}") for v in values]
+        if row.impossible:
+            cells[1] = Cell(cells[1].text, "impossible")
+        others.append(
+            [
+                Cell(row.method),
+                *cells,
+                Cell(row.protocol, row.remark),
+                Cell(row.source),
+            ]
+        )
+    columns = ["method", "accuracy", "macro-F1", "balanced accuracy", "macro-precision"]
+    if binary:
+        columns.append(f"sensitivity to {own.codes[0]}")
+    return PageTable(
+        caption="Published results, each with its protocol",
+        columns=[*columns, "protocol", "source"],
+        rows=[ours, *others],
+        words=(len(columns), len(columns) + 1),
+        marked=(0,),
+    )
+
+
+def _per_class(own: Assessment) -> PageTable:
+    names = ("sensitivity", "specificity", "precision", "f1", "auc", "ap")
+    rows = []
+    for c in own.figures.per_class:
+        known = lesion_class(c.code).name
+        cells = [figure_cell(own.per_class[c.code][n], digits=3) for n in names]
+        head = Cell(c.code, known if known != c.code else "")
+        rows.append([head, Cell(str(c.support)), *cells])
+    return PageTable(
+        caption="Each class against the rest",
+        columns=("class", "images", *(TITLES[n] for n in names)),
+        rows=rows,
+    )
+
+
+def _confusion(own: Assessment) -> dict[str, Any]:
+    """Rows of (code, images, [(count, share of the row)])."""
+    rows = []
+    for code, counts in zip(own.codes, own.figures.confusion, strict=True):
+        total = sum(counts)
+        rows.append((code, total, [(n, n / total if total else 0.0) for n in counts]))
+    return {"codes": own.codes, "rows": rows}
+
+
+def _curves(report: EvaluationReport) -> list[dict[str, Any]]:
+    own = report.assessment
+    found = []
+    codes = own.codes[:1] if report.binary else own.codes  # the other's are the same, mirrored
+    for index, code in enumerate(codes):
+        if code in own.figures.absent:
+            continue
+        figures = {name: figure_cell(own.per_class[code][name], digits=3) for name in ("auc", "ap")}
+        words = {
+            name: f"{cell.text}" + (f" ({cell.small})" if cell.small else "")
+            for name, cell in figures.items()
+        }
+        answer = ", ".join(
+            f"{name} {figure_cell(own.per_class[code][name], digits=3).text}"
+            for name in ("sensitivity", "specificity", "precision")
+        )
+        found.append(
+            {
+                "code": code,
+                "name": lesion_class(code).name,
+                "auc": words["auc"],
+                "ap": words["ap"],
+                "roc": roc_svg(
+                    report.label_n, report.proba_nY, index, key=f"roc{index}",
+                    text=f"ROC curve of {code}: area {words['auc']}. Its answers: {answer}.",
+                ),
+                "pr": pr_svg(
+                    report.label_n, report.proba_nY, index, key=f"pr{index}",
+                    text=f"Precision-recall curve of {code}: average precision {words['ap']}. "
+                    f"Its answers: {answer}.",
+                ),
+            }
+        )  # fmt: skip
+    return found
+
+
+def _reliability(diagrams: Mapping[str, Reliability]) -> list[tuple[str, str, str]]:
+    found = []
+    for index, (name, diagram) in enumerate(diagrams.items()):
+        gaps = [b.accuracy - b.confidence for b in diagram.bins]
+        widest = max(range(len(gaps)), key=lambda i: abs(gaps[i]))
+        at = diagram.bins[widest]
+        text = (
+            f"Reliability diagram, {name}: calibration error {diagram.ece:.3f}. The widest gap is "
+            f"at a mean probability of {at.confidence:.2f}, where {at.accuracy:.0%} were right."
+        )
+        svg = reliability_svg(diagram, key=f"reliability{index}", text=text)
+        found.append((name, f"{diagram.ece:.3f}", svg))
+    return found
+
+
+def _subgroups(report: EvaluationReport) -> PageTable | None:
+    if not report.subgroups:
+        return None
+    asked = report.asked
+    names = ["accuracy", "macro_recall", "macro_f1"]
+    heads = ["accuracy", "balanced accuracy", "macro-F1"]
+    if asked is not None:
+        names += ["sensitivity", "specificity"]
+        heads += [f"sensitivity to {asked}", f"specificity to {asked}"]
+    rows = []
+    for row in report.subgroups:
+        cells = [figure_cell(row.figures[n], digits=3) for n in names]
+        head = Cell(f"{row.by}: {row.value}")
+        counts = [row.images, row.lesions, *([row.positives] if asked is not None else [])]
+        rows.append([head, *(Cell(str(n)) for n in counts), *cells])
+    counted = ["images", "lesions", *([f"{asked} images"] if asked is not None else [])]
+    return PageTable(
+        caption="By sex, age and site", columns=("subgroup", *counted, *heads), rows=rows
+    )
+
+
+def saliency_tables(found: Mapping[str, Any]) -> list[PageTable]:
+    """Maps against masks, from `SaliencyJudgement.to_dict`: all images, and less the centre."""
+    tables = []
+    for key, caption in (
+        ("overall", f"Maps against the masks of {found['images']} images"),
+        ("over_centre", "The same, less a Gaussian at the centre: above 0 is better than that"),
+    ):
+        rows = {n: m[key] for n, m in found["maps"].items() if m[key]}
+        if rows:
+            titles = {name: MAP_TITLES.get(name, name) for name in rows}
+            tables.append(_plain_table(caption, "map", rows, titles, signed=key != "overall"))
+    return tables
+
+
+def robustness_tables(found: Mapping[str, Any]) -> list[PageTable]:
+    """Each perturbation and strength, from `Robustness.to_dict`; a table for each group."""
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for condition in found["conditions"]:
+        name = condition["title"]
+        if "strength_name" in condition:
+            name += f", {condition['strength_name']}"
+        groups.setdefault(condition["group"], {})[name] = condition["overall"]
+    images = f"{found['images']} images of {found['lesions']} lesions"
+    return [
+        _plain_table(f"{group}: {images}", "perturbation", rows, {}, signed=False)
+        for group, rows in groups.items()
+    ]
+
+
+def _plain_table(
+    caption: str,
+    head: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    titles: Mapping[str, str],
+    *,
+    signed: bool,
+) -> PageTable:
+    """A row for each mapping of figures, given as plain values."""
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    empty = {"value": None, "low": None, "high": None}
+
+    def cell(plain: Mapping[str, Any]) -> Cell:
+        ends = {key: plain[key] for key in empty}
+        return figure_cell(Figure(**ends, why=plain.get("why", "")), digits=3, signed=signed)
+
+    return PageTable(
+        caption=caption,
+        columns=(head, *(name.replace("_", " ") for name in names)),
+        rows=[
+            [Cell(titles.get(key, key)), *(cell(figures.get(n, empty)) for n in names)]
+            for key, figures in rows.items()
+        ],
+    )
