@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from biigma_cli.data.preprocess import Pixels
     from biigma_cli.runtime.calibration import Calibration
 
+# Of a run's stored figures: what names the machine's files, or is far larger than the figures.
+NOT_STORED = ("model", "against", "saliency", "heads", "robustness")
+
 app = typer.Typer(help="Export a trained model.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -95,7 +98,7 @@ def export_onnx(
         if file.is_file():
             stored = json.loads(file.read_text(encoding="utf-8"))
             if stored["split_hash"] == loaded.meta["split"]["split_hash"]:
-                metrics[part] = {k: v for k, v in stored.items() if k not in ("model", "against")}
+                metrics[part] = {k: v for k, v in stored.items() if k not in NOT_STORED}
     if "test" not in metrics:
         note("no test figures to store: run 'biigma eval --split test' before exporting")
     validation = _validation_part(loaded, images if no_calibrate else None)

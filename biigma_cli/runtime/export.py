@@ -23,7 +23,7 @@ from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
-from biigma_cli.runtime.parity import FP32_TOLERANCE, Parity, compare
+from biigma_cli.runtime.parity import FP32_TOLERANCE, Parity, compare, compare_maps
 from biigma_cli.runtime.session import FORMAT, Predictor
 from biigma_cli.storage import atomic_write_bytes, without_folders
 from biigma_cli.taxonomy import lesion_class
@@ -103,8 +103,12 @@ def export_onnx(
         trial = Path(folder) / "model.onnx"
         trial.write_bytes(data)
         exported = _run(Predictor(trial, device="cpu"), images)
-    wanted = _outputs(graph, images, torch.device("cpu"))[0]
-    parity = compare(wanted, exported, source=source, tolerance=tolerance)
+    wanted = dict(zip(names, _outputs(graph, images, torch.device("cpu")), strict=True))
+    parity = compare(
+        wanted["probabilities"], exported["probabilities"], source=source, tolerance=tolerance
+    )
+    for name in names[2:]:
+        compare_maps(name, wanted[name], exported[name])
     atomic_write_bytes(path, data)
     return parity
 
@@ -169,10 +173,20 @@ def metadata(
     return {"biigma_format": FORMAT, **{k: json.dumps(v) for k, v in values.items()}}
 
 
-def _run(predictor: Predictor, images: Pixels) -> npt.NDArray[np.float32]:
+def _run(predictor: Predictor, images: Pixels) -> dict[str, npt.NDArray[np.float32]]:
     # Odd batches, so that a batch size baked into the graph cannot go unseen.
     batches = [images[:1], images[1:4], *(images[i : i + 32] for i in range(4, len(images), 32))]
-    return np.concatenate([predictor(b).probabilities_BY for b in batches if len(b)])
+    answers = [predictor(b) for b in batches if len(b)]
+    found: dict[str, list[npt.NDArray[np.float32] | None]] = {
+        "probabilities": [a.probabilities_BY for a in answers],
+        "evidence": [a.evidence_BYHW for a in answers],
+        "saliency": [a.saliency_BHW for a in answers],
+    }
+    return {
+        name: np.concatenate([p for p in parts if p is not None])
+        for name, parts in found.items()
+        if parts[0] is not None
+    }
 
 
 @torch.inference_mode()
@@ -181,16 +195,15 @@ def _outputs(
     images: Pixels,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Torch's probabilities and logits, `(n, Y)` each."""
+) -> list[npt.NDArray[np.float32]]:
+    """Torch's own, in the order of the graph's outputs: probabilities, logits, evidence, M."""
     batches = []
     for start in range(0, len(images), 32):
         batch = torch.from_numpy(images[start : start + 32]).to(device)
-        batches.append([output.cpu().numpy() for output in graph(batch)[:2]])
+        batches.append([output.cpu().numpy() for output in graph(batch)])
         if progress:
             progress(min(start + 32, len(images)), len(images))
-    probabilities, logits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return probabilities, logits
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def _drop_doc_strings(proto: onnx.ModelProto) -> None:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from biigma_cli.errors import ParityError
 
 FP32_TOLERANCE = 1e-4
+# Of evidence and saliency, as a share of the map's largest value.
+MAP_TOLERANCE = 1e-3
 
 
 class Parity(NamedTuple):
@@ -59,3 +61,23 @@ def compare(
             fix="nothing was written; please report it with the versions from 'biigma info'",
         )
     return parity
+
+
+def compare_maps(
+    name: str,
+    first: npt.NDArray[np.float32],
+    second: npt.NDArray[np.float32],
+    *,
+    tolerance: float = MAP_TOLERANCE,
+) -> None:
+    """Compare maps of any one shape. Raises `ParityError` above `tolerance`, or for a NaN.
+
+    Args:
+        tolerance: largest difference, as a share of the largest absolute value in `first`.
+    """
+    largest = float(np.abs(first.astype(np.float64) - second).max())
+    if not largest <= tolerance * float(np.abs(first).max()):
+        raise ParityError(
+            f"torch and ONNX Runtime disagree: {name} by up to {largest:.2e}",
+            fix="nothing was written; please report it with the versions from 'biigma info'",
+        )
