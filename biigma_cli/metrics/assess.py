@@ -12,7 +12,8 @@ Conventions:
   images: 0 to 2, not halved. ECE is of the answer's probability, in 15 bins of equal mass.
 * Intervals are 95% percentile intervals over resamples of whole groups; a resample without a class
   does not count for that class's figures, and its macro averages run over the classes it has.
-  That of ECE alone is the basic one, twice the value less the percentiles: resampling itself adds
+  That of ECE alone is the basic one, twice the value less the percentiles, widened to hold the
+  value: resampling itself adds
   calibration error, and plain percentiles may all lie above the value.
 """
 
@@ -335,7 +336,8 @@ def _figure(value: np.float64, drawn: Floats, *, basic: bool = False) -> Figure:
         return Figure(value=float(value), why="too few resamples for an interval")
     low, high = np.quantile(drawn, (0.025, 0.975))
     if basic:
-        low, high = max(2 * value - high, 0.0), max(2 * value - low, 0.0)
+        # Widened to hold the value: the shift can be larger than half the interval.
+        low, high = max(2 * value - high, 0.0), max(2 * value - low, value)
     return Figure(value=float(value), low=float(low), high=float(high))
 
 
