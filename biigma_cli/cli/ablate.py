@@ -1,4 +1,4 @@
-"""`biigma ablate`: the paper's Table 2, or the shortcut test, over several seeds."""
+"""`biigma ablate`: the paper's Table 2, our recipe or the shortcut test, over several seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from biigma_cli.data.manifest import Manifest
-    from biigma_cli.judge.ablation import Planned, Study
+    from biigma_cli.judge.study import Kind, Planned, Study
     from biigma_cli.report.ablation import Ablation
 
 
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 def ablate(
     table2: Annotated[
         bool, typer.Option("--table2", help="The rows of the paper's Table 2, and ours.")
+    ] = False,
+    recipe: Annotated[
+        bool,
+        typer.Option(
+            "--recipe",
+            help="Each choice of our own recipe taken back, or another put in its place; judged on "
+            "validation.",
+        ),
     ] = False,
     shortcut: Annotated[
         bool,
@@ -36,11 +44,15 @@ def ablate(
         ),
     ] = False,
     preset: Annotated[
-        str, typer.Option("--preset", help="Recipe that the row 'full' is.")
-    ] = "paper-light",
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Recipe that the row 'full' is.  [default: paper-light; of --recipe light]",
+        ),
+    ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="Of --table2.  [default: the preset's, isic18]"),
+        typer.Option("--dataset", help="Not of --shortcut.  [default: the preset's, isic18]"),
     ] = None,
     seeds: Annotated[
         str,
@@ -83,7 +95,8 @@ def ablate(
         str | None,
         typer.Option(
             "--name",
-            help="Folder in --runs.  [default: ablation- and the data set, or shortcut-synthetic]",
+            help="Folder in --runs.  [default: ablation- (or recipe-) and the data set, or "
+            "shortcut-synthetic]",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -101,27 +114,33 @@ def ablate(
     from biigma_cli.errors import UsageError
     from biigma_cli.storage import check_writable
 
-    if table2 == shortcut:
-        raise UsageError("what is to be ablated?", fix="give --table2 or --shortcut, one of them")
+    kinds: dict[Kind, bool] = {"table2": table2, "recipe": recipe, "shortcut": shortcut}
+    asked = [kind for kind, wanted in kinds.items() if wanted]
+    if len(asked) != 1:
+        raise UsageError(
+            "what is to be ablated?", fix="give --table2, --recipe or --shortcut, one of them"
+        )
+    (kind,) = asked
     if split not in ("test", "val"):
         raise UsageError(f"unknown --split {split!r}", fix="choose test or val")
-    if shortcut and split != "test":
-        raise UsageError("--split is for --table2", fix="leave it out: --shortcut judges on both")
+    if kind != "table2" and split != "test":
+        raise UsageError("--split is for --table2", fix="leave it out")
 
-    from biigma_cli.judge.ablation import check_settings, make_study, plan, stored_weights
+    from biigma_cli.judge.ablation import check_settings, stored_weights
+    from biigma_cli.judge.study import PRESETS, make_study, plan
 
     if name is None:
         from biigma_cli.config import preset as preset_of
 
-        name = f"ablation-{dataset or preset_of(preset).data.dataset}"
-        name = "shortcut-synthetic" if shortcut else name
+        own = dataset or preset_of(preset or PRESETS[kind]).data.dataset
+        first = "recipe" if kind == "recipe" else "ablation"
+        name = "shortcut-synthetic" if kind == "shortcut" else f"{first}-{own}"
     folder = runs / name
     if weights is None and no_train:
         weights = stored_weights(folder)
     study = make_study(
-        "shortcut" if shortcut else "table2", folder=folder, preset_name=preset, dataset=dataset,
-        settings=set_ or [], weights=weights, background_bias=background_bias, rows=rows,
-        seeds=seeds, part=split,
+        kind, folder=folder, preset_name=preset, dataset=dataset, settings=set_ or [],
+        weights=weights, background_bias=background_bias, rows=rows, seeds=seeds, part=split,
     )  # fmt: skip
     planned = plan(study)
     check_settings(planned)
@@ -230,7 +249,8 @@ def _train(study: Study, planned: Planned, device: torch.device, *, allow_missin
 
 def _show_plan(study: Study, planned: Sequence[Planned]) -> None:
     from biigma_cli.cli.progress import clock
-    from biigma_cli.judge.ablation import failure, progress_of, stored_judgement, train_arguments
+    from biigma_cli.judge.ablation import failure, progress_of, stored_judgement
+    from biigma_cli.judge.study import train_arguments
     from biigma_cli.report.runs import read_run
 
     seconds, left = [], 0

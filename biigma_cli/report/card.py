@@ -22,8 +22,8 @@ _LIMITS = """\
   rare there are judged worse, by an amount nobody has measured here.
 - Images are reduced to {side} x {side} pixels; fine structures of large pictures are lost.
 - The saliency map shows where the network looked to sample its backgrounds. It is no outline of
-  the lesion and no explanation of the answer. The evidence map is an exact account of the logit, but
-  each of its positions has seen far more of the picture than its own cell."""
+  the lesion and no explanation of the answer. The evidence map is an exact account of the logit,
+  but each of its positions has seen far more of the picture than its own cell."""
 
 _UNCALIBRATED = """\
 Its probabilities are not calibrated. They order answers; they are no measure of risk."""
@@ -73,8 +73,8 @@ def model_card(
         f"- resize: {pre['resize_means']}\n"
         f"- normalisation: {pre['normalisation']}\n"
         "- outputs: `probabilities` (calibrated where the next section says so) and `logits` (as "
-        "trained), (batch, classes); `evidence` (batch, classes, rows, columns), what each position "
-        "adds to each logit; `saliency` (batch, rows, columns) in (0, 1)",
+        "trained), (batch, classes); `evidence` (batch, classes, rows, columns), what each "
+        "position adds to each logit; `saliency` (batch, rows, columns) in (0, 1)",
         "## Calibration",
         _calibration(metadata.get("calibration")),
         "## Figures",

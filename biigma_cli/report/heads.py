@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from biigma_cli.errors import UsageError
 from biigma_cli.metrics import Floats
@@ -87,7 +86,7 @@ def heads_items(matrices: Matrices, means: Mapping[str, float], *, title: str) -
         means: between different heads, by those names and `chance`.
     """
     count = len(matrices["pooled"])
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("head", justify="right", no_wrap=True)
     for what in ("pooled", "at each position"):
         # Of many heads the columns are folded within their cells rather than cut off.
@@ -96,7 +95,8 @@ def heads_items(matrices: Matrices, means: Mapping[str, float], *, title: str) -
         cells = (" ".join(f"{v:.3f}" for v in matrices[name][i]) for name in KINDS)
         table.add_row(str(i + 1), *cells)
     return [
+        title,  # not the table's own: that would be folded to its width
         table,
         f"off the diagonal: {means['pooled']:.3f} pooled, {means['positions']:.3f} at each "
-        f"position; {means['chance']:.3f} pooled with channels in random order",
+        f"position;\n{means['chance']:.3f} pooled with channels in random order",
     ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
-from biigma_cli.errors import DeviceError, ModelFileError, UsageError
+from biigma_cli.errors import DeviceError, ModelFileError
+from biigma_cli.runtime import providers
+from biigma_cli.runtime.providers import first_line
 from biigma_cli.storage import available_cpus, models_dir
 
 FORMAT = "biigma-onnx-1"
 DEFAULT_MODEL = "biigma-light-isic18"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 # What must be in a model's metadata for it to be used here.
 REQUIRED_KEYS = ("classes", "class_names", "malignant", "preprocessing", "licence", "split")
@@ -92,61 +96,89 @@ def shipped_models() -> list[Path]:
 
 
 class Predictor:
-    """An exported model in an ONNX Runtime session.
+    """An exported model in a session of ONNX Runtime, or of OpenVINO.
 
     Args:
         path: an `.onnx` file written by `biigma export onnx`.
-        device: `auto`, `cpu` or `cuda`; `auto` takes CUDA where the session really gets it.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`, `coreml` or `openvino`;
+            `auto` takes CUDA where the session really gets it, else the CPU.
 
     Raises:
         ModelFileError: missing, corrupt, or not exported by biigma.
-        DeviceError: `cuda` was asked for and the session did not get it.
+        DeviceError: a provider was asked for and cannot be had; says why.
         UsageError: an unknown device.
     """
 
     def __init__(self, path: Path, *, device: str = "auto") -> None:
-        if device not in ("auto", *PROVIDERS):
-            raise UsageError(f"unknown device {device!r}", fix="choose auto, cpu or cuda")
+        name, index = providers.parse_device(device)
         if not path.is_file():
             raise ModelFileError(f"no model at {path}", fix="check --model")
         import onnxruntime as ort
 
         ort.set_default_logger_severity(4)  # what matters comes back as an exception
-        available = ort.get_available_providers()
-        if device == "cuda":
-            _need_cuda(ort, available)
-        wanted = [PROVIDERS["cpu"]]
-        if device != "cpu" and PROVIDERS["cuda"] in available and _has_gpu():
-            ort.preload_dlls()
-            wanted.insert(0, PROVIDERS["cuda"])
+        choice = providers.choose(ort, name, index, gpu=_has_gpu)
         options = ort.SessionOptions()
         options.intra_op_num_threads = available_cpus()
+        if choice.openvino:  # this session only describes the model
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        told = io.StringIO()
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=wanted)
+            with contextlib.redirect_stdout(told):  # it prints there where a provider fails
+                self.session: Any = ort.InferenceSession(
+                    str(path), options, providers=list(choice.providers)
+                )
         except Exception as error:  # onnxruntime's own exceptions share no other base
             raise ModelFileError(
-                f"{path} is not a model ONNX Runtime can load: {_first_line(error)}",
+                f"{path} is not a model ONNX Runtime can load: {first_line(error)}",
                 fix="export it again with 'biigma export onnx', or choose another --model",
             ) from error
+        self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
+        if choice.openvino:
+            self.session = providers.OpenVinoSession(path, self.session)
         #: The provider that really runs, such as `CPUExecutionProvider`.
         self.provider: str = self.session.get_providers()[0]
-        if device == "cuda" and self.provider != PROVIDERS["cuda"]:
+        if choice.required and self.provider != choice.required:
+            cause = next((line for line in told.getvalue().splitlines() if "rror" in line), "")
             raise DeviceError(
-                f"ONNX Runtime fell back to {self.provider}: its CUDA provider could not start",
-                fix="install the CUDA and cuDNN libraries it was built for, or use --device cpu",
+                f"ONNX Runtime fell back to {self.provider}: its {name} provider could not start"
+                + (f" ({cause.strip(' *')[:200]})" if cause.strip(" *") else ""),
+                fix="see 'biigma doctor', or use --device cpu",
             )
-        self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
         outputs = {o.name for o in self.session.get_outputs()}
         self._outputs = ["probabilities", "logits"]
         self._outputs += [name for name in ("saliency", "evidence") if name in outputs]
+        on_gpu = self.provider in (providers.PROVIDERS["cuda"], providers.PROVIDERS["tensorrt"])
+        self._place = choice.place if on_gpu else None
+        self._input: Any = None
+        self._lock = threading.Lock()
 
     def __call__(self, pixels: Pixels) -> Answer:
         """Classify uint8 `(B, side, side, 3)` as `data.preprocess.load_image` makes them."""
-        result = self.session.run(self._outputs, {"image": pixels})
+        if self._place is None:
+            result = self.session.run(self._outputs, {"image": pixels})
+        else:
+            result = self._run_bound(pixels, *self._place)
         named = dict(zip(self._outputs, result, strict=True))
         return Answer(
             named["probabilities"], named.get("saliency"), named["logits"], named.get("evidence")
         )
+
+    def _run_bound(self, pixels: Pixels, kind: str, index: int) -> list[npt.NDArray[np.float32]]:
+        """By IO binding: one input buffer on the device serves all batches of a size."""
+        import onnxruntime as ort
+
+        pixels = np.ascontiguousarray(pixels)
+        with self._lock:
+            if self._input is None or self._input.shape() != list(pixels.shape):
+                self._input = ort.OrtValue.ortvalue_from_numpy(pixels, kind, index)
+            else:
+                self._input.update_inplace(pixels)
+            binding = self.session.io_binding()
+            binding.bind_ortvalue_input("image", self._input)
+            for name in self._outputs:
+                binding.bind_output(name, kind, index)
+            self.session.run_with_iobinding(binding)
+            return list(binding.copy_outputs_to_cpu())
 
 
 def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
@@ -195,35 +227,5 @@ def _temperature(calibration: dict[str, Any] | None) -> float | None:
     return temperature
 
 
-def _need_cuda(ort: Any, available: list[str]) -> None:
-    if PROVIDERS["cuda"] not in available:
-        raise DeviceError(
-            f"this onnxruntime ({ort.__version__}) has no CUDA provider; it has: "
-            + ", ".join(available),
-            fix="install onnxruntime-gpu instead of onnxruntime, or use --device cpu",
-        )
-    if not _has_gpu():
-        raise DeviceError(
-            "no CUDA device: no NVIDIA driver answers on this machine",
-            fix="use --device cpu, or install the driver",
-        )
-
-
 def _has_gpu() -> bool:
-    """Whether an NVIDIA driver with at least one GPU is loaded; asks it, without torch."""
-    import ctypes
-
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        count = ctypes.c_int(0)
-        return (
-            driver.cuInit(0) == 0
-            and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-            and count.value > 0
-        )
-    except (OSError, AttributeError):
-        return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+    return providers.has_gpu()

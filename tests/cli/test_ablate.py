@@ -261,7 +261,7 @@ def test_shortcut(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("ablate",), ("--table2 or --shortcut",)),
+        (("ablate",), ("--table2, --recipe or --shortcut",)),
         (("ablate", "--table2", "--shortcut"), ("one of them",)),
         (("ablate", "--table2", "--split", "train"), ("train", "test or val")),
         (("ablate", "--shortcut", "--split", "val"), ("--split",)),

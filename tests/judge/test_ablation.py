@@ -20,24 +20,27 @@ from biigma_cli.engine.lock import held
 from biigma_cli.errors import CheckpointMismatch, DataError, UsageError
 from biigma_cli.judge import ablation
 from biigma_cli.judge.ablation import (
+    check_settings,
+    collect,
+    judge_other_test,
+    setting_differences,
+    stored_judgement,
+    stored_weights,
+)
+from biigma_cli.judge.candidate import Candidate
+from biigma_cli.judge.study import (
+    RECIPE_ROWS,
     ROWS,
     SHORTCUT_ROWS,
     TABLE2_ROWS,
     Planned,
     Study,
-    check_settings,
-    collect,
-    judge_other_test,
     make_study,
     plan,
     row_config,
-    setting_differences,
-    stored_judgement,
-    stored_weights,
     train_arguments,
     twins,
 )
-from biigma_cli.judge.candidate import Candidate
 from biigma_cli.report.published import TABLE2
 from tests.conftest import call
 
@@ -173,6 +176,24 @@ def test_shortcut_refuses_other_data(tmp_path: Path) -> None:
     """Only the synthetic set has a dial."""
     with pytest.raises(UsageError, match="synthetic"):
         make_study("shortcut", folder=tmp_path, dataset="isic18")
+
+
+def test_rows_of_the_recipe(tmp_path: Path) -> None:
+    """Each differs from `full` in what it names and nothing else; all are judged on validation."""
+    study = make_study("recipe", folder=tmp_path, seeds="4", part="test")
+    assert [c.part for c in study.conditions] == ["val"]
+    assert study.reference.name == "full"
+    assert study.base.train.select == "last"
+    full = row_config(study, study.reference, 4).to_dict()
+    light = preset("light").to_dict()
+    assert full["model"] == light["model"]
+    assert (full["train"]["seed"], full["data"]["split_seed"]) == (4, 4)
+    for row in RECIPE_ROWS[1:]:
+        own = row_config(study, row, 4).to_dict()
+        changed = {f"{s}.{k}" for s in own for k in own[s] if own[s][k] != full[s][k]}
+        assert changed == {text.partition("=")[0] for text in row.settings}, row.name
+    assert set(twins(study).values()) == {row.name for row in RECIPE_ROWS}
+    assert "--preset light" in " ".join(train_arguments(study, plan(study)[0]))
 
 
 # --- runs on disk ----------------------------------------------------------------------------
