@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ class Masks(NamedTuple):
     full: tuple[str, ...]
 
 
-class _Laid(NamedTuple):
+class Laid(NamedTuple):
     """One mask over the square, or what is wrong with it."""
 
     cover_hw: npt.NDArray[np.float32] | None = None
@@ -97,7 +97,7 @@ def load_masks(
             have another aspect than their picture. The first ten offenders are named.
     """
     rows, columns = cells or (side, side)
-    edges = (_edges(rows, side, first_centre), _edges(columns, side, first_centre))
+    edges = (cell_edges(rows, side, first_centre), cell_edges(columns, side, first_centre))
     records = manifest.by_id()
     chosen = [records[i] for i in ids if records[i].mask]
     missing = tuple(i for i in ids if not records[i].mask)
@@ -108,16 +108,16 @@ def load_masks(
             f"column 'mask'; then {_again(manifest)}",
         )
 
-    def lay(record: Record) -> _Laid:
-        return _lay(manifest.root, record, side, rule, edges)
+    def lay(record: Record) -> Laid:
+        return lay_mask(manifest.root, record, side, rule, edges)
 
-    laid: dict[str, _Laid] = {}
+    laid: dict[str, Laid] = {}
     found = map_threads(lay, chosen, threads=available_cpus())
     for record, one in zip(chosen, found, strict=True):
         laid[record.image_id] = one
         if progress:
             progress(len(laid), len(chosen))
-    _refuse(laid, manifest)
+    refuse_unusable(laid, manifest)
     covers = {i: one.cover_hw for i, one in laid.items() if one.cover_hw is not None}
     empty = tuple(i for i, cover in covers.items() if not cover.any())
     full = tuple(i for i, one in laid.items() if one.full)
@@ -131,7 +131,8 @@ def load_masks(
     return Masks(tuple(kept), cover, centre, missing, empty, full)
 
 
-def _refuse(laid: dict[str, _Laid], manifest: Manifest) -> None:
+def refuse_unusable(laid: Mapping[str, Laid], manifest: Manifest) -> None:
+    """Raise `DataError` that names the first masks that cannot be read or have another shape."""
     damaged = [i for i, one in laid.items() if one.damage]
     if damaged:
         raise DataError(
@@ -148,7 +149,7 @@ def _refuse(laid: dict[str, _Laid], manifest: Manifest) -> None:
         )
 
 
-class _Edges(NamedTuple):
+class Edges(NamedTuple):
     """Cells along one side of the square: where each begins, is centred and ends, in pixels."""
 
     low: npt.NDArray[np.floating]
@@ -156,31 +157,33 @@ class _Edges(NamedTuple):
     high: npt.NDArray[np.floating]
 
 
-def _edges(cells: int, side: int, first_centre: float | None) -> _Edges:
+def cell_edges(cells: int, side: int, first_centre: float | None = None) -> Edges:
+    """See `load_masks`."""
     step = side / cells
     centre = (step / 2 if first_centre is None else first_centre) + step * np.arange(cells)
     low, high = np.clip(centre - step / 2, 0, side), np.clip(centre + step / 2, 0, side)
-    return _Edges(low, centre, high)
+    return Edges(low, centre, high)
 
 
-def _lay(root: Path, record: Record, side: int, rule: str, edges: tuple[_Edges, _Edges]) -> _Laid:
+def lay_mask(root: Path, record: Record, side: int, rule: str, edges: tuple[Edges, Edges]) -> Laid:
+    """One mask over the square, or what is wrong with it."""
     name = f"{root / record.mask}, the mask of {record.image_id}"
     try:
         width, height = _upright_size(root / record.path)
         lesion = _lesion(root / record.mask, name)
     except ImageError as error:
-        return _Laid(damage=error.message)
+        return Laid(damage=error.message)
     tall, wide = lesion.shape
     # One pixel is what rounding to a scale may cost.
     if min(abs(tall - height * wide / width), abs(wide - width * tall / height)) > 1:
-        return _Laid(shape=f"mask {wide}x{tall}, picture {width}x{height} pixels")
+        return Laid(shape=f"mask {wide}x{tall}, picture {width}x{height} pixels")
     across, down = _spans(width, height, side, rule)
     over_y, over_x = _overlap(tall, down, edges[0]), _overlap(wide, across, edges[1])
     cover = over_y @ lesion.astype(np.float64) @ over_x.T
     frame = np.outer(over_y.sum(1), over_x.sum(1))
     y, x = _centres(tall, down, edges[0]), _centres(wide, across, edges[1])
     inside = (y >= 0)[:, None] & (x >= 0)
-    return _Laid(
+    return Laid(
         cover_hw=np.clip(cover, 0, 1).astype(np.float32),
         centre_hw=lesion[np.ix_(y, x)] & inside,
         full=bool(cover.any() and (cover >= frame - 1e-9).all()),
@@ -244,7 +247,7 @@ def _spans(width: int, height: int, side: int, rule: str) -> tuple[Span, Span]:
     return spans[0], spans[1]
 
 
-def _overlap(pixels: int, span: Span, cells: _Edges) -> npt.NDArray[np.float64]:
+def _overlap(pixels: int, span: Span, cells: Edges) -> npt.NDArray[np.float64]:
     """Share of each cell's length that each pixel of a row covers, `(cells, pixels)`."""
     pixel = np.linspace(*span, pixels + 1)
     low = np.maximum(cells.low[:, None], pixel[:-1])
@@ -252,7 +255,7 @@ def _overlap(pixels: int, span: Span, cells: _Edges) -> npt.NDArray[np.float64]:
     return np.asarray(np.clip(high - low, 0, None) / (cells.high - cells.low)[:, None])
 
 
-def _centres(pixels: int, span: Span, cells: _Edges) -> npt.NDArray[np.intp]:
+def _centres(pixels: int, span: Span, cells: Edges) -> npt.NDArray[np.intp]:
     """The pixel of a row in which each cell's centre lies; -1 where it lies beside the picture."""
     share = (cells.centre - span[0]) / (span[1] - span[0])
     pixel = np.floor(share * pixels).astype(np.intp)

@@ -256,11 +256,16 @@ def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
         lesion_masks(data, ["I00"], 24)
 
 
-def test_masks_of_another_size(tmp_path: Path) -> None:
-    """The first ten are named, the rest counted."""
+def test_masks_of_another_shape(tmp_path: Path) -> None:
+    """Another scale is none; of another aspect the first ten are named, the rest counted."""
     data = masked(tmp_path)
+    drawn = lesion_masks(data, ["I00"], 24)["I00"]
+    with Image.open(tmp_path / "I00_m.png") as small:
+        large = small.resize((2 * small.width, 2 * small.height), Image.Resampling.NEAREST)
+    large.save(tmp_path / "I00_m.png")
+    assert np.array_equal(lesion_masks(data, ["I00"], 24)["I00"], drawn)
     for i in range(1, 13):
-        replace_mask(tmp_path, f"I{i:02}", np.full((30, 41), 255, np.uint8))
+        replace_mask(tmp_path, f"I{i:02}", np.full((30, 60), 255, np.uint8))
     with pytest.raises(DataError) as caught:
         lesion_masks(data, ids(data), 24)
     told = caught.value.message

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from biigma_cli.data.manifest import Manifest, Record
-from biigma_cli.data.preprocess import FORMATS, load_image, map_threads
+from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.masks import Laid, cell_edges, lay_mask, refuse_unusable
+from biigma_cli.data.preprocess import map_threads
 from biigma_cli.errors import DataError
 from biigma_cli.storage import available_cpus
 
@@ -19,9 +18,6 @@ Mask = npt.NDArray[np.bool_]  # (side, side), True inside the lesion
 
 # A picture that shows less skin than this has no background to speak of, and none to give away.
 LEAST_BACKGROUND = 0.05
-_NAMED = 10
-# Orientations of EXIF that turn width into height.
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,37 +60,32 @@ def lesion_masks(
     The memory is `side * side / 8` bytes a mask.
 
     Raises:
-        DataError: no image has a usable mask; a mask is not of its picture's size (the first ten
-            are named); a mask is gone or damaged.
+        DataError: no image has a usable mask; masks have another aspect than their picture, are
+            gone or damaged (the first ten are named).
     """
     records = manifest.by_id()
     with_mask = [records[i] for i in ids if records[i].mask]
     missing = tuple(i for i in ids if not records[i].mask)
     if not with_mask:
         raise no_mask(len(missing), manifest.dataset)
-    bits: dict[str, npt.NDArray[np.uint8]] = {}
-    area: dict[str, float] = {}
-    other_size: list[str] = []
+    edges = cell_edges(side, side)
     read = map_threads(
-        lambda record: _read(manifest.root, record, side, rule),
+        lambda record: lay_mask(manifest.root, record, side, rule, (edges, edges)),
         with_mask, threads=available_cpus(),
     )  # fmt: skip
+    bits: dict[str, npt.NDArray[np.uint8]] = {}
+    area: dict[str, float] = {}
+    unread: dict[str, Laid] = {}
     for done, (record, found) in enumerate(zip(with_mask, read, strict=True), start=1):
-        if isinstance(found, str):
-            other_size.append(f"{record.image_id} ({found})")
+        if found.cover_hw is None:
+            unread[record.image_id] = found
         else:
-            bits[record.image_id] = np.packbits(found)
-            area[record.image_id] = float(found.mean())
+            inside = found.cover_hw > 0.5
+            bits[record.image_id] = np.packbits(inside)
+            area[record.image_id] = float(inside.mean())
         if progress:
             progress(done, len(with_mask))
-    if other_size:
-        more = len(other_size) - _NAMED
-        raise DataError(
-            f"{len(other_size)} lesion masks are not of their picture's size: "
-            + ", ".join(other_size[:_NAMED])
-            + (f" and {more} more" if more > 0 else ""),
-            fix="get masks and pictures of one release, or resize the masks",
-        )
+    refuse_unusable(unread, manifest)
     empty = tuple(i for i, share in area.items() if share == 0)
     filled = tuple(i for i, share in area.items() if share > 1 - LEAST_BACKGROUND)
     unusable = {*empty, *filled}
@@ -123,25 +114,3 @@ def no_mask(images: int, dataset: str) -> DataError:
         fix="record the data set again with its masks beside the images (a record made by an "
         "earlier version holds none)",
     )
-
-
-def _read(root: Path, record: Record, side: int, rule: str) -> Mask | str:
-    """The mask, or the two sizes where they differ."""
-    mask, picture = root / record.mask, root / record.path
-    own, size = _upright_size(mask), _upright_size(picture)
-    if own is not None and size is not None and own != size:
-        return f"mask {own[0]}x{own[1]}, picture {size[0]}x{size[1]}"
-    grey = load_image(mask, side, rule=rule, name=f"{mask}, the mask of {record.image_id}")[..., 0]
-    # Some write 0 and 1 instead of 0 and 255.
-    return np.asarray(grey > grey.max() / 2)
-
-
-def _upright_size(path: Path) -> tuple[int, int] | None:
-    """Width and height from the header; None where it cannot be read, which decoding explains."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
-    except Exception:  # damaged files make Pillow raise anything; decoding says what
-        return None
-    return (height, width) if turned else (width, height)
