@@ -302,10 +302,11 @@ def _report(study: Study, notes: dict[Path, str]) -> None:
 
 
 def _failed(found: Ablation) -> list[str]:
+    shown = {row.name for row in found.rows}
     return [
-        f"{row.name}-s{seed}"
+        f"{row.same_as or row.name}-s{seed}"
         for row in found.rows
-        if not row.same_as
+        if row.same_as not in shown
         for seed, why in row.lacking.items()
         if why.startswith("failed")
     ]

@@ -12,6 +12,7 @@ from biigma_cli.cli import (
     audit,
     cache,
     datasets,
+    doctor,
     download,
     evaluate,
     explain,
@@ -61,5 +62,6 @@ app.command("ablate")(ablate.ablate)
 app.command("score")(score.score)
 app.command("audit")(audit.audit)
 app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(cache.app, name="cache")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,8 +86,9 @@ def evaluate(
         bool,
         typer.Option(
             "--robustness",
-            help="Also how answers change when all but the lesion does: other backgrounds, hair, "
-            "ruler, ink and more, where lesion masks are known.",
+            help="Also how answers change with what is not the lesion (other backgrounds, hair, "
+            "ruler, ink), with the whole picture (colour, JPEG, blur) and without the lesion, "
+            "where lesion masks are known.",
         ),
     ] = False,
     robustness_images: Annotated[
@@ -209,10 +210,10 @@ def evaluate(
         from biigma_cli.storage import write_json
 
         saved.append(run / f"eval-{split}.json")
-        write_json(
-            saved[-1],
-            {**judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed)},
-        )
+        found = {
+            **judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed),
+        }  # fmt: skip
+        write_json(saved[-1], {**_kept(saved[-1], path, judged), **found})
     if predictions_out is not None:
         from biigma_cli.data.submission import write_submission
 
@@ -261,6 +262,21 @@ def evaluate(
         typer.echo(_tables(judged, shown), nl=False)
     for path in saved:
         note(f"saved in {path}")
+
+
+def _kept(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
+    """What took long, of an earlier judgement of the very same checkpoint and data."""
+    import json
+
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        same = file.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+        same &= stored["data_hash"] == judged.split.data_hash
+        same &= stored["split_hash"] == judged.split.split_hash
+        keys = ("saliency", "heads", "robustness") if same else ()
+        return {key: stored[key] for key in keys if key in stored}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def newest_run(runs: Path) -> Path | None:

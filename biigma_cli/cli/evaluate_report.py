@@ -175,7 +175,7 @@ def worst_mistakes(
 
     from biigma_cli.config import FIRST_CENTRE
     from biigma_cli.data.images import load_part
-    from biigma_cli.data.preprocess import load_image
+    from biigma_cli.data.preprocess import load_image, upright_size
     from biigma_cli.metrics import score_weight
     from biigma_cli.report.evaluation import Mistake, mistake_pictures, thumbnail_size
     from biigma_cli.report.overlay import Frame
@@ -197,7 +197,7 @@ def worst_mistakes(
         truth, answer = int(judged.label_n[i]), int(answer_n[i])
         record = records[judged.ids[i]]
         file = manifest.root / record.path
-        size = _size(file)
+        size = upright_size(file)
         small = thumbnail_size(size)
         square = Image.fromarray(load_image(file, max(small), name=record.image_id))
         evidence = maps.evidence_nYhw
@@ -223,22 +223,6 @@ def worst_mistakes(
             )
         )
     return found
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """(width, height), upright; of a file that has just been decoded."""
-    from PIL import Image
-
-    from biigma_cli.data.preprocess import FORMATS
-    from biigma_cli.errors import DataError
-
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file} is gone or damaged: {error}", fix="get it again") from error
-    return (height, width) if turned else (width, height)
 
 
 def _short(model: str) -> str:

@@ -274,57 +274,37 @@ class _Loaded(NamedTuple):
 
 def _load(path: Path, mask: Path | None, asked: _Model) -> _Loaded:
     """Raises `ImageError` for a bad image, `DataError` for a mask that cannot be its."""
+    import numpy as np
+    from PIL import Image
+
     from biigma_cli.config import FIRST_CENTRE
-    from biigma_cli.data.preprocess import load_image
+    from biigma_cli.data.masks import cell_edges, lay_lesion, read_lesion
+    from biigma_cli.data.preprocess import load_image, upright_size
     from biigma_cli.errors import DataError
     from biigma_cli.report.overlay import Frame
 
     pixels = load_image(path, asked.side, rule=asked.rule)
-    width, height = size = _size(path)
+    size = upright_size(path)
     frame = Frame(size, asked.side, asked.rule, FIRST_CENTRE.get(asked.trunk))
     picture = _picture(path, size)
     if mask is None:
         return _Loaded(path, pixels, picture, frame, None, None)
-    square = load_image(mask, asked.side, rule=asked.rule)[..., 0]
-    wide, tall = _size(mask)
-    # One pixel is what rounding to a scale may cost.
-    if min(abs(tall - height * wide / width), abs(wide - width * tall / height)) > 1:
+    lesion = read_lesion(mask, str(mask))
+    edges = cell_edges(asked.side, asked.side)
+    laid = lay_lesion(lesion, size, asked.side, asked.rule, (edges, edges))
+    if laid.cover_hw is None:
         raise DataError(
-            f"the mask {mask} is {wide}x{tall} pixels, its image {width}x{height}",
+            f"the mask {mask} has another shape than its image: {laid.shape}",
             fix="give the mask of the whole image, at any scale, turned as it is shown",
         )
-    # The same rule and filter as the image: what is left is the share of lesion in each pixel.
-    white = 255 if square.max() > 1 else 1
-    if not square.any():
+    if not laid.cover_hw.any():
         raise DataError(
             f"the mask {mask} shows no lesion in what the network sees of the image",
             fix="give a mask in which the lesion is white",
         )
-    shown = _picture(mask, size)[..., 0] * (255 // white) > 127
-    return _Loaded(path, pixels, picture, frame, shown, square / white)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height, upright, of an image that `load_image` could read."""
-    from PIL import Image
-
-    from biigma_cli.data.dicom import read_dicom
-    from biigma_cli.data.preprocess import FORMATS
-    from biigma_cli.errors import ImageError
-
-    try:
-        with path.open("rb") as file:
-            dicom = file.read(132)[128:] == b"DICM"
-            file.seek(0)
-            if dicom:
-                return read_dicom(file, str(path))[0].size
-            with Image.open(file, formats=FORMATS) as image:
-                width, height = image.size
-                # 5 to 8 lie on their side, see EXIF's orientation.
-                lying = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                return (height, width) if lying else (width, height)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read again: {error}", fix="try it again") from error
+    tall, wide = picture.shape[:2]
+    shown = np.asarray(Image.fromarray(lesion).resize((wide, tall), Image.Resampling.NEAREST))
+    return _Loaded(path, pixels, picture, frame, shown, laid.cover_hw)
 
 
 def _picture(path: Path, size: tuple[int, int]) -> Pixels:
@@ -365,19 +345,18 @@ class _Model:
 
 def _open_onnx(path: Path, device: str) -> _Model:
     """Without torch."""
-    from biigma_cli.runtime.session import Predictor
+    from biigma_cli.runtime.session import Predictor, stated
 
     predictor = Predictor(path, device=device)
     info = predictor.info
     outputs = {output.name for output in predictor.session.get_outputs()}
-    settings = info.metadata["config"]["model"]
     return _Model(
         name=info.name,
         classes=info.classes,
         side=info.side,
         rule=info.rule,
-        trunk=settings["trunk"],
-        form=settings["saliency"] if "saliency" in outputs else None,
+        trunk=stated(info, "config", "model", "trunk"),
+        form=stated(info, "config", "model", "saliency") if "saliency" in outputs else None,
         evidence="evidence" in outputs,
         facts={
             "name": info.name,

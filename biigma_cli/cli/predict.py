@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from biigma_cli.runtime.session import Predictor
 
 # Failures that come before the first answer are kept back, so that a run without any leaves no
-# output; more than so many are written all the same.
+# output; more than so many are written all the same, and what was begun is finished.
 HELD = 256
 
 
@@ -74,7 +74,10 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over flips and quarter turns: 8 times the work.")
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option("--device", help="auto, cpu, cuda, cuda:N, tensorrt, coreml or openvino."),
+    ] = "auto",
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=1, help="Images run together.")
     ] = 16,
@@ -116,14 +119,13 @@ def predict(
     sink = Output(target, keep=form in RESUMABLE, resume=resume)
     sources = inputs.sources()
 
-    from biigma_cli.runtime.pipeline import VIEWS, check_model, classify, model_id
+    from biigma_cli.runtime.pipeline import VIEWS, classify, model_id
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
     file = find_model(model)
     identity = model_id(file)
     predictor = Predictor(file, device=device)
-    check_model(predictor)
     info = predictor.info
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
@@ -139,6 +141,8 @@ def predict(
         f"model {identity} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
     )
+    if predictor.fallback:
+        note(f"not on the GPU: {predictor.fallback}")
 
     answered = Answered()
     if resume and isinstance(writer, CsvWriter | JsonlWriter):
@@ -163,7 +167,10 @@ def predict(
     if tally.failed and tally.failed == tally.done:
         if tally.done == 1 and tally.alone is not None:
             raise tally.alone
-        raise ImageError(f"none of {tally.failed} images could be read", fix="see the lines above")
+        raise ImageError(
+            f"none of {tally.failed} images could be read",
+            fix="the error column says why" if tally.begun else "see the lines above",
+        )
     note(DISCLAIMER)
     if tally.failed:
         raise PartialFailure(
@@ -316,13 +323,12 @@ class _Tally:
 
     def end(self) -> None:
         """No more will come."""
-        if self.failed and self.failed == self.done:
+        if self.failed and self.failed == self.done and not self.begun:
             if self.done > 1:
                 for item in self.held:
                     note(f"error: {item.error}")
-            if self.sink.target is not None or not self.begun:
-                self.sink.discard()
-                return
+            self.sink.discard()
+            return
         self._write([])
         self.sink.write(self.writer.tail(self.done - self.failed, self.failed))
         self.sink.finish()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biigma_cli.config import NORMALISATIONS, ModelConfig
-from biigma_cli.core.backbone import build_trunk
+from biigma_cli.core.backbone import Taps, build_trunk
 from biigma_cli.core.mica import MICA, Heads
 from biigma_cli.core.saliency import Saliency
 from biigma_cli.core.sampling import Gather, background_draw, hybrid_feature
@@ -158,14 +158,18 @@ class BiigmaNet(nn.Module):
         heads = self.mica(feat_BCHW) if projected_BHWE is None else self.mica.attend(projected_BHWE)
         return self.head(self.dropout(heads.pooled_BKD.flatten(1))), heads
 
-    def infer(self, image_B3SS: Tensor, *, form: str | None = None) -> Inference:
-        """The R branch, its evidence and the saliency map: the graph that is exported.
+    def infer(self, image_B3SS: Tensor) -> Inference:
+        """The R branch, its evidence and the saliency map: the graph that is exported."""
+        return self.infer_taps(self.taps(image_B3SS))
 
-        Args:
-            form: of the map, `plain` or `standardised`, in place of the config's.
-        """
-        taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
-        map_B1HW = self.saliency(taps, form=form) if self.saliency is not None else None
+    def taps(self, image_B3SS: Tensor) -> Taps:
+        """The trunk's three taps."""
+        taps: Taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
+        return taps
+
+    def infer_taps(self, taps: Taps) -> Inference:
+        """`infer` from the trunk's taps."""
+        map_B1HW = self.saliency(taps) if self.saliency is not None else None
         if self.mica is None:
             feat_BHWC = taps.last.permute(0, 2, 3, 1)
             logits, _ = self.classify(taps.last)

@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
 def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
     """Decode the first frame to an 8-bit RGB or grey image, and a note on other frames.
 
-    Colour comes as RGB whatever it is stored as; grey is windowed as the file says, else stretched
+    Colour comes as RGB whatever it is stored as; grey is windowed as the file says, then stretched
     over its range, and MONOCHROME1 turned so that high is bright.
 
     Args:

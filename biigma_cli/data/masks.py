@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from biigma_cli.data.cache import _again
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import (
-    _ORIENTATION,
-    _open,
-    _read,
     _upright,
     map_threads,
+    opened,
     to_rgb,
-    too_large,
+    upright_size,
 )
 from biigma_cli.data.scan import first
 from biigma_cli.errors import DataError, ImageError
@@ -28,10 +25,6 @@ from biigma_cli.storage import available_cpus
 
 Bools = npt.NDArray[np.bool_]
 Span = tuple[float, float]
-# EXIF orientations that swap width and height.
-_LYING = (5, 6, 7, 8)
-# A side for which no JPEG is decoded at a reduced scale.
-_NO_DRAFT = 32768
 
 
 class Masks(NamedTuple):
@@ -169,10 +162,22 @@ def lay_mask(root: Path, record: Record, side: int, rule: str, edges: tuple[Edge
     """One mask over the square, or what is wrong with it."""
     name = f"{root / record.mask}, the mask of {record.image_id}"
     try:
-        width, height = _upright_size(root / record.path)
-        lesion = _lesion(root / record.mask, name)
+        width, height = upright_size(root / record.path)
+        lesion = read_lesion(root / record.mask, name)
     except ImageError as error:
         return Laid(damage=error.message)
+    return lay_lesion(lesion, (width, height), side, rule, edges)
+
+
+def lay_lesion(
+    lesion: Bools, size: tuple[int, int], side: int, rule: str, edges: tuple[Edges, Edges]
+) -> Laid:
+    """A mask that was read, upright `(H, W)` at any scale, over the square of its picture.
+
+    Args:
+        size: the picture's width and height, upright, in pixels.
+    """
+    width, height = size
     tall, wide = lesion.shape
     # One pixel is what rounding to a scale may cost.
     if min(abs(tall - height * wide / width), abs(wide - width * tall / height)) > 1:
@@ -190,35 +195,9 @@ def lay_mask(root: Path, record: Record, side: int, rule: str, edges: tuple[Edge
     )
 
 
-@contextlib.contextmanager
-def _image(path: Path, name: str) -> Iterator[Image.Image]:
-    """At full size. Raises `ImageError` for whatever opening or decoding it raises."""
-    with _open(path, name) as file:
-        try:
-            image, _ = _read(file, _NO_DRAFT, name)
-            with image:
-                yield image
-        except ImageError:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise too_large(name) from None
-        except UnidentifiedImageError:
-            raise ImageError(f"{name} is not an image that can be read here") from None
-        except Exception as error:  # Pillow raises anything at all for damaged files, by format
-            raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from error
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as it is shown, from its header."""
-    with _image(path, str(path)) as picture:
-        width, height = picture.size
-        lying = picture.getexif().get(_ORIENTATION, 1) in _LYING
-    return (height, width) if lying else (width, height)
-
-
-def _lesion(path: Path, name: str) -> Bools:
-    """`(height, width)`, upright."""
-    with _image(path, name) as stored:
+def read_lesion(path: Path, name: str) -> Bools:
+    """True in the lesion, `(height, width)`, upright. Raises `ImageError` for a bad file."""
+    with opened(path, name) as stored:
         stored.load()
         image = _upright(stored)
         if image.has_transparency_data:  # on black: where nothing is drawn there is no lesion

@@ -55,6 +55,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those that swap width and height.
+_LYING = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+# A side for which no JPEG is decoded at a reduced scale.
+_NO_DRAFT = 32768
 
 MAX_PIXELS = 100_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -136,6 +140,35 @@ def decode_image(
             raise ImageError(
                 f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
             ) from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as it is shown, from its header; a DICOM file is decoded.
+
+    Raises `ImageError` as `decode_image`.
+    """
+    with opened(path, shown(str(path))) as image:
+        width, height = image.size
+        lying = _turn(image) in _LYING
+    return (height, width) if lying else (width, height)
+
+
+@contextlib.contextmanager
+def opened(path: Path, name: str) -> Iterator[Image.Image]:
+    """An image at full size, not turned. Raises `ImageError` whatever is raised inside."""
+    with _open(path, name) as file:
+        try:
+            image, _ = _read(file, _NO_DRAFT, name)
+            with image:
+                yield image
+        except ImageError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise too_large(name) from None
+        except UnidentifiedImageError:
+            raise ImageError(f"{name} is not an image that can be read here") from None
+        except Exception as error:  # Pillow raises anything at all for damaged files, by format
+            raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from error
 
 
 def shown(name: str) -> str:
@@ -301,8 +334,13 @@ def _upright(image: Image.Image) -> Image.Image:
 
     Not `ImageOps.exif_transpose`: that writes the EXIF anew, and fails where any tag is ill-typed.
     """
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What its EXIF orientation asks for. Tags of a wrong type or value ask for nothing."""
+    return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -38,8 +38,10 @@ def held(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        if [p.name for p in run.iterdir()] == [LOCK]:  # nothing came of it
-            with contextlib.suppress(OSError):
+        # Where nothing came of it, nothing is left; while it is still held, so that no other can
+        # have begun in between.
+        with contextlib.suppress(OSError):
+            if [p.name for p in run.iterdir()] == [LOCK]:
                 (run / LOCK).unlink()
                 run.rmdir()
+        lock.release()

@@ -325,8 +325,13 @@ def collect(study: Study, notes: Mapping[Path, str] | None = None) -> Ablation:
 
     rows = tuple(row_of(row) for row in study.rows)
     if not any(row.runs for row in rows):
+        reasons = {why for row in rows for why in row.lacking.values()}
+        failed = any(why.startswith("failed") for why in reasons)
         raise DataError(
-            f"no finished run in {study.folder}", fix="train them: leave --no-train out"
+            f"no finished run in {study.folder}: {'; '.join(sorted(reasons))}",
+            fix="see what failed, and change the settings under another --name"
+            if failed
+            else "train them: leave --no-train out",
         )
     for planned in plan(study):
         for condition in study.conditions:

@@ -17,7 +17,7 @@ from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.errors import ModelFileError
-from biigma_cli.runtime.session import Predictor
+from biigma_cli.runtime.session import Predictor, stated
 
 Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float32]
@@ -105,18 +105,18 @@ def _open_onnx(path: Path, device: torch.device) -> Candidate:
         return np.concatenate(rows)
 
     def maps(pixels: Pixels, progress: Progress) -> Maps:
+        form = stated(info, "config", "model", "saliency")
         answers = []
         for start in range(0, len(pixels), 32):
             answers.append(predictor(pixels[start : start + 32]))
             progress(min(start + 32, len(pixels)), len(pixels))
-        form = info.metadata["config"]["model"]["saliency"]
         return _joined([(a.logits_BY, a.evidence_BYHW, {form: a.saliency_BHW}) for a in answers])
 
     return Candidate(
         name=str(path),
         classes=info.classes,
-        trunk=str(info.metadata["config"]["model"]["trunk"]),
-        data=from_dict(fill_older({"data": info.metadata["config"]["data"]})).data,
+        trunk=str(stated(info, "config", "model", "trunk")),
+        data=from_dict(fill_older({"data": stated(info, "config", "data")})).data,
         split=info.metadata["split"],
         run=run,
         maps=maps,
@@ -130,10 +130,12 @@ def _torch_maps(model: BiigmaNet, pixels: Pixels, device: torch.device, progress
     batches = []
     for start in range(0, len(pixels), 32):
         image = to_batch(torch.from_numpy(pixels[start : start + 32]), device)
+        taps = model.taps(image)
+        found = model.infer_taps(taps)
         maps: dict[str, Floats | None] = {}
-        for form in ("plain", "standardised") if model.saliency is not None else ("plain",):
-            found = model.infer(image, form=form)
-            maps[form] = None if found.map_B1HW is None else found.map_B1HW[:, 0].cpu().numpy()
+        if model.saliency is not None:
+            for form in ("plain", "standardised"):
+                maps[form] = model.saliency(taps, form=form)[:, 0].cpu().numpy()
         batches.append((found.logits_BY.cpu().numpy(), found.evidence_BYHW.cpu().numpy(), maps))
         progress(min(start + 32, len(pixels)), len(pixels))
     return _joined(batches)

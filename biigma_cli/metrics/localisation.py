@@ -38,6 +38,7 @@ from biigma_cli.errors import DataError
 from biigma_cli.metrics.assess import Figure, _figure, _plain
 from biigma_cli.metrics.confusion import Floats, Ints, resample_weights
 from biigma_cli.metrics.ranks import ratio
+from biigma_cli.metrics.subgroups import FEW, FEWEST_LESIONS
 
 LOCALISATION = ("pointing", "energy", "lift", "auc")
 LOCALISATION_TITLES = {
@@ -104,6 +105,8 @@ def localise(
 ) -> dict[str, Localisation]:
     """All figures of each map and of `REFERENCES`, with 95% intervals over resampled groups.
 
+    A figure of a class that fewer than `FEWEST_LESIONS` groups have gets no interval.
+
     Args:
         maps: `(n, h, w)`, by name; higher is more.
         cover_nhw: share of each cell that the lesion covers; each image's is neither 0 nor 1
@@ -147,12 +150,13 @@ def localise(
     # All images, then those of each class.
     by_class = [value_nF]
     by_class += [np.where(is_n[:, None], value_nF, np.nan) for is_n in is_class_nY.T]
-    mean_F, draws_rF = _resampled_means(
+    mean_F, draws_rF, groups_F = _resampled_means(
         np.concatenate(by_class, 1), group_n, resamples, seed, progress
     )
     shape = (1 + len(codes), 2, len(found), len(LOCALISATION))
     mean = mean_F.reshape(shape)
     draws = draws_rF.reshape(-1, *shape)
+    lesions = groups_F.reshape(shape)
     there = [True, *is_class_nY.any(0)]
 
     def figures(row: int, kind: int, which: int) -> dict[str, Figure]:
@@ -164,6 +168,8 @@ def localise(
                 told[name] = Figure(value=None, why=why)
             elif resamples == 0:
                 told[name] = Figure(value=float(mean[place]))
+            elif row and lesions[place] < FEWEST_LESIONS:
+                told[name] = Figure(value=float(mean[place]), why=FEW)
             else:
                 told[name] = _figure(mean[place], draws[(slice(None), *place)])
         return told
@@ -232,8 +238,8 @@ def _resampled_means(
     resamples: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Floats, Floats]:
-    """Mean of each column over the images that have a value, `(F,)`, and in each resample."""
+) -> tuple[Floats, Floats, Ints]:
+    """Mean of each column over the images that have a value, in each resample, and their groups."""
     count = int(group_n.max()) + 1
     there = ~np.isnan(value_nF)
     sums, counts = np.zeros((2, count, value_nF.shape[1]))
@@ -247,4 +253,4 @@ def _resampled_means(
         if progress:
             progress(done, resamples)
     mean = ratio(sums.sum(0), counts.sum(0))
-    return mean, np.concatenate(draws or [mean[None][:0]])
+    return mean, np.concatenate(draws or [mean[None][:0]]), (counts > 0).sum(0)

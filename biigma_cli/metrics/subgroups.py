@@ -30,8 +30,10 @@ from biigma_cli.metrics.ranks import ratio
 SUBGROUP_FIGURES = ("accuracy", "macro_recall", "macro_f1", "sensitivity", "specificity")
 #: Fewer lesions than this give no figure at all.
 FEWEST_LESIONS = 10
-#: Fewer positive images than this give no sensitivity and specificity.
+#: Fewer lesions with a positive image than this, or with a negative one, give no sensitivity and
+#: specificity: lesions are what is resampled.
 FEWEST_POSITIVES = 10
+FEW = f"fewer than {FEWEST_LESIONS} lesions"
 ONE_CLASS = "one class only"
 
 
@@ -133,7 +135,10 @@ def _subgroup(
     count, classes = len(names), len(codes)
     present = np.unique(label_n)
     positives = int((label_n == asked).sum()) if asked is not None else 0
-    why = _why_not(count, len(present), positives, len(label_n) - positives, asked)
+    with_positive, with_negative = (
+        len(np.unique(group_n[is_n])) for is_n in (label_n == asked, label_n != asked)
+    )
+    why = _why_not(count, len(present), with_positive, with_negative, asked)
     figures = {}
     if all(why.values()):
         figures = {name: Figure(value=None, why=why[name]) for name in SUBGROUP_FIGURES}
@@ -162,15 +167,16 @@ def _subgroup(
 def _why_not(
     lesions: int, classes: int, positives: int, negatives: int, asked: int | None
 ) -> dict[str, str]:
-    """Why a figure is not given; "" where it is."""
-    few = f"fewer than {FEWEST_LESIONS} lesions" if lesions < FEWEST_LESIONS else ""
+    """Why a figure is not given; "" where it is. `positives`, `negatives`: lesions with one."""
+    few = FEW if lesions < FEWEST_LESIONS else ""
     one = few or (ONE_CLASS if classes < 2 else "")
     if asked is None:
         against = "no class asked for"
     elif positives < FEWEST_POSITIVES:
-        against = f"fewer than {FEWEST_POSITIVES} positive images"
+        against = f"fewer than {FEWEST_POSITIVES} positive lesions"
     else:
-        against = f"fewer than {FEWEST_POSITIVES} others" if negatives < FEWEST_POSITIVES else ""
+        few_others = f"fewer than {FEWEST_POSITIVES} other lesions"
+        against = few_others if negatives < FEWEST_POSITIVES else ""
     asked_for = few or against
     return dict(zip(SUBGROUP_FIGURES, (few, one, one, asked_for, asked_for), strict=True))
 

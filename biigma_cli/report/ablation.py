@@ -277,7 +277,7 @@ def _training_grid(ablation: Ablation) -> _Grid:
             )
         )
     return _Grid(
-        title="in the last epoch of training",
+        title="training: kernel and heads in its last epoch, minutes in all",
         header=("row", "n", "kernel mean", "head cosine", "minutes"),
         lines=tuple(lines),
     )
@@ -290,11 +290,12 @@ def _notes(ablation: Ablation) -> list[str]:
     ]
     if ablation.published_protocol:
         notes.append(f"* {ablation.published_protocol}.")
+    shown = {row.name for row in ablation.rows}
     for row in ablation.rows:
         reasons: dict[str, list[int]] = {}
         for seed, why in row.lacking.items():
             reasons.setdefault(why, []).append(seed)
-        for why, seeds in reasons.items() if not row.same_as else ():
+        for why, seeds in reasons.items() if row.same_as not in shown else ():
             notes.append(f"{row.name}, seed {', '.join(map(str, seeds))}: {why}")
     return notes
 

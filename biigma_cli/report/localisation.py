@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from textwrap import fill
 
 from rich import box
@@ -15,6 +15,7 @@ from biigma_cli.metrics.localisation import (
     LOCALISATION,
     LOCALISATION_TITLES,
     RANKED,
+    REFERENCES,
     Localisation,
 )
 
@@ -27,10 +28,37 @@ MAP_TITLES = {
     "uniform": "(uniform)",
     "mask": "(mask itself)",
 }
+AS_PLAIN = "as plain"
 SAME_ORDER = (
     "Standardising M keeps the order of its cells: pointing game and pixel AUC are the same for "
     "both forms."
 )
+
+
+def own_maps(names: Iterable[str]) -> list[str]:
+    """The model's own maps among them: those that are no references."""
+    return [name for name in names if name not in REFERENCES]
+
+
+def shown_once(names: Iterable[str]) -> tuple[str, ...]:
+    """Maps whose `RANKED` figures are another's, lest equal figures look like a comparison."""
+    return ("standardised",) if {"plain", "standardised"} <= set(names) else ()
+
+
+def remarks(without_energy: Mapping[str, int]) -> list[str]:
+    """How the figures are to be read; of every map shown, how many images have no energy."""
+    told = [SAME_ORDER] if shown_once(without_energy) else []
+    told.append(
+        f"Lesions lie in the middle: what does not beat the centre prior, a Gaussian there (of "
+        f"{CENTRE_SPREAD} of the side), shows the lesion no better than pointing at the middle of "
+        "any picture. The mask itself has the highest AUC that so few cells allow."
+    )
+    return told + [
+        f"{MAP_TITLES.get(name, name)}: {without_energy[name]} images without a positive value "
+        "have no share of energy."
+        for name in own_maps(without_energy)
+        if without_energy[name]
+    ]
 
 
 def localisation_tables(
@@ -46,9 +74,7 @@ def localisation_tables(
         counts: images by class.
         title: of the first table.
     """
-    own = [name for name in maps if name in ("answer", "truth", "plain", "standardised")]
-    # Shown once, lest equal figures look like a comparison.
-    shared = ("standardised",) if {"plain", "standardised"} <= set(maps) else ()
+    own, shared = own_maps(maps), shown_once(maps)
     items: list[Table | str] = [
         _map_table({n: maps[n].overall for n in maps}, title=title, shared=shared),
         _map_table(
@@ -57,19 +83,7 @@ def localisation_tables(
             signed=True, shared=shared,
         ),
     ]  # fmt: skip
-    told = [
-        f"Lesions lie in the middle: what does not beat the centre prior, a Gaussian there (of "
-        f"{CENTRE_SPREAD} of the side), shows the lesion no better than pointing at the middle of "
-        "any picture. The mask itself has the highest AUC that so few cells allow."
-    ]
-    if shared:
-        told.insert(0, SAME_ORDER)
-    for name in own:
-        if maps[name].without_energy:
-            told.append(
-                f"{MAP_TITLES[name]}: {maps[name].without_energy} images without a positive value "
-                "have no share of energy."
-            )
+    told = remarks({name: maps[name].without_energy for name in maps})
     items += [fill(line, 80) for line in told]
     form = "standardised" if "standardised" in maps else "plain"
     shown = [n for n in ("answer", form, "centre") if n in maps]
@@ -94,7 +108,7 @@ def _map_table(
         table.add_column(LOCALISATION_TITLES[name], justify="right", no_wrap=True)
     for name, figures in rows.items():
         cells = [
-            Text("as plain", style="dim")
+            Text(AS_PLAIN, style="dim")
             if name in shared and figure in RANKED
             else _cell(figures[figure], signed=signed, digits=2 if figure == "lift" else 3)
             for figure in LOCALISATION

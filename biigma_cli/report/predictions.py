@@ -160,9 +160,13 @@ class CsvWriter:
 
     @staticmethod
     def _lines(rows: list[list[str]]) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue()
+        lines = ""
+        for row in rows:
+            text = io.StringIO()
+            # A carriage return is quoted only where the row's end holds one.
+            csv.writer(text, lineterminator="\r\n").writerow(row)
+            lines += text.getvalue().removesuffix("\r\n") + "\n"
+        return lines
 
     def read(self, record: str) -> tuple[str, bool]:
         """Path of a written row and whether it failed. Raises `ValueError` for another's row."""
@@ -254,8 +258,9 @@ class JsonWriter:
     def rows(self, items: Sequence[Prediction]) -> str:
         """Records, one a line."""
         text = ""
-        for line in self.lines.rows(items).splitlines():
-            text += ("\n    " if self.first else ",\n    ") + line
+        for item in items:
+            record = json.dumps(self.lines.to_dict(item), ensure_ascii=False)
+            text += ("\n    " if self.first else ",\n    ") + record
             self.first = False
         return text
 
@@ -500,7 +505,7 @@ class Output:
         return None
 
     def discard(self) -> None:
-        """Nothing was answered: leave no part."""
+        """Nothing was begun: leave no part."""
         self.keep = False
         self.drop()
 

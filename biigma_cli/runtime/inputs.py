@@ -5,6 +5,7 @@ Everything is a generator: a million files cost no more memory than a hundred th
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import heapq
 import os
@@ -62,8 +63,9 @@ def expand(arguments: Sequence[str], *, warn: Callable[[str], None]) -> Iterator
     """Files as given, folders as the images below them, patterns as what they match.
 
     A folder's images come in the order of their names, depth first. Links to files are followed,
-    links to folders below an argument are not, so that no loop can form; `warn` is told. A file
-    that is not there comes all the same: it is answered with an error.
+    links to folders below an argument are not, so that no loop can form; `warn` is told. Nor does
+    `**` follow them, or what stands behind it. However often a pattern matches a file, it comes
+    once. A file that is not there comes all the same: it is answered with an error.
 
     Raises:
         DataError: a folder without an image, or a pattern that matches nothing; at once, not
@@ -76,17 +78,46 @@ def expand(arguments: Sequence[str], *, warn: Callable[[str], None]) -> Iterator
 
 def _expand(arguments: Sequence[str], warn: Callable[[str], None]) -> Iterator[Source]:
     for argument in arguments:
-        if _is_folder(argument):
-            yield from below(argument, warn=warn)
-        elif _is_pattern(argument):
-            # As the shell would have done it: what matches, in order, folders with their content.
-            for match in _sorted_names(_glob(argument)):
-                if _is_folder(match):
-                    yield from below(match, warn=warn)
-                else:
-                    yield Source(match, Path(match))
-        else:
-            yield Source(argument, Path(argument))
+        links: set[str] = set()
+        for place in _places(argument, links):
+            if _is_folder(place):
+                yield from below(place, warn=warn)
+            else:
+                yield Source(place, Path(place))
+        if links:
+            warn(f"{shown(argument)}: {len(links)} links to folders were not followed")
+
+
+def _places(argument: str, links: set[str]) -> Iterator[str]:
+    """What an argument stands for, in order: files, and folders that are to be looked through.
+
+    As the shell would have done it, but for what lies in a folder that has come already.
+    """
+    if not _is_pattern(argument):
+        yield argument
+        return
+    last = ""
+    folders: set[str] = set()
+    # In this order a folder comes before all that is below it.
+    for match in _sorted_names(_glob(argument, links)):
+        if match == last:
+            continue
+        last = match
+        folder = _is_folder(match)
+        if (folder or _is_image(match)) and _lies_in(match, folders):
+            continue
+        if folder:
+            folders.add(_join(match, ""))
+        yield match
+
+
+def _lies_in(path: str, folders: set[str]) -> bool:
+    """Whether a path is below one of some folders, whose names end in a separator."""
+    while folders and (parent := os.path.dirname(path)) not in ("", path):  # noqa: PTH120
+        if _join(parent, "") in folders:
+            return True
+        path = parent
+    return False
 
 
 def below(folder: str, *, warn: Callable[[str], None]) -> Iterator[Source]:
@@ -125,10 +156,9 @@ def count(arguments: Sequence[str], stop: Callable[[], bool]) -> int | None:
     """How many `expand` would give, without their order; None where `stop` says so first."""
     total = 0
     for argument in arguments:
-        places: Iterable[str] = [argument]
-        if _is_pattern(argument):
-            places = _glob(argument)
-        for place in places:
+        for place in _places(argument, set()):
+            if stop():
+                return None
             if not _is_folder(place):
                 total += 1
                 continue
@@ -296,8 +326,67 @@ def _join(folder: str, name: str) -> str:
     return os.path.join(folder, name)  # noqa: PTH118 - unlike Path, keeps what the user wrote
 
 
-def _glob(pattern: str) -> Iterator[str]:
-    return glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path's takes no absolute pattern
+def _glob(pattern: str, links: set[str], *, folders: bool = False) -> Iterator[str]:
+    """Paths that match, in no order and some of them twice; with `folders`, only folders.
+
+    As `glob.iglob`, but that `**` follows no links to folders, nor do the wildcards behind it:
+    they are gathered in `links`.
+    """
+    head, tail = os.path.split(pattern)
+    if not glob.has_magic(pattern):
+        if os.path.lexists(pattern) and (tail or _is_folder(head)):
+            yield pattern
+        return
+    if not tail:
+        yield from (_join(top, "") for top in _glob(head, links, folders=True) if top)
+        return
+    tops: Iterable[str] = [head]
+    if head != pattern and glob.has_magic(head):
+        tops = _glob(head, links, folders=True)
+    behind = "**" in Path(head).parts
+    for top in tops:
+        if tail == "**":
+            yield from _walk(top, links, folders=folders)
+        elif not glob.has_magic(tail):
+            path = _join(top, tail)
+            if _is_folder(path) if folders else os.path.lexists(path):
+                yield path
+        else:
+            for entry in _visible(top, hidden=tail.startswith(".")):
+                if not fnmatch.fnmatch(entry.name, tail):
+                    continue
+                path = _join(top, entry.name)
+                if behind and entry.is_symlink() and _leads_to_folder(entry):
+                    links.add(path)
+                elif not folders or _leads_to_folder(entry):
+                    yield path
+
+
+def _walk(top: str, links: set[str], *, folders: bool) -> Iterator[str]:
+    """A folder and all that is in it, or only the folders; "" is the current one."""
+    waiting = [top]
+    while waiting:
+        here = waiting.pop()
+        if folders:
+            yield here
+        elif here:
+            yield here if here != top else _join(here, "")
+        for entry in _visible(here):
+            path = _join(here, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(path)
+            elif entry.is_symlink() and _leads_to_folder(entry):
+                links.add(path)
+            elif not folders:
+                yield path
+
+
+def _visible(folder: str, *, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, none where it cannot be opened; hidden names only where asked for."""
+    with suppress(OSError), os.scandir(folder or os.curdir) as entries:
+        for entry in entries:
+            if hidden or not entry.name.startswith("."):
+                yield entry
 
 
 def _is_pattern(argument: str) -> bool:
@@ -314,7 +403,7 @@ def _check(argument: str) -> None:
                 f"no image in the folder {shown(argument)}",
                 fix=f"looked for {', '.join(sorted(SUFFIXES))}, also in folders below it",
             )
-    elif _is_pattern(argument) and next(_glob(argument), None) is None:
+    elif _is_pattern(argument) and next(_glob(argument, set()), None) is None:
         raise DataError(
             f"nothing matches {shown(argument)}", fix="check the pattern; ** goes into folders"
         )

@@ -20,17 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.data.preprocess import Decoded, Pixels, decode_image, shown
-from biigma_cli.errors import BiigmaError, ImageError, ModelFileError
+from biigma_cli.errors import BiigmaError, ImageError
 from biigma_cli.runtime.inputs import Source
-from biigma_cli.runtime.session import ModelInfo, Predictor
+from biigma_cli.runtime.session import ModelInfo, Predictor, read_model
+from biigma_cli.runtime.session import check_model as check_model
 from biigma_cli.storage import available_cpus
 
 # Seconds that images already decoded wait for the rest of their batch.
 PATIENCE = 0.25
 VIEWS = 8
-
-# How a key of an external tensor's place is written in a model file.
-_EXTERNAL = b"\x0a\x08location\x12"
 
 
 class Result(NamedTuple):
@@ -56,46 +54,9 @@ class Result(NamedTuple):
 def model_id(path: Path) -> str:
     """`NAME@` and 12 digits of the file's SHA-256: which model gave an answer.
 
-    Raises `ModelFileError` where it cannot be read, or keeps its weights in other files: those
-    would not be covered, and could lie anywhere.
+    Raises `ModelFileError` as `read_model` does.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(
-            f"cannot read the model {path}: {error.strerror}", fix="check --model"
-        ) from error
-    if _EXTERNAL in content:
-        raise ModelFileError(
-            f"{path} keeps its weights in another file",
-            fix="export it again with 'biigma export onnx', which makes one file",
-        )
-    return f"{path.stem}@{hashlib.sha256(content).hexdigest()[:12]}"
-
-
-def check_model(predictor: Predictor) -> None:
-    """Raise `ModelFileError` where the graph is not what its metadata says."""
-    info, session = predictor.info, predictor.session
-    inputs = {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
-    outputs = {o.name: list(o.shape) for o in session.get_outputs()}
-    wrong = ""
-    kind, shape = inputs.get("image", ("", []))
-    if set(inputs) != {"image"}:
-        wrong = f"its inputs are {', '.join(inputs) or 'none'}, not image"
-    elif kind != "tensor(uint8)" or shape[1:] != [info.side, info.side, 3]:
-        wrong = f"its input is {kind} {shape}, not uint8 (batch, {info.side}, {info.side}, 3)"
-    elif isinstance(shape[0], int):
-        wrong = f"its batch is fixed at {shape[0]}"
-    elif not {"probabilities", "logits"} <= set(outputs):
-        wrong = f"its outputs are {', '.join(outputs)}, without probabilities and logits"
-    elif outputs["probabilities"][-1] != len(info.classes):
-        wrong = f"it has {outputs['probabilities'][-1]} outputs for {len(info.classes)} classes"
-    elif not len(info.classes) == len(info.class_names) == len(info.malignant):
-        wrong = "its lists of classes have different lengths"
-    if wrong:
-        raise ModelFileError(
-            f"{info.path} is damaged: {wrong}", fix="export it again with 'biigma export onnx'"
-        )
+    return f"{path.stem}@{hashlib.sha256(read_model(path)).hexdigest()[:12]}"
 
 
 def classify(

@@ -252,12 +252,12 @@ def missing_libraries(ort: Any, name: str) -> dict[str, str]:
 def needed_libraries(path: Path) -> tuple[str, ...]:
     """The libraries that a 64-bit little-endian ELF file names as needed; empty for others.
 
-    Raises `OSError` where it cannot be read.
+    Raises `OSError` where it cannot be opened.
     """
     with path.open("rb") as file:
         try:
             return _needed(file)
-        except (struct.error, UnicodeDecodeError, ValueError, OverflowError):
+        except (struct.error, ValueError, OverflowError, OSError):  # damaged: no such place in it
             return ()
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
 from biigma_cli.errors import DeviceError, ModelFileError
 from biigma_cli.runtime import providers
-from biigma_cli.runtime.providers import first_line
+from biigma_cli.runtime.providers import PROVIDERS, first_line
 from biigma_cli.storage import available_cpus, models_dir
 
 FORMAT = "biigma-onnx-1"
@@ -26,6 +26,9 @@ DEFAULT_MODEL = "biigma-light-isic18"
 
 # What must be in a model's metadata for it to be used here.
 REQUIRED_KEYS = ("classes", "class_names", "malignant", "preprocessing", "licence", "split")
+
+# How a key of an external tensor's place is written in a model file.
+_EXTERNAL = b"\x0a\x08location\x12"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ class Predictor:
             `auto` takes CUDA where the session really gets it, else the CPU.
 
     Raises:
-        ModelFileError: missing, corrupt, or not exported by biigma.
+        ModelFileError: missing, corrupt, with weights in other files, not exported by biigma, or
+            not what its metadata says.
         DeviceError: a provider was asked for and cannot be had; says why.
         UsageError: an unknown device.
     """
@@ -113,6 +117,7 @@ class Predictor:
         name, index = providers.parse_device(device)
         if not path.is_file():
             raise ModelFileError(f"no model at {path}", fix="check --model")
+        read_model(path)  # before ONNX Runtime opens whatever it names
         import onnxruntime as ort
 
         ort.set_default_logger_severity(4)  # what matters comes back as an exception
@@ -133,6 +138,7 @@ class Predictor:
                 fix="export it again with 'biigma export onnx', or choose another --model",
             ) from error
         self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
+        check_model(self)
         if choice.openvino:
             self.session = providers.OpenVinoSession(path, self.session)
         #: The provider that really runs, such as `CPUExecutionProvider`.
@@ -144,10 +150,15 @@ class Predictor:
                 + (f" ({cause.strip(' *')[:200]})" if cause.strip(" *") else ""),
                 fix="see 'biigma doctor', or use --device cpu",
             )
+        #: Why `auto` runs on the CPU although there is a GPU; empty where it does not.
+        self.fallback = ""
+        if name == "auto" and choice.place is not None and self.provider != PROVIDERS["cuda"]:
+            fault = providers.find_fault(ort, "cuda", gpu=_has_gpu)
+            self.fallback = fault.cause if fault else "its CUDA provider could not start"
         outputs = {o.name for o in self.session.get_outputs()}
         self._outputs = ["probabilities", "logits"]
         self._outputs += [name for name in ("saliency", "evidence") if name in outputs]
-        on_gpu = self.provider in (providers.PROVIDERS["cuda"], providers.PROVIDERS["tensorrt"])
+        on_gpu = self.provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
         self._place = choice.place if on_gpu else None
         self._input: Any = None
         self._lock = threading.Lock()
@@ -179,6 +190,67 @@ class Predictor:
                 binding.bind_output(name, kind, index)
             self.session.run_with_iobinding(binding)
             return list(binding.copy_outputs_to_cpu())
+
+
+def read_model(path: Path) -> bytes:
+    """A model file's content.
+
+    Raises `ModelFileError` where it cannot be read, or keeps its weights in other files: those
+    could lie anywhere, and no digest of the file would cover them.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(
+            f"cannot read the model {path}: {error.strerror}", fix="check --model"
+        ) from error
+    if _EXTERNAL in content:
+        raise ModelFileError(
+            f"{path} keeps its weights in another file",
+            fix="export it again with 'biigma export onnx', which makes one file",
+        )
+    return content
+
+
+def check_model(predictor: Predictor) -> None:
+    """Raise `ModelFileError` where the graph is not what its metadata says."""
+    info, session = predictor.info, predictor.session
+    inputs = {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
+    outputs = {o.name: list(o.shape) for o in session.get_outputs()}
+    wrong = ""
+    kind, shape = inputs.get("image", ("", []))
+    if set(inputs) != {"image"}:
+        wrong = f"its inputs are {', '.join(inputs) or 'none'}, not image"
+    elif kind != "tensor(uint8)" or shape[1:] != [info.side, info.side, 3]:
+        wrong = f"its input is {kind} {shape}, not uint8 (batch, {info.side}, {info.side}, 3)"
+    elif isinstance(shape[0], int):
+        wrong = f"its batch is fixed at {shape[0]}"
+    elif not {"probabilities", "logits"} <= set(outputs):
+        wrong = f"its outputs are {', '.join(outputs)}, without probabilities and logits"
+    elif outputs["probabilities"][-1] != len(info.classes):
+        wrong = f"it has {outputs['probabilities'][-1]} outputs for {len(info.classes)} classes"
+    elif not len(info.classes) == len(info.class_names) == len(info.malignant):
+        wrong = "its lists of classes have different lengths"
+    if wrong:
+        raise ModelFileError(
+            f"{info.path} is damaged: {wrong}", fix="export it again with 'biigma export onnx'"
+        )
+
+
+def stated(info: ModelInfo, *keys: str) -> Any:
+    """What a model's metadata says under nested keys, such as `config`, `model`, `trunk`.
+
+    Raises `ModelFileError` where it does not say.
+    """
+    value: Any = info.metadata
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise ModelFileError(
+                f"{info.path} does not say its {'.'.join(keys)}",
+                fix="export it again with 'biigma export onnx'",
+            )
+        value = value[key]
+    return value
 
 
 def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:

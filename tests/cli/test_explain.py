@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from biigma_cli.core.weights import load_checkpoint
 from biigma_cli.data.preprocess import load_image
+from biigma_cli.errors import ModelFileError
+from biigma_cli.judge import open_candidate
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
@@ -217,8 +220,46 @@ def test_without_evidence(bare_onnx: Path, files: list[Path], tmp_path: Path) ->
     assert "evidence for" not in done.out
 
 
+@pytest.mark.parametrize("lost", ["", "model", "data", "trunk"])
+def test_metadata_without_its_config(
+    tiny_onnx: Path, files: list[Path], tmp_path: Path, lost: str
+) -> None:
+    """The missing part is named, by `explain` and where a model is judged."""
+    proto = onnx.load(tiny_onnx)
+    entry = next(p for p in proto.metadata_props if p.key == "config")
+    config = json.loads(entry.value)
+    config.pop(lost, None)
+    config["model"] = config.get("model") and {
+        k: v for k, v in config["model"].items() if k != lost
+    }
+    entry.value = json.dumps(config)
+    if not lost:
+        proto.metadata_props.remove(entry)
+    path = tmp_path / "odd.onnx"
+    onnx.save(proto, path)
+    if lost != "data":
+        done = call("explain", files[0], "--model", path, "-o", tmp_path, "--device", "cpu")
+        refused(done, "odd.onnx does not say its config", lost, code=3)
+    with pytest.raises(ModelFileError, match=rf"odd\.onnx does not say its config.*{lost}"):
+        open_candidate(path, torch.device("cpu"))
+
+
+def test_a_graph_that_is_not_what_it_says(
+    tiny_onnx: Path, files: list[Path], tmp_path: Path
+) -> None:
+    """`explain` looks before the first image, as `predict` does."""
+    proto = onnx.load(tiny_onnx)
+    entry = next(p for p in proto.metadata_props if p.key == "class_names")
+    entry.value = json.dumps(json.loads(entry.value)[:-1])
+    path = tmp_path / "odd.onnx"
+    onnx.save(proto, path)
+    done = call("explain", files[0], "--model", path, "-o", tmp_path, "--device", "cpu")
+    refused(done, "odd.onnx is damaged", "different lengths", code=3)
+
+
 def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
-    """Of another shape, empty, missing or several images' one: said; 0 and 1 do as well as 255."""
+    """Of another shape, empty, missing or several images' one: said; 0 and 1 do as well as 255, and
+    a lesion drawn on nothing."""
     common = ("--model", tiny_onnx, "-o", tmp_path / "out", "--what", "saliency", "--json")
     shares = {}
     for name, white in (("wide", 255), ("empty", 0), ("one", 1), ("full", 255)):
@@ -227,13 +268,19 @@ def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
         Image.fromarray(values).save(tmp_path / f"{name}.png")
         done = call("explain", files[0], "--mask", tmp_path / f"{name}.png", *common)
         if name == "wide":
-            refused(done, "96x48 pixels, its image 64x48", code=3)
+            refused(done, "mask 96x48, picture 64x48 pixels", code=3)
         elif name == "empty":
             refused(done, "shows no lesion", code=3)
         else:
             assert done.code == 0, done.err
             shares[name] = json.loads(done.out)["explanations"][0]["saliency"]["share_inside"]
+    drawn = np.zeros((48, 64, 4), np.uint8)
+    drawn[:20] = 255
+    Image.fromarray(drawn).save(tmp_path / "alpha.png")
+    done = call("explain", files[0], "--mask", tmp_path / "alpha.png", *common)
+    shares["alpha"] = json.loads(done.out)["explanations"][0]["saliency"]["share_inside"]
     assert shares["one"] == pytest.approx(shares["full"], abs=0.01)
+    assert shares["alpha"] == pytest.approx(shares["full"], abs=0.01)
     (tmp_path / "none").mkdir()
     done = call("explain", files[0], "--mask", tmp_path / "none", *common)
     refused(done, f"no file at {tmp_path / 'none'}", code=3)

@@ -18,6 +18,7 @@ COMMANDS = [
     [], ["predict"], ["download"], ["train"], ["eval"], ["info"], ["export"], ["export", "onnx"],
     ["audit"], ["datasets"], ["datasets", "add"], ["datasets", "remove"], ["cache"],
     ["cache", "list"], ["cache", "clear"], ["score"], ["runs"], ["ablate"], ["explain"],
+    ["doctor"],
 ]  # fmt: skip
 
 

@@ -225,15 +225,27 @@ def test_many_tables(toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_only_failures_leave_an_older_result(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where there are more of them than are held back."""
+    """Each is said; where there are more of them than are held back, they are the result."""
     monkeypatch.setattr(command, "HELD", 3)
     target = tmp_path / "old.csv"
     target.write_text("kept")
-    done = predict(toy, *[f"gone{i}.png" for i in range(9)], "-o", target)
+    done = predict(toy, *[f"gone{i}.png" for i in range(3)], "-o", target)
     assert done.code == 3
-    assert "none of 9" in done.err
+    assert "none of 3" in done.err
+    assert "see the lines above" in done.err
+    assert all(f"gone{i}.png" in done.err for i in range(3))
     assert target.read_text() == "kept"
     assert left(tmp_path) == ["old.csv"]
+    for form in ("csv", "jsonl", "json", "table"):
+        target = tmp_path / f"old.{form}"
+        done = predict(toy, *[f"gone{i}.png" for i in range(9)], "--format", form, "-o", target)
+        assert done.code == 3
+        assert "none of 9" in done.err
+        assert "see the lines above" not in done.err
+        assert "the error column says why" in done.err
+        assert all(f"gone{i}.png" in target.read_text() for i in range(9))
+    assert left(tmp_path) == ["old.csv", "old.json", "old.jsonl", "old.table"]
+    assert [bool(r["error"]) for r in rows((tmp_path / "old.csv").read_text())] == [True] * 9
     done = predict(toy, *[f"gone{i}.png" for i in range(9)], "--format", "json")
     assert done.code == 3
     assert len(json.loads(done.out)["predictions"]) == 9
@@ -269,6 +281,52 @@ def test_resumed_equals_uninterrupted(
         assert "29 ok, 1 failed" in done.err
         assert target.read_bytes() == whole
         assert left(tmp_path) == [target.name]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_resumed_failures_are_kept(toy: Path, tmp_path: Path, form: str, more: int) -> None:
+    """A part of nothing but errors is finished, though nothing else comes either."""
+    gone = [f"gone{i}.png" for i in range(5)]
+    target = tmp_path / f"out.{form}"
+    part = tmp_path / f"out.{form}.part"
+    common = ("--format", form, "-o", target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "HELD", 1)
+        assert predict(toy, *gone[: 5 - more], *common).code == 3
+    target.replace(part)
+    done = predict(toy, *gone, *common, "--resume")
+    assert done.code == 3
+    assert "none of 5" in done.err
+    assert "the error column says why" in done.err
+    text = target.read_text()
+    assert [text.count(name) > 0 for name in gone] == [True] * 5
+    assert left(tmp_path) == [target.name]
+
+
+@posix
+def test_every_line_end_in_a_name(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """What else ends a line than a line feed: the forms are whole, and a run can be resumed."""
+    ends = ["\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+    images = tmp_path / "in"
+    images.mkdir()
+    names = sorted(str(images / f"a{end}b.png") for end in ends)
+    for name in names:
+        Path(name).write_bytes((folder / "00.png").read_bytes())
+    told = json.loads(predict(toy, images, "--format", "json").out)
+    assert [p["path"] for p in told["predictions"]] == names
+    for form in ("csv", "jsonl"):
+        target = tmp_path / f"out.{form}"
+        assert predict(toy, images, "-b", "1", "-o", target).code == 0
+        whole = target.read_bytes()
+        target.write_bytes(whole[:-5])
+        done = predict(toy, images, "-b", "1", "-o", target, "--resume")
+        assert (done.code, done.out) == (0, "")
+        assert "7 files are answered already" in done.err
+        assert target.read_bytes() == whole
+        if form == "csv":
+            with target.open(newline="", encoding="utf-8") as file:
+                assert [r["path"] for r in csv.DictReader(file)] == names
 
 
 def test_a_torn_quotation(toy: Path, folder: Path, tmp_path: Path) -> None:

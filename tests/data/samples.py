@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,12 @@ def manifest(records: Sequence[Record], dataset: str = "isic18", root: Path = Pa
     return Manifest(
         dataset=dataset, root=root, records=tuple(records), licence="CC0-1.0", citation="Nobody"
     )
+
+
+def oriented(value: int | str) -> bytes:
+    """EXIF data with nothing but an orientation: a number, or a word of at most three letters."""
+    if isinstance(value, int):
+        entry = struct.pack("<HHIHH", 0x0112, 3, 1, value, 0)
+    else:
+        entry = struct.pack("<HHI4s", 0x0112, 2, len(value) + 1, value.encode())
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)

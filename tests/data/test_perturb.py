@@ -317,9 +317,32 @@ def test_effects_by_hand() -> None:
             assert figure.value is not None
             if figure.low is not None and figure.high is not None:
                 assert figure.low <= figure.value <= figure.high
-    # Both images of lesion a are drawn together: its class always has the share of the two.
-    own = found.per_class["A"].unchanged
-    assert (own.low, own.high) == (0.5, 0.5)
+    assert found.lesions == {"A": 1, "B": 3}
+
+
+def test_a_class_of_few_lesions_has_no_interval() -> None:
+    """Its resamples can but agree; the mean over classes has none either, nor has a difference."""
+    rng = np.random.default_rng(0)
+    labels = np.array([0] * 12 + [1] * 12)
+    before, after = rng.dirichlet((1, 1, 1), (2, 24))
+    every = np.ones(24, bool)
+    enough = [f"A{i}" for i in range(12)] + [f"B{i}" for i in range(12)]
+    few = ["A0"] * 3 + [f"A{i}" for i in range(9)] + enough[12:]
+    for groups, told in ((enough, True), (few, False)):
+        made = [
+            effects(labels, before, [Answers("x", 1, every, p)], CODES, groups=groups)[0]
+            for p in (after, before)
+        ]
+        apart = difference(*made)
+        plain = made[0].to_dict()
+        assert plain["per_class"]["A"]["lesions"] == (12 if told else 9)
+        for measures in (made[0].per_class["A"], made[0].macro, apart["A"], apart["macro"]):
+            for figure in measures:
+                assert figure.value is not None
+                assert (figure.low is not None) == (figure.high is not None) == told
+                assert ("fewer than 10 lesions" in figure.why) == (not told)
+        for measures in (made[0].per_class["B"], made[0].overall, apart["B"], apart["overall"]):
+            assert all(figure.low is not None for figure in measures)
 
 
 def test_images_left_out() -> None:

@@ -20,9 +20,15 @@ import pytest
 from PIL import Image
 
 from biigma_cli.data import preprocess
-from biigma_cli.data.preprocess import MAX_PIXELS, decode_image, load_image, map_threads
+from biigma_cli.data.preprocess import (
+    MAX_PIXELS,
+    decode_image,
+    load_image,
+    map_threads,
+    upright_size,
+)
 from biigma_cli.errors import EXIT_DATA, ImageError
-from tests.data.samples import encode, noise, pixels
+from tests.data.samples import encode, noise, oriented, pixels
 
 Transpose = Image.Transpose
 # How a camera that is held so stores an upright scene.
@@ -634,3 +640,38 @@ def test_map_threads_cancels_what_waits_when_closed() -> None:
     results.close()  # type: ignore[attr-defined]
     timer.join()
     assert set(begun) <= {0, 1}
+
+
+# --- size ------------------------------------------------------------------------------------
+
+
+def test_upright_size(tmp_path: Path) -> None:
+    """As the decoded picture lies, whatever stands in the tag: 9 and words turn nothing."""
+    for number, value in enumerate((1, 2, 3, 4, 5, 6, 7, 8, 9, 0, "6", "no")):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(encode(noise(40, 24), "JPEG", exif=oriented(value)))
+        assert upright_size(path) == ((24, 40) if value in (5, 6, 7, 8) else (40, 24)), value
+        assert load_image(path, 16).shape == (16, 16, 3)
+
+
+def test_upright_size_of_a_large_jpeg(tmp_path: Path) -> None:
+    """Not that of a reduced scale."""
+    path = tmp_path / "large.jpg"
+    path.write_bytes(encode(Image.new("RGB", (3000, 2000)), "JPEG"))
+    assert upright_size(path) == (3000, 2000)
+
+
+def test_upright_size_of_dicom(tmp_path: Path) -> None:
+    """Of its first frame."""
+    path = tmp_path / "a.dcm"
+    path.write_bytes(dicom(np.asarray(noise(40, 24))))
+    assert upright_size(path) == (40, 24)
+
+
+def test_upright_size_of_no_image(tmp_path: Path) -> None:
+    """An error as in decoding."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"no picture")
+    for file, words in ((path, "not an image"), (tmp_path / "gone.jpg", "no file at")):
+        with pytest.raises(ImageError, match=words):
+            upright_size(file)

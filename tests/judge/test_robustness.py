@@ -31,8 +31,8 @@ CONFIG = DataConfig(dataset="own", side=SIDE, protocol="official")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A data folder of its own."""
+def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A data folder of its own; what is made in the session's is made before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIIGMA_HOME", str(tmp_path_factory.mktemp("home")))
         yield

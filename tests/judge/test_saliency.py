@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,15 @@ def test_command(masked_home: Path, run_copy: Path, tmp_path: Path) -> None:
     stored = json.loads((run_copy / "eval-test.json").read_text())["saliency"]
     assert set(stored["maps"]) == {"answer", "truth", "plain", "standardised", *REFERENCES}
     assert stored["images"] == sum(stored["classes"].values())
+    # Figures alone, judged again, leave it there; another checkpoint's do not.
+    again = ("eval", "--run", run_copy, "--resamples", "0", "--device", "cpu")
+    assert call(*again).code == 0
+    assert json.loads((run_copy / "eval-test.json").read_text())["saliency"] == stored
+    best = run_copy / "weights" / "best.safetensors"
+    later = (run_copy / "eval-test.json").stat().st_mtime + 5
+    os.utime(best, (later, later))
+    assert call(*again).code == 0
+    assert "saliency" not in json.loads((run_copy / "eval-test.json").read_text())
 
 
 def test_an_export(masked_home: Path, tiny_onnx: Path) -> None:

@@ -66,7 +66,7 @@ def test_by_hand() -> None:
         assert figure.low <= figure.value <= figure.high
     assert b.figures["accuracy"].value == pytest.approx(20 / 21)
     assert b.figures["sensitivity"].value is None
-    assert b.figures["sensitivity"].why == "fewer than 10 others"
+    assert b.figures["sensitivity"].why == "fewer than 10 other lesions"
 
 
 def test_too_small() -> None:
@@ -81,7 +81,7 @@ def test_too_small() -> None:
     assert {f.why for f in few.figures.values()} == {"fewer than 10 lesions"}
     assert one.figures["accuracy"].value == 1
     assert one.figures["macro_f1"].why == "one class only"
-    assert one.figures["sensitivity"].why == "fewer than 10 positive images"
+    assert one.figures["sensitivity"].why == "fewer than 10 positive lesions"
     assert rest.figures["macro_f1"].value == 1
     assert rest.figures["specificity"].value is None
 
@@ -95,6 +95,29 @@ def test_one_lesion_is_drawn_as_a_whole() -> None:
     )  # fmt: skip
     assert rows[0].lesions == 3
     assert rows[0].figures["accuracy"].why == "fewer than 10 lesions"
+
+
+def test_positives_are_counted_in_lesions() -> None:
+    """Many images of few lesions are few; a lesion with both kinds counts for both."""
+    few = np.array([0] * 30 + [1] * 20)
+    lesions = [f"P{i % 3}" for i in range(30)] + [f"N{i}" for i in range(20)]
+    mixed = np.array([0, 1] * 25)
+    pairs = [f"M{i // 2 % 10}" for i in range(50)]
+    rows = [
+        assess_subgroups(
+            label, label, CODES, {"sex": ["a"] * 50}, groups=groups, asked=asked, resamples=50
+        )[0]
+        for label, groups, asked in (
+            (few, lesions, "MEL"),
+            (few, lesions, "NV"),
+            (mixed, pairs, "MEL"),
+        )
+    ]
+    assert rows[0].positives == 30
+    assert rows[0].figures["accuracy"].value == 1
+    assert rows[0].figures["sensitivity"].why == "fewer than 10 positive lesions"
+    assert rows[1].figures["specificity"].why == "fewer than 10 other lesions"
+    assert rows[2].figures["sensitivity"].value == rows[2].figures["specificity"].value == 1
 
 
 def test_one_subgroup_of_all_agrees_with_assess() -> None:

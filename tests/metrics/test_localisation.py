@@ -202,6 +202,28 @@ def test_intervals_are_by_lesion() -> None:
     assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.15)
 
 
+def test_a_class_of_few_lesions_has_no_interval() -> None:
+    """Images of one lesion agree in every resample; ten lesions are enough, each with a value."""
+    rng = np.random.default_rng(0)
+    n = 34
+    cover = rng.uniform(0.05, 0.95, (n, H, W))
+    values = rng.random((n, H, W))
+    values[20] = -1  # of the ten lesions of NV one has no energy
+    label_n = np.array([0] * 20 + [1] * 10 + [2] * 4)
+    groups = [f"L{i}" for i in range(30)] + ["one"] * 4
+    found = localise(
+        {"m": values}, cover, cover > 0.5, label_n, CODES, groups=groups, resamples=50
+    )["m"]
+    for by_class in (found.per_class, found.per_class_over_centre):
+        for name in LOCALISATION:
+            few = by_class["DF"][name]
+            assert few.value is not None
+            assert (few.low, few.high, few.why) == (None, None, "fewer than 10 lesions")
+            assert by_class["MEL"][name].low is not None
+        assert by_class["NV"]["auc"].low is not None
+        assert by_class["NV"]["energy"].why == "fewer than 10 lesions"
+
+
 def test_paired_and_repeatable() -> None:
     """The same resamples each time: a map that always equals the Gaussian differs by nothing."""
     given_ = sample()

@@ -92,6 +92,16 @@ def test_published_difference() -> None:
     assert published_difference(OURS, FULL, "macro_f1") is None
 
 
+def test_a_twin_speaks_for_a_row_that_is_not_shown() -> None:
+    """Why its runs are lacking is told once: by the row itself where that is there."""
+    lost = {"lacking": {2: "failed: the loss is nan"}}
+    twin = row("heads-3", {1: 0.5}, same_as="full", **lost)
+    full = row("full", {1: 0.5}, **lost)
+    for rows in ((twin,), (twin, full)):
+        shown = text_of(dataclasses.replace(ABLATION, rows=rows))
+        assert shown.count("failed: the loss is nan") == 1, rows
+
+
 def test_tables() -> None:
     """Levels, differences, counts, what is lacking; nothing over 80 columns, nothing cut."""
     shown = text_of(ABLATION)

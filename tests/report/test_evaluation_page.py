@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -11,13 +12,17 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from biigma_cli.cli.evaluate_report import worst_mistakes
+from biigma_cli.data.perturb import GROUP_NOTES, GROUPS, PERTURBATIONS
 from biigma_cli.metrics import Figure, assess, compare, reliability
+from biigma_cli.metrics.localisation import LOCALISATION, RANKED, REFERENCES
 from biigma_cli.metrics.subgroups import assess_subgroups
 from biigma_cli.report.evaluation import (
     EvaluationReport,
@@ -26,10 +31,13 @@ from biigma_cli.report.evaluation import (
     mistake_pictures,
     thumbnail_size,
 )
-from biigma_cli.report.evaluation.page import figure_cell
+from biigma_cli.report.evaluation.page import figure_cell, robustness_tables
 from biigma_cli.report.evaluation.pictures import LONGEST
+from biigma_cli.report.localisation import SAME_ORDER
 from biigma_cli.report.overlay import Frame
+from biigma_cli.storage import content_digest
 from tests.conftest import Outcome, call
+from tests.data.samples import encode, manifest, noise, oriented, record
 from tests.report.browser import Browser, find_browser
 
 CODES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -107,14 +115,17 @@ def made(codes: tuple[str, ...] = CODES, **changes: Any) -> EvaluationReport:
 def report() -> EvaluationReport:
     """With every section there is."""
     figure = {"value": 0.5, "low": 0.25, "high": 0.75}
+    figures = dict.fromkeys(LOCALISATION, figure)
+    map_ = {"overall": figures, "over_centre": figures, "without_energy": 0}
+    measures = dict.fromkeys(("unchanged", "accuracy_drop", "p_true_shift"), figure)
     first = made()
     return made(
         against=(HOSTILE, compare(first.assessment, first.assessment)),
         saliency={
             "images": 12,
             "maps": {
-                "plain": {"overall": {"pointing": figure}, "over_centre": {"pointing": figure}},
-                "centre": {"overall": {"pointing": figure}, "over_centre": {}},
+                **dict.fromkeys(("answer", "standardised", *REFERENCES), map_),
+                "plain": {**map_, "without_energy": 3},
             },
         },
         robustness={
@@ -122,13 +133,17 @@ def report() -> EvaluationReport:
             "lesions": 10,
             "conditions": [
                 {
-                    "title": HOSTILE,
-                    "group": "painted on",
-                    "strength_name": name,
-                    "overall": {"unchanged": figure, "accuracy_drop": figure},
+                    "name": kind.name,
+                    "title": HOSTILE if kind.name == "ruler" else kind.title,
+                    "group": kind.group,
+                    **({"strength_name": step} if step else {}),
+                    "overall": measures,
+                    "unchanged_by_chance": 0.125,
                 }
-                for name in ("mild", "strong")
+                for kind in PERTURBATIONS.values()
+                for step in kind.steps
             ],
+            "towards_donor_class": {"answers": figure, "probability": figure},
         },
     )
 
@@ -221,6 +236,60 @@ def test_what_it_shows(page: Page, report: EvaluationReport) -> None:
     assert f"{wrong} of 140 images were answered wrong" in text
 
 
+def rows_of(html: str, caption: str) -> dict[str, list[str]]:
+    """Cells of the table with that caption, in words, by row."""
+    table = next(t for t in html.split("<table>")[1:] if f"<caption>{caption}" in t)
+    body = table.split("<tbody>")[1].split("</tbody>")[0]
+    rows = [
+        [re.sub(r"<[^>]*>", " ", cell).strip() for cell in re.split(r"</t[hd]>", row)[:-1]]
+        for row in body.split("</tr>")[:-1]
+    ]
+    return {head: cells for head, *cells in rows}
+
+
+def test_saliency_as_in_the_terminal(html: str, page: Page) -> None:
+    """The mask knows of the image, equal figures stand once, references are no results."""
+    text = " ".join(page.text.split())
+    assert "a uniform map know nothing of the image, and the mask itself is what" in text
+    assert "M, plain: 3 images without a positive value have no share of energy" in text
+    assert text.count("without a positive value") == 1
+    assert SAME_ORDER in text
+    overall = rows_of(html, "Maps against the masks")
+    apart = rows_of(html, "The same, less a Gaussian")
+    own = {"evidence, answer", "M, plain", "M, standardised"}
+    assert set(overall) == own | {"(centre prior)", "(uniform)", "(mask itself)"}
+    assert set(apart) == own
+    for rows in (overall, apart):
+        cells = dict(zip(LOCALISATION, rows["M, standardised"], strict=True))
+        assert {name for name, cell in cells.items() if cell == "as plain"} == set(RANKED)
+        assert "as plain" not in rows["M, plain"]
+
+
+def test_robustness_says_what_is_changed(html: str, page: Page) -> None:
+    """A true note for each group; chance beside the control, the pull beside the backgrounds."""
+    text = " ".join(page.text.split())
+    assert "ll but the lesion" not in text
+    places = []
+    for group, title in GROUPS.items():
+        caption = f"{title.capitalize()}: 11 images of 10 lesions"
+        places += [text.index(caption), text.index(GROUP_NOTES[group])]
+        assert f"<caption>{group}:" not in html
+    assert places == sorted(places)
+    assert "hair lies over the lesion as well" in GROUP_NOTES["painted"]
+    assert "here answers should change" in text
+    assert "50.0% of the answers stay; 12.5% would if" in text
+    assert "changes by +0.500 (+0.250 to +0.750), its mean probability by +0.500" in text
+
+
+def test_robustness_without_donors(report: EvaluationReport) -> None:
+    """No word of a pull that nobody could measure."""
+    nothing = {"value": None, "low": None, "high": None, "why": "no image"}
+    robustness = dict(report.robustness or {})
+    robustness["towards_donor_class"] = {"answers": nothing, "probability": nothing}
+    tables = robustness_tables(robustness)
+    assert [len(t.notes) for t in tables] == [1, 1, 1, 2]
+
+
 def test_colours_come_from_the_page(html: str) -> None:
     """A figure with a colour of its own would not suit dark."""
     svgs = re.findall(r"<svg.*?</svg>", html, flags=re.S)
@@ -270,6 +339,28 @@ def test_data_set_without_published_results() -> None:
     found = Page(evaluation_html(made(dataset="own", mistakes=(), subgroups=(), absent=())))
     assert "published" not in {a.get("id") for _, a in found.tags}
     assert "Not comparable" not in found.text
+
+
+@pytest.mark.parametrize("value", [6, 9, "6"])
+def test_pictures_lie_as_decoded(tmp_path: Path, value: int | str) -> None:
+    """Whatever stands in the orientation tag."""
+    stored = encode(noise(60, 40), "JPEG", exif=oriented(value))
+    (tmp_path / "P0.jpg").write_bytes(stored)
+    own = dataclasses.replace(record("P0", "NV"), digest=content_digest(stored))
+    judged = SimpleNamespace(
+        ids=("P0",), label_n=np.array([1]), proba_nY=np.array([[0.9, 0.1]]),
+        assessment=SimpleNamespace(codes=("MEL", "NV")),
+    )  # fmt: skip
+    candidate = SimpleNamespace(
+        data=SimpleNamespace(side=16, resize="squash"), trunk="light",
+        maps=lambda *_: SimpleNamespace(evidence_nYhw=None, saliency={}),
+    )  # fmt: skip
+    (mistake,) = worst_mistakes(
+        cast(Any, judged), cast(Any, candidate), manifest([own], root=tmp_path)
+    )
+    content = base64.b64decode(mistake.pictures[0].source.partition(",")[2])
+    width, height = Image.open(io.BytesIO(content)).size
+    assert (width > height) == (value != 6)
 
 
 def test_cells() -> None:

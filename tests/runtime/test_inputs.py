@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import sys
@@ -113,6 +114,51 @@ def test_links(tree: Path) -> None:
     assert len(found) == 10
     assert len(told) == 1
     assert "2 links" in told[0]
+
+
+@posix
+@pytest.mark.parametrize("pattern", ["**", "**/*", "**/*.jpg", "[b]/../**/*.jpg", "**/**/*.jpg"])
+def test_patterns_and_loops(tmp_path: Path, pattern: str) -> None:
+    """`**` follows no links to folders, and gives each file once, in order."""
+    for name in ("a/b/2.jpg", "a/b/c/3.jpg", "a/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "b" / "up").symlink_to("..")
+    (tmp_path / "a" / "4.jpg").symlink_to("1.jpg")
+    given_ = str(tmp_path / "a" / pattern)
+    told: list[str] = []
+    found = [s.name for s in expand([given_], warn=told.append)]
+    assert [os.path.relpath(os.path.realpath(Path(n).parent), tmp_path) for n in found] == [
+        "a", "a", "a/b", "a/b/c",
+    ]  # fmt: skip
+    assert [Path(n).name for n in found] == ["1.jpg", "4.jpg", "2.jpg", "3.jpg"]
+    assert any("2 links" in line for line in told)
+    assert count([given_], never) == 4
+
+
+@posix
+def test_patterns_are_those_of_the_standard_library(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without links, the same paths as `glob` finds; other files and hidden ones, too."""
+    monkeypatch.chdir(tree)
+    (tree / ".hidden").mkdir()
+    (tree / ".hidden" / ".x.jpg").touch()
+    for pattern in (
+        "*", "**", "**/", "*/", "a*/", "**/*", "**/*.*", "a/**", "a/**/", "a/**/er/*", ".*", ".*/*",
+        ".*/.*", "[ab]*", "?.jpg", "*/deep", "*/none", "**/deep/**", "**/deep/**/*.webp", "a/**/**",
+        "./**/*.gif", f"{tree}/**", f"{tree}/*/*.tif", f"{tree}/**/d*",
+    ):  # fmt: skip
+        wanted = set(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        links: set[str] = set()
+        assert set(inputs._glob(pattern, links)) == wanted, pattern
+        assert not links
+        folders = [n for n in wanted if Path(n).is_dir()]
+        images = {s.name for n in folders for s in inputs.below(n, warn=lambda _: None)}
+        images |= {n for n in wanted if not Path(n).is_dir()}
+        found = names(pattern) if wanted else []
+        assert sorted(found) == sorted(images), pattern
 
 
 @posix

@@ -18,7 +18,7 @@ from biigma_cli.data.preprocess import RESIZE_RULES, load_image
 from biigma_cli.errors import BiigmaError, ModelFileError
 from biigma_cli.runtime import pipeline
 from biigma_cli.runtime.inputs import Source
-from biigma_cli.runtime.pipeline import check_model, classify, model_id, turned
+from biigma_cli.runtime.pipeline import classify, model_id, turned
 from biigma_cli.runtime.session import FORMAT, Predictor
 from biigma_cli.storage import available_cpus, cgroup_cpus
 from tests.data.samples import encode, noise
@@ -231,9 +231,9 @@ def test_metadata_that_does_not_fit_the_graph(
     tmp_path: Path, changes: dict[str, Any], word: str
 ) -> None:
     """Found before the first image."""
-    odd = Predictor(toy_model(tmp_path / "odd.onnx", **changes), device="cpu")
+    path = toy_model(tmp_path / "odd.onnx", **changes)
     with pytest.raises(ModelFileError, match=word):
-        check_model(odd)
+        Predictor(path, device="cpu")
 
 
 @pytest.mark.parametrize("key", ["classes", "preprocessing", "licence"])
@@ -260,7 +260,7 @@ def test_another_input(tmp_path: Path) -> None:
     proto.graph.input[0].name = proto.graph.node[0].input[0] = "picture"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelFileError, match="inputs are picture, not image"):
-        check_model(Predictor(path, device="cpu"))
+        Predictor(path, device="cpu")
 
 
 @pytest.mark.parametrize("place", ["../secret.bin", "/etc/passwd", "beside.bin"])
@@ -268,6 +268,8 @@ def test_weights_in_other_files_are_refused(tmp_path: Path, place: str) -> None:
     """Inside or outside the model's folder: nothing but the one file is ever read."""
     path = toy_model(tmp_path / "model.onnx")
     proto = onnx.load(path)
+    weight = numpy_helper.to_array(proto.graph.initializer[0])
+    (tmp_path / "beside.bin").write_bytes(weight.tobytes())  # one that could be loaded
     tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -275,6 +277,8 @@ def test_weights_in_other_files_are_refused(tmp_path: Path, place: str) -> None:
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelFileError, match="another file"):
         model_id(path)
+    with pytest.raises(ModelFileError, match="another file"):
+        Predictor(path, device="cpu")
 
 
 # --- cores -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from biigma_cli.data.perturb.effect import (
     mean_with_interval,
 )
 from biigma_cli.data.perturb.kinds import (
+    GROUP_NOTES,
     GROUPS,
     PERTURBATIONS,
     STRENGTHS,
@@ -26,6 +27,7 @@ from biigma_cli.data.perturb.masks import LesionMasks, Mask, lesion_masks
 
 __all__ = [
     "GROUPS",
+    "GROUP_NOTES",
     "PERTURBATIONS",
     "STRENGTHS",
     "Answers",

@@ -5,7 +5,7 @@ Dimension letters: n images, Y classes, G groups (lesions), C conditions, b resa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from biigma_cli.errors import DataError
 from biigma_cli.metrics import Figure, Floats, Ints
 from biigma_cli.metrics.assess import _figure
 from biigma_cli.metrics.confusion import resample_weights
+from biigma_cli.metrics.subgroups import FEW, FEWEST_LESIONS
 
 
 class Measures(NamedTuple):
@@ -64,6 +65,7 @@ class Effect:
         macro: mean over the classes, each as heavy.
         per_class: by code of the true class; classes without an image are left out.
         support: images, by code.
+        lesions: likewise; under `FEWEST_LESIONS` a class's figures have no interval.
         by_chance: share of answers that would stay if answers after had nothing to do with answers
             before, each as often as it is given.
         draws: of every resample, `(resamples, 2 + Y, 3)`: overall, macro, classes.
@@ -76,6 +78,7 @@ class Effect:
     macro: Measures
     per_class: Mapping[str, Measures]
     support: Mapping[str, int]
+    lesions: Mapping[str, int]
     by_chance: float
     values: Floats = field(repr=False, compare=False)
     draws: Floats = field(repr=False, compare=False)
@@ -88,7 +91,11 @@ class Effect:
             "macro": self.macro.to_dict(),
             "unchanged_by_chance": self.by_chance,
             "per_class": {
-                code: {"images": self.support[code], **measures.to_dict()}
+                code: {
+                    "images": self.support[code],
+                    "lesions": self.lesions[code],
+                    **measures.to_dict(),
+                }
                 for code, measures in self.per_class.items()
             },
         }
@@ -107,7 +114,8 @@ def effects(
     """Figures of each condition; all of them over the same resamples of lesions.
 
     Intervals are 95% percentile intervals. A resample without a class does not count for that
-    class's figures, and its macro averages run over the classes it has.
+    class's figures, and its macro averages run over the classes it has. A class of fewer than
+    `FEWEST_LESIONS` lesions gets no interval, and then the macro averages get none either.
 
     Args:
         label_n: `(n,)` class indices.
@@ -144,6 +152,7 @@ def effects(
     made = []
     for c, found in enumerate(after):
         support = sums_GCY4[:, c, :, 0].sum(0).astype(int)
+        lesions = (sums_GCY4[:, c, :, 0] > 0).sum(0)
         value, draws = values_CM3[c], draws_bCM3[:, c]
         proba = np.asarray(found.proba_nY)[found.there_n]
         made.append(
@@ -152,13 +161,14 @@ def effects(
                 strength=found.strength,
                 n=int(support.sum()),
                 overall=_with_intervals(value[0], draws[:, 0]),
-                macro=_with_intervals(value[1], draws[:, 1]),
+                macro=_with_intervals(value[1], draws[:, 1], _why_macro(lesions[support > 0])),
                 per_class={
-                    code: _with_intervals(value[2 + i], draws[:, 2 + i])
+                    code: _with_intervals(value[2 + i], draws[:, 2 + i], _why_class(lesions[i]))
                     for i, code in enumerate(codes)
                     if support[i]
                 },
                 support={code: int(s) for code, s in zip(codes, support, strict=True) if s},
+                lesions={code: int(k) for code, k in zip(codes, lesions, strict=True) if k},
                 by_chance=_by_chance(answer_n[found.there_n], proba.argmax(1), classes),
                 values=value,
                 draws=draws,
@@ -177,8 +187,10 @@ def difference(first: Effect, second: Effect) -> dict[str, Measures]:
     places = [0, 1, *(2 + i for i in range(len(first.values) - 2))]
     # Classes without an image stand in the arrays as NaN, and have no code here.
     known = [i for i in places if i < 2 or not np.isnan(first.values[i, 0])]
+    why = {code: _why_class(first.lesions[code]) for code in codes}
+    why["macro"] = _why_macro(list(first.lesions.values()))
     return {
-        name: _with_intervals(apart[i], drawn[:, i])
+        name: _with_intervals(apart[i], drawn[:, i], why.get(name, ""))
         for name, i in zip(("overall", "macro", *codes), known, strict=True)
     }
 
@@ -222,11 +234,24 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return quotient
 
 
-def _with_intervals(value_3: Floats, draws_b3: Floats) -> Measures:
+def _why_class(lesions: int) -> str:
+    """Why a class gets no interval; "" where it does."""
+    return FEW if lesions < FEWEST_LESIONS else ""
+
+
+def _why_macro(lesions: Iterable[int]) -> str:
+    """Likewise the mean over classes of so many lesions each."""
+    return f"a class has {FEW}" if min(lesions, default=0) < FEWEST_LESIONS else ""
+
+
+def _with_intervals(value_3: Floats, draws_b3: Floats, why: str = "") -> Measures:
+    """Values with their intervals; without, where `why` says why."""
     return Measures(
         *(
             Figure(value=None, why="no image")
             if np.isnan(value_3[i])
+            else Figure(value=float(value_3[i]), why=why)
+            if why
             else _figure(value_3[i], draws_b3[:, i])
             for i in range(3)
         )

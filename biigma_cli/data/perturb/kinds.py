@@ -81,6 +81,16 @@ GROUPS = {
     "whole": "whole picture",
     "controls": "controls",
 }
+#: What of the picture is changed, and whether answers should be, by key of `GROUPS`.
+GROUP_NOTES = {
+    "background": "The lesion stays as it is; around it lies the background of another lesion's "
+    "picture. Answers should not change.",
+    "painted": "Painted beside the lesion, which stays as it is; only hair lies over the lesion as "
+    "well. Answers should not change.",
+    "whole": "The whole picture changes, the lesion with it. Answers should not change.",
+    "controls": "Flat background: the lesion stays as it is, on the mean colour of its own skin. "
+    "Lesion removed: skin lies where the lesion was, and here answers should change.",
+}
 
 PERTURBATIONS: dict[str, Perturbation] = {
     p.name: p

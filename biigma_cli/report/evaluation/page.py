@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.data.perturb.kinds import GROUP_NOTES, GROUPS
 from biigma_cli.metrics import (
     HALVES,
     HEADLINE,
@@ -21,10 +22,17 @@ from biigma_cli.metrics import (
     Ints,
     Reliability,
 )
+from biigma_cli.metrics.localisation import LOCALISATION_TITLES, RANKED
 from biigma_cli.metrics.subgroups import FEWEST_LESIONS, FEWEST_POSITIVES, Subgroup
 from biigma_cli.report.evaluation.figures import pr_svg, reliability_svg, roc_svg
 from biigma_cli.report.evaluation.pictures import EVIDENCE, SALIENCY, Mistake, colour_bar
-from biigma_cli.report.localisation import MAP_TITLES
+from biigma_cli.report.localisation import (
+    AS_PLAIN,
+    MAP_TITLES,
+    own_maps,
+    remarks,
+    shown_once,
+)
 from biigma_cli.report.published import Published, comparability, published_for
 from biigma_cli.taxonomy import lesion_class
 
@@ -32,19 +40,21 @@ from biigma_cli.taxonomy import lesion_class
 GENERATOR = "biigma eval --report"
 SUBGROUP_NOTE = (
     f"Subgroups of fewer than {FEWEST_LESIONS} lesions get no figure, and those of fewer than "
-    f"{FEWEST_POSITIVES} positive images no sensitivity and specificity. Macro averages run over "
+    f"{FEWEST_POSITIVES} positive or of fewer than {FEWEST_POSITIVES} other lesions no sensitivity "
+    "and specificity. Macro averages run over "
     "the classes present, in a resample over those it has, so a rare class widens them much. "
     "Subgroups differ in their mix of diagnoses, and the intervals are not widened for how many "
     "subgroups are looked at."
 )
 SALIENCY_NOTE = (
-    "How far the maps show the lesion, by its mask. In brackets stand maps that know nothing of "
-    "the image: lesions lie in the middle, and a map that does not beat a Gaussian there shows "
-    "nothing."
+    "How far the maps show the lesion, by its mask. In brackets stand references, not results: a "
+    "Gaussian at the centre and a uniform map know nothing of the image, and the mask itself is "
+    "what the maps are judged by."
 )
 ROBUSTNESS_NOTE = (
-    "All but the lesion is changed. Unchanged: share of images with the same answer as before; "
-    "accuracy drop: before less after; p true shift: mean change of the probability of the truth."
+    "What is changed stands beneath each table. Unchanged: share of images with the same answer as "
+    "before; accuracy drop: before less after, above 0 is worse; p true shift: mean change of the "
+    "probability of the truth, below 0 is worse."
 )
 
 
@@ -117,6 +127,7 @@ class PageTable:
         columns: heads; the first is that of the row heads.
         words: indices of columns that hold words; the others hold numbers.
         marked: indices of rows that stand out.
+        notes: beneath it.
     """
 
     caption: str
@@ -124,6 +135,7 @@ class PageTable:
     rows: Sequence[Sequence[Cell]]
     words: Sequence[int] = ()
     marked: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
 
 def evaluation_html(report: EvaluationReport) -> str:
@@ -168,21 +180,21 @@ def evaluation_html(report: EvaluationReport) -> str:
     )
 
 
-def _extra(report: EvaluationReport) -> list[tuple[str, str, str, list[PageTable]]]:
-    """Id, title, words and tables of the sections that were asked for."""
+def _extra(report: EvaluationReport) -> list[tuple[str, str, list[str], list[PageTable]]]:
+    """Id, title, paragraphs and tables of the sections that were asked for."""
     found = []
     if report.saliency is not None:
         found.append(
             (
                 "saliency",
                 "Maps against lesion masks",
-                SALIENCY_NOTE,
+                [SALIENCY_NOTE, *_saliency_remarks(report.saliency)],
                 saliency_tables(report.saliency),
             )
         )
     if report.robustness is not None:
         tables = robustness_tables(report.robustness)
-        found.append(("robustness", "Robustness", ROBUSTNESS_NOTE, tables))
+        found.append(("robustness", "Robustness", [ROBUSTNESS_NOTE], tables))
     return found
 
 
@@ -376,17 +388,29 @@ def _subgroups(report: EvaluationReport) -> PageTable | None:
     )
 
 
+def _saliency_remarks(found: Mapping[str, Any]) -> list[str]:
+    """As the terminal has them."""
+    return remarks({name: own["without_energy"] for name, own in found["maps"].items()})
+
+
 def saliency_tables(found: Mapping[str, Any]) -> list[PageTable]:
     """Maps against masks, from `SaliencyJudgement.to_dict`: all images, and less the centre."""
+    maps = found["maps"]
+    once = {(name, figure): AS_PLAIN for name in shown_once(maps) for figure in RANKED}
     tables = []
-    for key, caption in (
-        ("overall", f"Maps against the masks of {found['images']} images"),
-        ("over_centre", "The same, less a Gaussian at the centre: above 0 is better than that"),
+    for key, caption, shown in (
+        ("overall", f"Maps against the masks of {found['images']} images", list(maps)),
+        (
+            "over_centre",
+            "The same, less a Gaussian at the centre: above 0 is better than that",
+            own_maps(maps),
+        ),
     ):
-        rows = {n: m[key] for n, m in found["maps"].items() if m[key]}
+        rows = {name: maps[name][key] for name in shown}
         if rows:
-            titles = {name: MAP_TITLES.get(name, name) for name in rows}
-            tables.append(_plain_table(caption, "map", rows, titles, signed=key != "overall"))
+            titles = {**MAP_TITLES, **LOCALISATION_TITLES}
+            signed = key != "overall"
+            tables.append(_plain_table(caption, "map", rows, titles, signed=signed, instead=once))
     return tables
 
 
@@ -399,10 +423,50 @@ def robustness_tables(found: Mapping[str, Any]) -> list[PageTable]:
             name += f", {condition['strength_name']}"
         groups.setdefault(condition["group"], {})[name] = condition["overall"]
     images = f"{found['images']} images of {found['lesions']} lesions"
+    told = {
+        "background": _pull_words(found["towards_donor_class"]),
+        "controls": _removed_words(found["conditions"]),
+    }
     return [
-        _plain_table(f"{group}: {images}", "perturbation", rows, {}, signed=False)
+        _plain_table(
+            f"{GROUPS[group].capitalize()}: {images}", "perturbation", rows, {}, signed=False,
+            notes=[words for words in (GROUP_NOTES[group], told.get(group, "")) if words],
+        )
         for group, rows in groups.items()
-    ]
+    ]  # fmt: skip
+
+
+def _pull_words(found: Mapping[str, Any]) -> str:
+    """How far answers go over to the donor's class; "" where no image had such a donor."""
+    answers, probability = (_figure_of(found[key]) for key in ("answers", "probability"))
+    if answers.value is None or probability.value is None:
+        return ""
+    shares = [figure_cell(figure, digits=3, signed=True) for figure in (answers, probability)]
+    pull, shift = (f"{c.text} ({c.small})" if c.small else c.text for c in shares)
+    return (
+        "Donor, other class: the share of answers that name the donor's class changes by "
+        f"{pull}, its mean probability by {shift}. Above 0 the background draws answers to its "
+        "own class."
+    )
+
+
+def _removed_words(conditions: Sequence[Mapping[str, Any]]) -> str:
+    """Answers that stay without the lesion, beside those that chance would leave."""
+    for condition in conditions:
+        stay = condition["overall"]["unchanged"]["value"]
+        if condition["name"] == "lesion-removed" and stay is not None:
+            return (
+                f"Without the lesion {stay:.1%} of the answers stay; "
+                f"{condition['unchanged_by_chance']:.1%} would if answers with and without it had "
+                "nothing to do with each other."
+            )
+    return ""
+
+
+def _figure_of(plain: Mapping[str, Any]) -> Figure:
+    """A figure from its `to_dict`."""
+    ends = {key: plain[key] for key in ("value", "low", "high")}
+    return Figure(**ends, why=plain.get("why", ""))
 
 
 def _plain_table(
@@ -412,20 +476,27 @@ def _plain_table(
     titles: Mapping[str, str],
     *,
     signed: bool,
+    instead: Mapping[tuple[str, str], str] | None = None,
+    notes: Sequence[str] = (),
 ) -> PageTable:
-    """A row for each mapping of figures, given as plain values."""
-    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    empty = {"value": None, "low": None, "high": None}
+    """A row for each mapping of figures, given as plain values.
 
-    def cell(plain: Mapping[str, Any]) -> Cell:
-        ends = {key: plain[key] for key in empty}
-        return figure_cell(Figure(**ends, why=plain.get("why", "")), digits=3, signed=signed)
+    Args:
+        titles: of rows and figures, by key.
+        instead: words in place of a figure, by row and figure.
+    """
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    words = instead or {}
+
+    def cell(row: str, name: str) -> Cell:
+        if (row, name) in words:
+            return Cell(words[row, name])
+        plain = rows[row].get(name)
+        return figure_cell(_figure_of(plain), digits=3, signed=signed) if plain else Cell("-")
 
     return PageTable(
         caption=caption,
-        columns=(head, *(name.replace("_", " ") for name in names)),
-        rows=[
-            [Cell(titles.get(key, key)), *(cell(figures.get(n, empty)) for n in names)]
-            for key, figures in rows.items()
-        ],
+        columns=(head, *(titles.get(name, name.replace("_", " ")) for name in names)),
+        rows=[[Cell(titles.get(key, key)), *(cell(key, name) for name in names)] for key in rows],
+        notes=notes,
     )
