@@ -22,6 +22,7 @@ def held(run: Path) -> Iterator[None]:
         BiigmaError: it cannot be written.
     """
     lock = filelock.FileLock(run / LOCK)
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -43,5 +44,6 @@ def held(run: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if [p.name for p in run.iterdir()] == [LOCK]:
                 (run / LOCK).unlink()
-                run.rmdir()
+                for folder in made:
+                    folder.rmdir()
         lock.release()

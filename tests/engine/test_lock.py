@@ -41,9 +41,12 @@ def test_a_second_training_is_refused(tiny_run: Path) -> None:
 
 def test_nothing_is_left_of_what_never_began(tmp_path: Path) -> None:
     """A training that ends before its first file leaves no folder; one with files keeps them."""
-    with held(tmp_path / "a"):
-        assert (tmp_path / "a").is_dir()
-    assert not (tmp_path / "a").exists()
+    with held(tmp_path / "runs" / "a"):
+        assert (tmp_path / "runs" / "a").is_dir()
+    assert not (tmp_path / "runs").exists()
+    with held(tmp_path):  # it was there before
+        pass
+    assert tmp_path.is_dir()
     with held(tmp_path / "b"):
         (tmp_path / "b" / "config.toml").touch()
     assert (tmp_path / "b" / "config.toml").exists()

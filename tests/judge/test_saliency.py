@@ -214,7 +214,8 @@ def test_command(masked_home: Path, run_copy: Path, tmp_path: Path) -> None:
         "keeps the order of its cells",
     ):  # fmt: skip
         assert words in tables
-    assert tables.count("..") > 50
+    # Classes of fewer than 10 lesions have values without intervals.
+    assert tables.count("..") > 30
     # After the rest of the first title, and before what else is told.
     body = [line for line in tables.splitlines()[1:] if "the paper" not in line]
     assert max(map(len, body)) <= 80
