@@ -64,24 +64,31 @@ def cgroup_cpus(root: Path) -> float | None:
     The least over the process's group and those around it; None without a limit, or where there
     are no control groups. `root` holds `proc` and `sys`.
     """
+    quotas = (_cgroup_quota(group) for group in cgroup_folders(root, "cpu"))
+    return min((q for q in quotas if q is not None), default=None)
+
+
+def cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Folders that may limit this process, of its control group and those around it, v1 and v2.
+
+    Not all of them need be there. `root` holds `proc` and `sys`.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return None
+        return
     mount = root / "sys/fs/cgroup"
-    quotas = []
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         inside = PurePosixPath(path.lstrip("/"))
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        trees = [mount / controllers, mount / "cpu"] if controllers else [mount, mount / "unified"]
-        for tree in trees:
+        names = (controllers, controller) if controllers else (".", "unified")
+        for name in names:
             # In a container the path may be the host's, and the tree its own: hence its top, too.
             for group in (inside, *inside.parents):
-                quotas.append(_cgroup_quota(tree / group))
-    return min((q for q in quotas if q is not None), default=None)
+                yield mount / name / group
 
 
 def _cgroup_quota(group: Path) -> float | None:

@@ -132,6 +132,7 @@ def evaluate(
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.splits import PARTS
     from biigma_cli.errors import UsageError
+    from biigma_cli.report.style import picture_kind
     from biigma_cli.runtime.session import find_model
     from biigma_cli.storage import check_writable
 
@@ -139,10 +140,8 @@ def evaluate(
         raise UsageError(f"unknown --split {split!r}", fix=f"choose one of: {', '.join(PARTS)}")
     if run is not None and model is not None:
         raise UsageError("both --run and --model are given", fix="leave one of them out")
-    if reliability is not None and reliability.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(
-            f"{reliability} is neither .svg nor .png", fix="name the file reliability.svg"
-        )
+    if reliability is not None:
+        picture_kind(reliability, "reliability.svg")
     for target in (predictions_out, reliability):
         if target is not None:
             check_writable(target)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biigma_cli.errors import UsageError
-
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
@@ -87,12 +85,12 @@ def matrices(heads: HeadSimilarity) -> dict[str, Any]:
 
 def check_picture(path: Path | None) -> None:
     """Raise `UsageError` now where `--heads` can name no picture."""
+    from biigma_cli.report.style import picture_kind
     from biigma_cli.storage import check_writable
 
     if path is None:
         return
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(f"{path} is neither .svg nor .png", fix="name the file heads.svg")
+    picture_kind(path, "heads.svg")
     check_writable(path)
 
 

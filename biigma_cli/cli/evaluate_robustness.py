@@ -21,6 +21,7 @@ Bar = Callable[[str, str], Callable[[int, int], None]]
 def check_options(asked: bool, images: int | None, figure: Path | None, sheet: Path | None) -> None:
     """Raise `UsageError` before the work for options that cannot be."""
     from biigma_cli.errors import UsageError
+    from biigma_cli.report.style import picture_kind
     from biigma_cli.storage import check_writable
 
     given = {
@@ -31,8 +32,8 @@ def check_options(asked: bool, images: int | None, figure: Path | None, sheet: P
     for option, value in given.items():
         if value is not None and not asked:
             raise UsageError(f"{option} without --robustness", fix="add --robustness")
-    if figure is not None and figure.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(f"{figure} is neither .svg nor .png", fix="name the file robustness.svg")
+    if figure is not None:
+        picture_kind(figure, "robustness.svg")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UsageError(f"{sheet} is no .png", fix="name the file perturbed.png")
     for target in (figure, sheet):

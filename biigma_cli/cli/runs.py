@@ -73,13 +73,13 @@ def show(
 
 
 def _compare(found: list[RunInfo], sort: str | None, curves: Path | None, *, json_: bool) -> None:
-    from biigma_cli.errors import DataError, PartialFailure, UsageError
+    from biigma_cli.errors import DataError, PartialFailure
     from biigma_cli.report.runs import config_differences, incomparable, sort_runs
+    from biigma_cli.report.style import picture_kind
     from biigma_cli.storage import check_writable
 
     if curves is not None:
-        if curves.suffix.lower() not in (".svg", ".png"):
-            raise UsageError(f"{curves} is neither .svg nor .png", fix="name the file curves.svg")
+        picture_kind(curves, "curves.svg")
         check_writable(curves)
     if sort is not None:
         found = sort_runs(found, sort)

@@ -16,8 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from biigma_cli.errors import DataError, UsageError
-from biigma_cli.report.curves import _COLOURS, _GREY, FORMATS, _save, _style, _write
+from biigma_cli.errors import DataError
+from biigma_cli.report.style import (
+    COLOURS,
+    GREY,
+    picture_kind,
+    save,
+    style,
+    write,
+)
 from biigma_cli.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -389,9 +396,7 @@ def draw_ablation(ablation: Ablation, path: Path) -> None:
         DataError: no row has a run.
         BiigmaError: the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path} is neither .svg nor .png", fix="name the file figure.svg")
+    kind = picture_kind(path, "figure.svg")
     rows = [row for row in ablation.rows if row.runs]
     if not rows:
         raise DataError("there is nothing to draw: no run was judged", fix="train some first")
@@ -409,17 +414,17 @@ def draw_ablation(ablation: Ablation, path: Path) -> None:
         below += textwrap.wrap(f"Hollow: {ablation.published_protocol}.", letters)
     heading, foot = 0.4, 0.45 + 0.16 * len(below)
     height = heading + foot + 0.75 + 0.24 * len(rows)
-    with _style():
+    with style():
         engine = ConstrainedLayoutEngine(
             rect=(0, foot / height, 1, 1 - (heading + foot) / height), w_pad=0.1, h_pad=0.05
         )
         figure = Figure(figsize=(width, height), layout=engine)
         FigureCanvasAgg(figure)
         left = 0.1 / width
-        _write(figure, left, 1 - 0.1 / height, ablation.title, size=11, weight="bold")
+        write(figure, left, 1 - 0.1 / height, ablation.title, size=11, weight="bold")
         for i, line in enumerate(below):
             top = (0.1 + 0.16 * (len(below) - i)) / height
-            _write(figure, left, top, line, color=_GREY, size=8)
+            write(figure, left, top, line, color=GREY, size=8)
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axis, panel in zip(axes, panels, strict=True):
             _draw(axis, panel)
@@ -434,11 +439,11 @@ def draw_ablation(ablation: Ablation, path: Path) -> None:
                 axis.set_xlim(low - margin, high + margin)
         handles, labels = axes[0].get_legend_handles_labels()
         legend = figure.legend(
-            handles, labels, loc="lower left", frameon=False, labelcolor=_GREY, handlelength=1.4,
+            handles, labels, loc="lower left", frameon=False, labelcolor=GREY, handlelength=1.4,
             bbox_to_anchor=(left, (foot - 0.24) / height), ncols=4, borderaxespad=0, borderpad=0,
         )  # fmt: skip
         legend.set_in_layout(False)
-        content = _save(figure, kind)
+        content = save(figure, kind)
     atomic_write_bytes(path, content)
 
 
@@ -483,22 +488,22 @@ def _draw(axis: Axes, panel: _Panel) -> None:
     places = [i for i, dots in enumerate(panel.dots) if dots]
     axis.hlines(
         places, [min(panel.dots[i]) for i in places], [max(panel.dots[i]) for i in places],
-        color=_COLOURS[0], linewidth=1, alpha=0.6, zorder=2,
+        color=COLOURS[0], linewidth=1, alpha=0.6, zorder=2,
     )  # fmt: skip
     axis.plot(
         [v for dots in panel.dots for v in dots],
         [i for i, dots in enumerate(panel.dots) for _ in dots],
-        color=_COLOURS[0], marker="o", markersize=4, linestyle="", alpha=0.75, label="a seed",
+        color=COLOURS[0], marker="o", markersize=4, linestyle="", alpha=0.75, label="a seed",
     )  # fmt: skip
     axis.plot(
         [statistics.fmean(panel.dots[i]) for i in places], places,
-        color=_COLOURS[1], marker="|", markersize=11, markeredgewidth=2, linestyle="",
+        color=COLOURS[1], marker="|", markersize=11, markeredgewidth=2, linestyle="",
         label="mean", zorder=4,
     )  # fmt: skip
     known = [(v, i) for i, v in enumerate(panel.published) if v is not None]
     if known:
         axis.plot(
-            [v for v, _ in known], [i for _, i in known], color=_COLOURS[6], marker="D",
+            [v for v, _ in known], [i for _, i in known], color=COLOURS[6], marker="D",
             markersize=5, markerfacecolor="none", linestyle="",
             label="published, by another protocol",
         )  # fmt: skip

@@ -1,23 +1,17 @@
-"""Training curves, drawn by matplotlib without a window.
-
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart. The files hold
-no date and no random ids: the same run gives the same bytes with the same matplotlib.
-"""
+"""Training curves, drawn by matplotlib without a window."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biigma_cli.errors import DataError, UsageError
 from biigma_cli.report.runs import RunInfo, incomparable, read_run
+from biigma_cli.report.style import COLOURS, FORMATS, GREY, picture_kind, save, style, write
 from biigma_cli.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -25,31 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-FORMATS = ("svg", "png")
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Broken lines let one that lies beneath be seen.
 _DASHES = ("-", (0, (4, 1.3)), (0, (1.5, 1)), (0, (6, 1.3, 1.5, 1.3)))
-_GREY = "#6b6b6b"
-_STYLE: dict[str, Any] = {
-    "axes.edgecolor": "#999999",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": _GREY,
-    "axes.labelsize": 9,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "font.size": 9,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "svg.hashsalt": "biigma",
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-}
 
 # Columns of metrics.csv and what they are called in a picture.
 _VALIDATION = {
@@ -122,9 +93,9 @@ def draw_curves(run: Path) -> list[Path]:
     if not info.finished:
         words.append(f"unfinished, {info.epochs_done}{planned} epochs done")
     panels = _run_panels(info)
-    with _style():
+    with style():
         figure = _figure(panels, title=info.name, subtitle="; ".join(words))
-        contents = [(run / f"curves.{kind}", _save(figure, kind)) for kind in FORMATS]
+        contents = [(run / f"curves.{kind}", save(figure, kind)) for kind in FORMATS]
     for path, content in contents:
         atomic_write_bytes(path, content)
     return [path for path, _ in contents]
@@ -140,22 +111,20 @@ def compare_curves(runs: Sequence[Path], out: Path, *, names: Sequence[str] = ()
 
     Raises `UsageError` for another ending, else as `draw_curves`.
     """
-    kind = out.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{out} is neither .svg nor .png", fix="name the file curves.svg")
+    kind = picture_kind(out, "curves.svg")
     if not runs:
         raise UsageError("no run to draw", fix="name at least one run")
     infos = [_with_rows(run) for run in runs]
     if names:
         infos = [dataclasses.replace(i, name=name) for i, name in zip(infos, names, strict=True)]
-    with _style():
+    with style():
         figure = _figure(
             _comparison_panels(infos),
             title="",
             subtitle="; ".join(incomparable(infos)).split(" (")[0],
             legend=_legend_lines(infos),
         )
-        content = _save(figure, kind)
+        content = save(figure, kind)
     atomic_write_bytes(out, content)
 
 
@@ -187,7 +156,7 @@ def _lines(info: RunInfo, columns: dict[str, str], *, best: int | None = None) -
         _Line(
             label=label,
             points=points,
-            colour=_COLOURS[i % len(_COLOURS)],
+            colour=COLOURS[i % len(COLOURS)],
             dashes=_DASHES[i % len(_DASHES)],
             best=best,
         )
@@ -259,7 +228,7 @@ def _legend_lines(infos: Sequence[RunInfo]) -> list[_Line]:
         _Line(
             label=info.name,
             points=[],
-            colour=_COLOURS[i % len(_COLOURS)],
+            colour=COLOURS[i % len(COLOURS)],
             dashes=_DASHES[i % len(_DASHES)],
         )
         for i, info in enumerate(infos)
@@ -271,17 +240,6 @@ def _highest(points: list[tuple[float, float]]) -> float:
 
 
 # --- how -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Our style whatever the user's own settings of matplotlib are."""
-    import matplotlib.style
-
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-        # Names of runs may hold signs that the font lacks: they show as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
 
 
 def _figure(
@@ -308,10 +266,10 @@ def _figure(
     FigureCanvasAgg(figure)
     left, top = 0.1 / figure.get_figwidth(), 1 - 0.1 / height
     if title:
-        _write(figure, left, top, title, size=12, weight="bold")
+        write(figure, left, top, title, size=12, weight="bold")
         top -= 0.27 / height
     if subtitle:
-        _write(figure, left, top, subtitle, color=_GREY)
+        write(figure, left, top, subtitle, color=GREY)
         top -= 0.27 / height
     if legend:
         _add_legend(figure, legend, per_row, (left, top))
@@ -327,11 +285,6 @@ def _figure(
     for axis, panel, own in zip(axes, panels, labels, strict=False):
         _place_labels(axis, panel, own)
     return figure
-
-
-def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    """Text as it is: a dollar sign in a run's name is no formula."""
-    figure.text(x, y, text, va="top", parse_math=False, **style).set_in_layout(False)
 
 
 def _add_legend(
@@ -426,20 +379,3 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
             if len(block) > 1:
                 placed[i] = centre(block) + (rank - (len(block) - 1) / 2) * gap
     return placed
-
-
-def _save(figure: Figure, kind: str) -> bytes:
-    """The picture's bytes, without date or version.
-
-    The canvases are called directly: `savefig` would draw everything twice.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    file = io.BytesIO()
-    if kind == "svg":
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    else:
-        figure.dpi = 150
-        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    return file.getvalue()

@@ -9,9 +9,14 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from biigma_cli.errors import UsageError
 from biigma_cli.metrics import Floats
-from biigma_cli.report.curves import _GREY, FORMATS, _save, _style, _write
+from biigma_cli.report.style import (
+    HEADING,
+    headed_figure,
+    picture_kind,
+    save,
+    style,
+)
 from biigma_cli.storage import atomic_write_bytes
 
 #: Matrix -> what it is called.
@@ -35,22 +40,11 @@ def draw_heads(
         UsageError: another ending.
         BiigmaError: the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path} is neither .svg nor .png", fix="name the file heads.svg")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with _style():
+    kind = picture_kind(path, "heads.svg")
+    with style():
         # Inches, from the top: the heading, then the rows of square panels.
-        width, height, heading = 1.3 + 2.9 * len(panels), 0.65 + 3.15 * len(KINDS), 0.65
-        engine = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - heading / height), w_pad=0.1, h_pad=0.1)
-        figure = Figure(figsize=(width, height), layout=engine)
-        FigureCanvasAgg(figure)
-        left = 0.1 / width
-        _write(figure, left, 1 - 0.1 / height, title, size=11, weight="bold")
-        _write(figure, left, 1 - 0.35 / height, subtitle, color=_GREY)
+        width, height = 1.3 + 2.9 * len(panels), HEADING + 3.15 * len(KINDS)
+        figure = headed_figure(width, height, title=title, subtitle=subtitle)
         axes = figure.subplots(len(KINDS), len(panels), squeeze=False)
         for row, (name, what) in zip(axes, KINDS.items(), strict=True):
             for axis, (model, matrices) in zip(row, panels, strict=True):
@@ -74,7 +68,7 @@ def draw_heads(
         bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30)
         bar.set_label("mean cosine similarity")
         bar.outline.set_visible(False)
-        content = _save(figure, kind)
+        content = save(figure, kind)
     atomic_write_bytes(path, content)
 
 

@@ -16,8 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.data.preprocess import Pixels
-from biigma_cli.errors import UsageError
-from biigma_cli.report.curves import _GREY, FORMATS, _save, _style, _write
+from biigma_cli.report.style import (
+    GREY,
+    picture_kind,
+    save,
+    style,
+    write,
+)
 from biigma_cli.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -212,9 +217,7 @@ def draw_overlay(
         UsageError: another ending.
         BiigmaError: the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path} is neither .svg nor .png", fix="name the file overlay.svg")
+    kind = picture_kind(path, "overlay.svg")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -228,28 +231,28 @@ def draw_overlay(
     # A character of 7 points is about 0.056 inches wide.
     lines = textwrap.wrap(" ".join(notes), int((width - 2 * margin) / 0.056))
     height = heading + tall + foot + 0.14 * len(lines) + 0.1
-    with _style():
+    with style():
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         left = margin / width
         # 11 points bold are about 0.1 inches a character, 9 points 0.07.
-        _write(
+        write(
             figure, left, 1 - 0.1 / height, shortened(title, int((width - 2 * margin) / 0.1)),
             size=11, weight="bold",
         )  # fmt: skip
         told = shortened(subtitle, int((width - 2 * margin) / 0.07))
-        _write(figure, left, 1 - 0.34 / height, told, color=_GREY)
+        write(figure, left, 1 - 0.34 / height, told, color=GREY)
         grey = _grey(picture)
         base = (height - heading - tall) / height
         for i in range(len(layers) + 1):
             x = (margin + i * (panel + gap)) / width
             axis = figure.add_axes((x, base, panel / width, tall / height))
             name = "Picture" if i == 0 else layers[i - 1].title
-            _write(figure, x, 1 - 0.62 / height, shortened(name, 46), size=10)
+            write(figure, x, 1 - 0.62 / height, shortened(name, 46), size=10)
             if i == 0:
                 _show(axis, picture, lesion_HW, kind)
                 for j, line in enumerate(probabilities):
-                    _write(figure, x, base - (0.09 + 0.17 * j) / height, shortened(line, 50))
+                    write(figure, x, base - (0.09 + 0.17 * j) / height, shortened(line, 50))
                 continue
             layer = layers[i - 1]
             # Of the map itself, not of what a crop leaves of it.
@@ -261,8 +264,8 @@ def draw_overlay(
             _legend(figure, bar, layer, limits, kind)
         for j, line in enumerate(lines):
             at = (0.08 + 0.14 * (len(lines) - j)) / height
-            _write(figure, left, at, line, size=7, color=_GREY)
-        content = _save(figure, kind)
+            write(figure, left, at, line, size=7, color=GREY)
+        content = save(figure, kind)
     atomic_write_bytes(path, content)
 
 

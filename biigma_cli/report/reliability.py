@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from biigma_cli.errors import UsageError
 from biigma_cli.metrics import Reliability
-from biigma_cli.report.curves import _COLOURS, _GREY, FORMATS, _save, _style, _write
+from biigma_cli.report.style import (
+    COLOURS,
+    GREY,
+    headed_figure,
+    picture_kind,
+    save,
+    style,
+)
 from biigma_cli.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -32,31 +38,20 @@ def draw_reliability(
         UsageError: another ending.
         BiigmaError: the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path} is neither .svg nor .png", fix="name the file reliability.svg")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with _style():
+    kind = picture_kind(path, "reliability.svg")
+    with style():
         # Inches, from the top: the heading, square axes, two short rows of legend or one long.
-        width, height, heading = 0.2 + 3.7 * len(panels), 4.75, 0.65
-        engine = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - heading / height), w_pad=0.1, h_pad=0.1)
-        figure = Figure(figsize=(width, height), layout=engine)
-        FigureCanvasAgg(figure)
-        left = 0.1 / width
-        _write(figure, left, 1 - 0.1 / height, title, size=11, weight="bold")
-        _write(figure, left, 1 - 0.35 / height, subtitle, color=_GREY)
+        width, height = 0.2 + 3.7 * len(panels), 4.75
+        figure = headed_figure(width, height, title=title, subtitle=subtitle)
         axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
         for axis, (name, diagram) in zip(axes, panels.items(), strict=True):
             _panel(axis, name, diagram)
         axes[0].set_ylabel("share answered right")
         figure.legend(
             *axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2 * len(panels),
-            frameon=False, labelcolor=_GREY, handlelength=1.6, columnspacing=1.2,
+            frameon=False, labelcolor=GREY, handlelength=1.6, columnspacing=1.2,
         )  # fmt: skip
-        content = _save(figure, kind)
+        content = save(figure, kind)
     atomic_write_bytes(path, content)
 
 
@@ -72,13 +67,13 @@ def _panel(axis: Axes, name: str, diagram: Reliability) -> None:
         label="right as often as said",
     )  # fmt: skip
     axis.vlines(
-        confidence, confidence, accuracy, color=_COLOURS[1], linewidth=4, alpha=0.5,
+        confidence, confidence, accuracy, color=COLOURS[1], linewidth=4, alpha=0.5,
         label="gap to that",
     )  # fmt: skip
-    axis.vlines(confidence, low, high, color=_COLOURS[0], linewidth=1, label="95% interval")
+    axis.vlines(confidence, low, high, color=COLOURS[0], linewidth=1, label="95% interval")
     images = sum(b.count for b in diagram.bins) / len(diagram.bins)
     axis.plot(
-        confidence, accuracy, color=_COLOURS[0], marker="o", linestyle="",
+        confidence, accuracy, color=COLOURS[0], marker="o", linestyle="",
         label=f"bin of about {images:.0f} images",
     )  # fmt: skip
     axis.set_xlim(0, 1.02)

@@ -17,7 +17,15 @@ from biigma_cli.data.perturb import GROUPS, PERTURBATIONS, Effect, Measures
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.errors import UsageError
 from biigma_cli.metrics import Figure
-from biigma_cli.report.curves import _COLOURS, _GREY, FORMATS, _save, _style, _write
+from biigma_cli.report.style import (
+    COLOURS,
+    GREY,
+    HEADING,
+    headed_figure,
+    picture_kind,
+    save,
+    style,
+)
 from biigma_cli.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -139,13 +147,7 @@ def draw_robustness(
         UsageError: another ending.
         BiigmaError: the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path} is neither .svg nor .png", fix="name the file robustness.svg")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Picture
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
+    kind = picture_kind(path, "robustness.svg")
     graded = [p for p in PERTURBATIONS.values() if p.strengths > 1]
     plain = [p for p in PERTURBATIONS.values() if p.strengths == 1]
     panels: list[tuple[str, list[tuple[str, int]], list[str]]] = [
@@ -155,16 +157,10 @@ def draw_robustness(
         keys = [(p.name, s + 1) for s in range(p.strengths)]
         panels.append((p.title[0].upper() + p.title[1:], keys, list(p.steps)))
     rows = -(-len(panels) // _COLUMNS)
-    with _style():
+    with style():
         # Inches, from the top: the heading, the panels, the legend where there is one.
-        heading = 0.65
-        width, height = 3.1 * _COLUMNS, heading + 2.15 * rows + 0.3 * (len(series) > 1)
-        engine = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - heading / height), w_pad=0.1, h_pad=0.1)
-        figure = Picture(figsize=(width, height), layout=engine)
-        FigureCanvasAgg(figure)
-        left = 0.1 / width
-        _write(figure, left, 1 - 0.1 / height, title, size=11, weight="bold")
-        _write(figure, left, 1 - 0.35 / height, subtitle, color=_GREY)
+        width, height = 3.1 * _COLUMNS, HEADING + 2.15 * rows + 0.3 * (len(series) > 1)
+        figure = headed_figure(width, height, title=title, subtitle=subtitle)
         axes = figure.subplots(rows, _COLUMNS, squeeze=False, sharey=True).ravel()
         for axis, (name, keys, steps) in zip(axes, panels, strict=False):
             axis.set_title(name)
@@ -176,11 +172,11 @@ def draw_robustness(
         if len(series) > 1:
             legend = figure.legend(
                 *axes[0].get_legend_handles_labels(), loc="outside lower left", frameon=False,
-                ncols=len(series), labelcolor=_GREY,
+                ncols=len(series), labelcolor=GREY,
             )  # fmt: skip
             for text in legend.get_texts():
                 text.set_parse_math(False)
-        content = _save(figure, kind)
+        content = save(figure, kind)
     atomic_write_bytes(path, content)
 
 
@@ -206,9 +202,9 @@ def _panel(
         y = np.array([_or_nan(found[key].value) for key in keys])
         low = np.array([_or_nan(found[key].low) for key in keys])
         high = np.array([_or_nan(found[key].high) for key in keys])
-        axis.vlines(x, low, high, color=_COLOURS[k], linewidth=1.2, zorder=2)
+        axis.vlines(x, low, high, color=COLOURS[k], linewidth=1.2, zorder=2)
         axis.plot(
-            x, y, color=_COLOURS[k], marker="os"[k % 2], linestyle="-" if joined else "",
+            x, y, color=COLOURS[k], marker="os"[k % 2], linestyle="-" if joined else "",
             linewidth=1, zorder=3, clip_on=False,
             label=f" {model}" if model.startswith("_") else model,
         )  # fmt: skip

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 FORMAT = "biigma-doctor-1"
@@ -276,25 +276,15 @@ def cgroup_memory(root: Path = Path("/")) -> int | None:
 
     The least over its group and those around it. Version 1 says "no limit" by a huge number.
     """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    mount = root / "sys/fs/cgroup"
+    from biigma_cli.storage import cgroup_folders
+
     limits = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        inside = PurePosixPath(path.lstrip("/"))
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        file = "memory.limit_in_bytes" if controllers else "memory.max"
-        for tree in [mount / "memory"] if controllers else [mount, mount / "unified"]:
-            for group in (inside, *inside.parents):
-                try:
-                    limits.append(int((tree / group / file).read_text(encoding="utf-8")))
-                except (OSError, ValueError):  # `max` is no number: no limit
-                    continue
+    for group in cgroup_folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limits.append(int((group / name).read_text(encoding="utf-8")))
+            except (OSError, ValueError):  # `max` is no number: no limit
+                continue
     return min(limits, default=None)
 
 

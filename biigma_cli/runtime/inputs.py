@@ -162,19 +162,10 @@ def count(arguments: Sequence[str], stop: Callable[[], bool]) -> int | None:
             if not _is_folder(place):
                 total += 1
                 continue
-            folders = [place]
-            while folders:
-                if stop():
-                    return None
-                here = folders.pop()
-                try:
-                    for name in _scan(here):
-                        if name.endswith(_FOLDER):
-                            folders.append(_join(here, name.removesuffix(_FOLDER)))
-                        elif not name.endswith(_LINK):
-                            total += 1
-                except OSError:
-                    total += 1
+            for _ in _any_below(place, stop):
+                total += 1
+            if stop():
+                return None
     return total
 
 
@@ -409,10 +400,10 @@ def _check(argument: str) -> None:
         )
 
 
-def _any_below(folder: str) -> Iterator[str]:
-    """Images below a folder, and folders that may not be opened, in no order."""
+def _any_below(folder: str, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """Images below a folder, and folders that may not be opened, in no order, until `stop`."""
     folders = [folder]
-    while folders:
+    while folders and not stop():
         here = folders.pop()
         try:
             for name in _scan(here):

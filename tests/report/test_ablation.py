@@ -122,7 +122,7 @@ def test_published_never_stands_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     from biigma_cli.report import ablation
 
     written: list[str] = []
-    monkeypatch.setattr(ablation, "_write", lambda *a, **_: written.append(a[3]))
+    monkeypatch.setattr(ablation, "write", lambda *a, **_: written.append(a[3]))
     draw_ablation(ABLATION, tmp_path / "a.svg")
     words = ("random 80:20 by image", "DenseNet-121 at 224", "on the test part")
     assert all(w in " ".join(written) for w in words)

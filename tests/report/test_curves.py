@@ -17,6 +17,7 @@ from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.report import curves
 from biigma_cli.report.curves import compare_curves, draw_curves, spread
 from biigma_cli.report.runs import read_run
+from biigma_cli.report.style import style
 from tests.report.test_runs import SPLIT, make_run
 
 NAN = math.nan
@@ -134,7 +135,7 @@ def test_labels_do_not_overlap(tmp_path: Path) -> None:
     )
     info = read_run(run)
     panels = curves._run_panels(info)
-    with curves._style():
+    with style():
         figure = curves._figure(panels, title="one", subtitle="two")
         labels = {line.label for panel in panels for line in panel.lines if line.label}
         for axis in figure.axes:

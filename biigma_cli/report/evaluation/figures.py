@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.metrics import Ints, Reliability
-from biigma_cli.report.curves import _COLOURS, _GREY, _save, _style
+from biigma_cli.report.style import COLOURS, GREY, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _INK = "#1c1d1f"
 _VARIABLES = {
     _INK: "--ink",
-    _GREY: "--quiet",
+    GREY: "--quiet",
     "#999999": "--axis",
     "#bbbbbb": "--axis",
     "#e6e6e6": "--line",
-    _COLOURS[0].lower(): "--blue",
-    _COLOURS[1].lower(): "--orange",
+    COLOURS[0].lower(): "--blue",
+    COLOURS[1].lower(): "--orange",
 }
 _SIDE = 3.4  # inches at 72 to the inch: 245 px
 _Scores = npt.NDArray[np.floating[Any]]
@@ -56,7 +56,7 @@ def roc_svg(label_n: Ints, proba_nY: _Scores, index: int, *, key: str, text: str
             _line(axis, fall, rise, own=c == index)
         answer_n = proba_nY.argmax(1) == index
         fall = answer_n[label_n != index].mean()
-        axis.plot(fall, answer_n[label_n == index].mean(), "o", color=_COLOURS[1], clip_on=False)
+        axis.plot(fall, answer_n[label_n == index].mean(), "o", color=COLOURS[1], clip_on=False)
         axis.set_xlabel("1 - specificity")
         axis.set_ylabel("sensitivity")
         return inline_svg(figure, key=key, text=text)
@@ -78,7 +78,7 @@ def pr_svg(label_n: Ints, proba_nY: _Scores, index: int, *, key: str, text: str)
         if answer_n.any():
             found = answer_n[label_n == index].mean()
             axis.plot(
-                found, (label_n[answer_n] == index).mean(), "o", color=_COLOURS[1], clip_on=False
+                found, (label_n[answer_n] == index).mean(), "o", color=COLOURS[1], clip_on=False
             )
         axis.set_xlabel("sensitivity (recall)")
         axis.set_ylabel("precision")
@@ -92,9 +92,9 @@ def reliability_svg(diagram: Reliability, *, key: str, text: str) -> str:
         confidence, accuracy, low, high = np.array(
             [[b.confidence, b.accuracy, b.low, b.high] for b in diagram.bins]
         ).T
-        axis.vlines(confidence, confidence, accuracy, color=_COLOURS[1], linewidth=4, alpha=0.5)
-        axis.vlines(confidence, low, high, color=_COLOURS[0], linewidth=1)
-        axis.plot(confidence, accuracy, "o", color=_COLOURS[0])
+        axis.vlines(confidence, confidence, accuracy, color=COLOURS[1], linewidth=4, alpha=0.5)
+        axis.vlines(confidence, low, high, color=COLOURS[0], linewidth=1)
+        axis.plot(confidence, accuracy, "o", color=COLOURS[0])
         axis.set_xlabel("probability of the answer")
         axis.set_ylabel("share answered right")
         return inline_svg(figure, key=key, text=text)
@@ -106,7 +106,7 @@ def inline_svg(figure: Figure, *, key: str, text: str) -> str:
     Ids are made the figure's own, and matplotlib's style sheet, which would style the whole page,
     is left out.
     """
-    source = _save(figure, "svg").decode()
+    source = save(figure, "svg").decode()
     svg = source[source.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
     svg = re.sub(r"<style[^>]*>.*?</style>\s*", "", svg, flags=re.S)
@@ -137,7 +137,7 @@ def _drawing() -> Iterator[tuple[Figure, Axes]]:
     own: dict[Any, Any] = {
         "text.color": _INK, "svg.fonttype": "none", "axes.grid.axis": "both",
     }  # fmt: skip
-    with _style(), mpl.rc_context(own):
+    with style(), mpl.rc_context(own):
         figure = Figure(figsize=(_SIDE, _SIDE * 0.73 / 0.8), facecolor="none")
         FigureCanvasSVG(figure)
         axis = figure.add_axes((0.2, 0.15, 0.73, 0.8))
@@ -157,6 +157,6 @@ def _last(index: int, classes: int) -> list[int]:
 
 def _line(axis: Axes, x: _Scores, y: _Scores, *, own: bool, drawstyle: str = "default") -> None:
     axis.plot(
-        x, y, color=_COLOURS[0] if own else "#bbbbbb", linewidth=1.8 if own else 0.7,
+        x, y, color=COLOURS[0] if own else "#bbbbbb", linewidth=1.8 if own else 0.7,
         drawstyle=drawstyle, clip_on=False,
     )  # fmt: skip
