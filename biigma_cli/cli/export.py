@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
+from biigma_cli.errors import DataError, UsageError
 from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from biigma_cli.data.images import Part
     from biigma_cli.data.preprocess import Pixels
     from biigma_cli.runtime.calibration import Calibration
+    from biigma_cli.runtime.export import Precision
+    from biigma_cli.runtime.input_check import FittedCheck
 
+PRECISIONS = ("fp32", "fp16", "int8")
+OUTPUTS = ("probabilities", "logits", "evidence", "saliency", "novelty")
 # Of a run's stored figures: what names the machine's files, or is far larger than the figures.
 NOT_STORED = ("model", "against", "saliency", "heads", "robustness")
 
@@ -51,6 +56,28 @@ def export_onnx(
     images: Annotated[
         int, typer.Option("--images", min=1, help="Validation images for the parity proof.")
     ] = 64,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision", help="fp32, fp16 (for GPUs) or int8 (for CPUs and small devices)."
+        ),
+    ] = "fp32",
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--outputs",
+            metavar="NAMES",
+            help="Of evidence, saliency and novelty; probabilities and logits are always there.  "
+            "[default: all]",
+        ),
+    ] = None,
+    no_input_check: Annotated[
+        bool,
+        typer.Option("--no-input-check", help="Do not fit a check of what is no dermoscopy."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write even what loses more than half a point.")
+    ] = False,
     no_calibrate: Annotated[
         bool,
         typer.Option("--no-calibrate", help="Leave the probabilities as they were trained."),
@@ -62,15 +89,23 @@ def export_onnx(
     """Write one .onnx file, after proving that it answers as torch does.
 
     Both run on the same validation images (drawn patterns where the data set is not on this
-    machine); a largest difference above 1e-4 in any probability writes nothing. The probabilities
-    are calibrated: their logits are divided by a temperature fitted on the validation part, which
-    changes no answer. Figures from 'biigma eval --run RUN' are stored in the file with their
-    protocol.
+    machine); a largest difference above 1e-4 in any probability writes nothing. fp16 and int8 are
+    judged on the whole validation part instead, and more than half a point of balanced accuracy
+    lost writes nothing. int8 is calibrated on training images and needs the package nncf.
+
+    The probabilities are calibrated: their logits are divided by a temperature fitted on the
+    validation part, which changes no answer. The input check is fitted on training images, its
+    limit set so that 1% of validation images lie above it. Figures from 'biigma eval --run RUN' are
+    stored in the file with their protocol.
     """
     from biigma_cli.cli.evaluate import best_checkpoint, newest_run
-    from biigma_cli.errors import UsageError
     from biigma_cli.storage import check_writable
 
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"unknown --precision {precision!r}", fix=f"choose one of: {', '.join(PRECISIONS)}"
+        )
+    chosen = None if outputs is None else _chosen(outputs)
     if run is not None and checkpoint is not None:
         raise UsageError("both --run and --checkpoint are given", fix="leave one of them out")
     if checkpoint is None:
@@ -89,7 +124,11 @@ def export_onnx(
 
     from biigma_cli.core.weights import load_checkpoint
     from biigma_cli.engine.device import pick_device
+    from biigma_cli.runtime.quantise import IMAGES as INT8_IMAGES
+    from biigma_cli.runtime.quantise import check_available
 
+    if precision == "int8":
+        check_available()
     torch_device = pick_device(device)
     loaded = load_checkpoint(checkpoint)
     metrics = {}
@@ -101,19 +140,51 @@ def export_onnx(
                 metrics[part] = {k: v for k, v in stored.items() if k not in NOT_STORED}
     if "test" not in metrics:
         note("no test figures to store: run 'biigma eval --split test' before exporting")
-    validation = _validation_part(loaded, images if no_calibrate else None)
-    pixels, source = _parity_images(validation, loaded.config.data.side, images)
-    calibration = None
+    wants_check = not no_input_check and (chosen is None or "novelty" in chosen)
+    lower = precision != "fp32"
+    whole = lower or wants_check or not no_calibrate
+    validation = _part(loaded, "val", None if whole else images)
+    calibration = check = train = None
     if validation is not None and not no_calibrate:
         calibration = _calibrate(loaded, validation, torch_device)
+    if wants_check and validation is not None:
+        check = _check(loaded, validation, torch_device)
+    if precision == "int8":
+        train = _part(loaded, "train", INT8_IMAGES)
+        if train is None:
+            raise DataError(
+                "int8 is calibrated on training images, which are not here",
+                fix=f"run 'biigma download {loaded.config.data.dataset}' first, or export fp16",
+            )
+        note(f"quantising on {len(train.pixels)} training images: a minute or so")
+    judged = validation if lower else None
+    pixels, source = _parity_images(
+        validation, loaded.config.data.side, images if judged is None else len(judged.pixels)
+    )
 
     from biigma_cli.runtime.export import export_onnx as export
 
-    parity = export(loaded, target, pixels, source=source, metrics=metrics, calibration=calibration)
+    found = export(
+        loaded,
+        target,
+        pixels,
+        source=source,
+        labels=None if judged is None else judged.labels,
+        metrics=metrics,
+        calibration=calibration,
+        check=check,
+        precision=cast("Precision", precision),
+        outputs=chosen,
+        train=None if train is None else train.pixels,
+        force=force,
+    )
     size = target.stat().st_size
-    typer.echo(f"wrote {target}, {size / 1e6:.1f} MB, one file")
-    typer.echo(parity.proof())
+    typer.echo(f"wrote {target}, {size / 1e6:.1f} MB, one file, {precision}")
+    typer.echo(found.parity.proof())
+    if found.accuracy is not None:
+        typer.echo(found.accuracy.summary())
     typer.echo("not calibrated" if calibration is None else calibration.summary())
+    typer.echo("no input check" if check is None else check.summary())
     if card is not None:
         from biigma_cli.report.card import model_card
         from biigma_cli.runtime.session import Predictor
@@ -143,8 +214,30 @@ def _commands(checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, 
     ]
 
 
-def _validation_part(checkpoint: Checkpoint, count: int | None) -> Part | None:
-    """The first `count` of the validation images, None for all; None where they are not here."""
+def _chosen(text: str) -> list[str]:
+    """Names of outputs. Raises `UsageError` for an unknown one."""
+    import difflib
+
+    names = [name for name in map(str.strip, text.split(",")) if name]
+    unknown = [name for name in names if name not in OUTPUTS]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], OUTPUTS, n=1)
+        raise UsageError(
+            f"--outputs: unknown {', '.join(unknown)}"
+            + (f" (did you mean {near[0]}?)" if near else ""),
+            fix=f"choose from: {', '.join(OUTPUTS)}",
+        )
+    return names
+
+
+def _part(checkpoint: Checkpoint, name: Literal["train", "val"], count: int | None) -> Part | None:
+    """Images of a part, None where they are not here.
+
+    Args:
+        count: of validation the first so many, of training a drawn sample of them; None for all.
+    """
+    import numpy as np
+
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.datasets import load_dataset
     from biigma_cli.data.images import load_part
@@ -156,14 +249,33 @@ def _validation_part(checkpoint: Checkpoint, count: int | None) -> Part | None:
         manifest = load_dataset(data)
         split = make_split(manifest, data)
         check_same_split(split, checkpoint.meta["split"], source="the checkpoint")
+        ids = getattr(split, name)
+        if name == "train" and count is not None:
+            order = np.random.default_rng(0).permutation(len(ids))
+            ids = [ids[i] for i in order]
         with Progress("decoding", "images") as progress:
-            return load_part(
-                manifest, split.val[:count], data.side, rule=data.resize, progress=progress
-            )
+            return load_part(manifest, ids[:count], data.side, rule=data.resize, progress=progress)
     except BiigmaError as error:
-        note(f"no validation images here ({error.message}): not calibrated, and proven on drawn "
-             "patterns")  # fmt: skip
+        if name == "val":
+            note(f"no validation images here ({error.message}): not calibrated, no input check, "
+                 "and proven on drawn patterns")  # fmt: skip
         return None
+
+
+def _check(checkpoint: Checkpoint, validation: Part, device: torch.device) -> FittedCheck | None:
+    """The input check, where there are images enough to state its false alarms."""
+    from biigma_cli.cli.progress import Progress
+    from biigma_cli.core.weights import load_model
+    from biigma_cli.runtime.input_check import FEWEST, IMAGES, fit_check
+
+    train = _part(checkpoint, "train", IMAGES)
+    fewest = min(0 if train is None else len(train.pixels), len(validation.pixels))
+    if train is None or fewest < FEWEST:
+        note(f"no input check: it takes {FEWEST} training and validation images")
+        return None
+    model = load_model(checkpoint).float()
+    with Progress("fitting the input check", "views") as progress:
+        return fit_check(model, train.pixels, validation.pixels, device=device, progress=progress)
 
 
 def _calibrate(checkpoint: Checkpoint, part: Part, device: torch.device) -> Calibration | None:

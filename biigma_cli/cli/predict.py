@@ -71,6 +71,13 @@ def predict(
             "--abstain-below", metavar="P", help='Answer "can\'t say" where no class reaches P.'
         ),
     ] = None,
+    input_check: Annotated[
+        bool,
+        typer.Option(
+            "--input-check/--no-input-check",
+            help='Answer "not dermoscopy" where an image is unlike the training images.',
+        ),
+    ] = True,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over flips and quarter turns: 8 times the work.")
     ] = False,
@@ -131,6 +138,9 @@ def predict(
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
     if abstain_below is not None:
         settings["abstain_below"] = abstain_below
+    checked = info.input_check and input_check
+    if info.input_check and not checked:
+        settings["input_check"] = 0
     made = Provenance(
         model=identity, version=__version__, provider=predictor.provider, settings=settings
     )
@@ -141,6 +151,8 @@ def predict(
         f"model {identity} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
     )
+    if not info.input_check:
+        note("this model has no input check: it answers for pictures of any kind")
     if predictor.fallback:
         note(f"not on the GPU: {predictor.fallback}")
 
@@ -155,7 +167,7 @@ def predict(
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:
-                tally.add([_record(r, labels, abstain_below) for r in batch], batch)
+                tally.add([_record(r, labels, abstain_below, checked) for r in batch], batch)
                 progress(tally.done)
         tally.end()
     except BaseException:
@@ -171,6 +183,8 @@ def predict(
             f"none of {tally.failed} images could be read",
             fix="the error column says why" if tally.begun else "see the lines above",
         )
+    if tally.flagged:
+        note(f"{tally.flagged} flagged as not dermoscopy: unlike the images it was trained on")
     note(DISCLAIMER)
     if tally.failed:
         raise PartialFailure(
@@ -282,7 +296,9 @@ def _writer(
     return JsonWriter(lines, about)
 
 
-def _record(result: Result, labels: Labels, abstain_below: float | None) -> Prediction:
+def _record(
+    result: Result, labels: Labels, abstain_below: float | None, checked: bool
+) -> Prediction:
     from biigma_cli.report.predictions import Prediction, prediction
 
     if result.probabilities_Y is None:
@@ -290,7 +306,7 @@ def _record(result: Result, labels: Labels, abstain_below: float | None) -> Pred
         return Prediction(path=result.name, note=result.note, error=error)
     return prediction(
         result.name, result.probabilities_Y.tolist(), labels, abstain_below=abstain_below,
-        note=result.note,
+        novelty=result.novelty if checked else None, note=result.note,
     )  # fmt: skip
 
 
@@ -302,6 +318,7 @@ class _Tally:
         self.writer = writer
         self.done = len(answered)
         self.failed = answered.failed
+        self.flagged = 0
         self.alone: Exception | None = None
         self.begun = sink.begun
         self.started = sink.begun
@@ -311,6 +328,7 @@ class _Tally:
         """Some more."""
         self.done += len(items)
         for item, result in zip(items, results, strict=True):
+            self.flagged += item.flagged
             if item.error:
                 self.failed += 1
                 self.alone = result.error

@@ -42,12 +42,17 @@ class DenseNet121(nn.Module):
         super().__init__()
         self.features = torchvision.models.densenet121(weights=None).features
 
-    def forward(self, image_B3HW: Tensor) -> Taps:
+    def early(self, image_B3HW: Tensor) -> Tensor:
+        """The first tap alone."""
         f = self.features
         x = f.pool0(f.relu0(f.norm0(f.conv0(image_B3HW))))
         x = f.transition1(f.denseblock1(x))
         # A transition is norm, relu, conv, pool: the tap lies between relu and conv.
-        early = F.relu(f.transition2.norm(f.denseblock2(x)))
+        return F.relu(f.transition2.norm(f.denseblock2(x)))
+
+    def forward(self, image_B3HW: Tensor) -> Taps:
+        f = self.features
+        early = self.early(image_B3HW)
         x = f.transition2.pool(f.transition2.conv(early))
         middle = F.relu(f.transition3.norm(f.denseblock3(x)))
         x = f.transition3.pool(f.transition3.conv(middle))
@@ -68,6 +73,14 @@ class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = torchvision.models.mobilenet_v2(weights=None).features
+
+    def early(self, image_B3HW: Tensor) -> Tensor:
+        """The first tap alone."""
+        x = image_B3HW
+        for block in self.features[:7]:
+            x = block(x)
+        tap: Tensor = self.features[7].conv[0](x)
+        return tap
 
     def forward(self, image_B3HW: Tensor) -> Taps:
         f = self.features

@@ -167,6 +167,10 @@ class BiigmaNet(nn.Module):
         taps: Taps = self.trunk(image_B3SS * self.pixel_scale + self.pixel_shift)
         return taps
 
+    def early(self, image_B3SS: Tensor) -> Tensor:
+        """The first of them alone."""
+        return self.trunk.early(image_B3SS * self.pixel_scale + self.pixel_shift)
+
     def infer_taps(self, taps: Taps) -> Inference:
         """`infer` from the trunk's taps."""
         map_B1HW = self.saliency(taps) if self.saliency is not None else None

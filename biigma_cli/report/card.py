@@ -7,6 +7,7 @@ from typing import Any
 
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
 
+_PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 _SOURCES = {
     "isic17": "several centres of the ISIC archive up to 2017",
     "isic18": "one Austrian and one Australian centre",
@@ -15,8 +16,7 @@ _SOURCES = {
 }
 
 _LIMITS = """\
-- It knows only the classes above. Anything else, a scar, a clinical photograph, a cat, still gets
-  one of them, often with a high probability: it cannot yet say that it does not know.
+- {other}
 - {probabilities}
 - The training images come from {sources}. Skin tones, cameras, body sites and diagnoses that are
   rare there are judged worse, by an amount nobody has measured here.
@@ -25,6 +25,12 @@ _LIMITS = """\
   the lesion and no explanation of the answer. The evidence map is an exact account of the logit,
   but each of its positions has seen far more of the picture than its own cell."""
 
+_UNCHECKED = """\
+It knows only the classes above. Anything else, a scar, a clinical photograph, a cat, still gets
+  one of them, often with a high probability: it has no input check."""
+_CHECKED = """\
+It knows only the classes above. Pictures of another kind are flagged (`novelty` above 1); a scar,
+  a rash or another skin disease under the dermoscope still gets one of its classes."""
 _UNCALIBRATED = """\
 Its probabilities are not calibrated. They order answers; they are no measure of risk."""
 _CALIBRATED = """\
@@ -52,14 +58,16 @@ def model_card(
     split = metadata["split"]
     pre = metadata["preprocessing"]
     model = metadata["config"]["model"]
+    export = metadata.get("export", {"precision": "fp32"})
     classes = list(zip(metadata["classes"], metadata["class_names"], strict=True))
     parts = [
         f"# {name}",
         f"{metadata['disclaimer']} Licence: {metadata['licence']}.",
         "## What it is",
         f"BIIGMA-Net on {model['trunk']}, {parameters / 1e6:.2f} million parameters, "
-        f"{megabytes:.1f} MB as float32 ONNX. It names one of {len(classes)} diagnoses for a "
-        "dermoscopic image and gives the saliency map M of the paper's Eq. 5. "
+        f"{megabytes:.1f} MB as {_PRECISIONS[export['precision']]} ONNX. It names one of "
+        f"{len(classes)} diagnoses for a dermoscopic image and gives the saliency map M of the "
+        "paper's Eq. 5. "
         f"{_head(model)}",
         _table(("class", "diagnosis"), classes),
         "## Data and split",
@@ -74,9 +82,12 @@ def model_card(
         f"- normalisation: {pre['normalisation']}\n"
         "- outputs: `probabilities` (calibrated where the next section says so) and `logits` (as "
         "trained), (batch, classes); `evidence` (batch, classes, rows, columns), what each "
-        "position adds to each logit; `saliency` (batch, rows, columns) in (0, 1)",
+        "position adds to each logit; `saliency` (batch, rows, columns) in (0, 1); `novelty` "
+        "(batch), above 1 for what is no dermoscopy; each where it was exported",
+        *_precision(export),
         "## Calibration",
         _calibration(metadata.get("calibration")),
+        *_input_check(metadata.get("input_check")),
         "## Figures",
         *[
             _figures(part, values, calibrated="calibration" in metadata)
@@ -86,6 +97,7 @@ def model_card(
         _LIMITS.format(
             sources=_SOURCES.get(metadata["dataset"], "one data set"),
             side=pre["side"],
+            other=_CHECKED if metadata.get("input_check") else _UNCHECKED,
             probabilities=_CALIBRATED if metadata.get("calibration") else _UNCALIBRATED,
         ),
         "## How it was made",
@@ -123,6 +135,43 @@ def _calibration(found: dict[str, Any] | None) -> str:
             "It changes no answer.",
         )
     )
+
+
+def _precision(export: dict[str, Any]) -> list[str]:
+    """What a lower precision costs."""
+    found = export.get("accuracy")
+    if found is None:
+        return []
+    parity = export["parity"]
+    how = export.get("quantisation")
+    told = "" if how is None else f"{how['method']}, {how['train']} training images. "
+    rows = [
+        (title, *(f"{value:.4f}" for value in found[key]))
+        for key, title in (("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy"))
+    ]
+    return [
+        "## Precision",
+        f"{told}The figures of this card are those of the network in float32. On the "
+        f"{found['images']} images of the validation part, against it:",
+        _table(("figure", "float32", export["precision"]), rows),
+        f"The same decision for {parity['same_decision']} of {parity['images']}; largest "
+        f"difference of a probability {parity['max_difference']:.3f}, mean "
+        f"{parity['mean_difference']:.4f}.",
+    ]
+
+
+def _input_check(found: dict[str, Any] | None) -> list[str]:
+    """How it tells what is no dermoscopy."""
+    if found is None:
+        return []
+    val = found["validation"]
+    return [
+        "## Input check",
+        f"`novelty`: {found['method']}. Fitted on {found['train']['n']} training images, each as "
+        "it is and under two strengths of augmentation; the limit is exceeded by "
+        f"{val['false_alarms']:.0%} of the {val['n']} validation images and their augmented views. "
+        f"As they are, {val['flagged']:.1%} of the validation images are flagged.",
+    ]
 
 
 def _figures(part: str, values: dict[str, Any], *, calibrated: bool) -> str:

@@ -27,6 +27,7 @@ from biigma_cli.storage import check_writable, make_readable
 FORMATS = ("table", "csv", "json", "jsonl")
 RESUMABLE = ("csv", "jsonl")
 CANNOT_SAY = "can't say"
+NOT_DERMOSCOPY = "not dermoscopy"
 DISCLAIMER = "for research use only, not a medical device"
 #: Rows of one drawn table.
 BLOCK = 200
@@ -40,10 +41,13 @@ class Prediction:
 
     Attributes:
         path: as the user gave it; bytes that are no UTF-8 as Python's surrogates.
-        label: code of the most probable class, `CANNOT_SAY`, or "" where there is an error.
+        label: code of the most probable class, `CANNOT_SAY`, `NOT_DERMOSCOPY`, or "" where there
+            is an error.
         probabilities: by class code, in class order; None where there is an error.
         malignant: summed probability of the malignant and pre-malignant classes; None where a
             class is not known to be either.
+        novelty: how far the image is from the training images, 1 the limit; None where the model
+            does not say.
         note: what a user should know of the file.
         error: what was wrong with it.
     """
@@ -52,8 +56,14 @@ class Prediction:
     label: str = ""
     probabilities: Mapping[str, float] | None = None
     malignant: float | None = None
+    novelty: float | None = None
     note: str = ""
     error: str = ""
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the image is none of the kind that the model knows."""
+        return self.novelty is not None and self.novelty > 1
 
     def top(self, k: int) -> list[tuple[str, float]]:
         """The k most probable classes, best first; of equals, the first in class order."""
@@ -67,22 +77,30 @@ def prediction(
     labels: Labels,
     *,
     abstain_below: float | None = None,
+    novelty: float | None = None,
     note: str = "",
 ) -> Prediction:
     """A record from one row of probabilities.
 
-    `abstain_below`: where no class reaches it, the answer is `CANNOT_SAY`; the figures stay.
+    Args:
+        abstain_below: where no class reaches it, the answer is `CANNOT_SAY`; the figures stay.
+        novelty: where it is above 1, the answer is `NOT_DERMOSCOPY`; the figures stay.
     """
     values = [float(p) for p in probabilities_Y]
     best = max(range(len(values)), key=values.__getitem__)
     unsure = abstain_below is not None and values[best] < abstain_below
     return Prediction(
         path=path,
-        label=CANNOT_SAY if unsure else labels.codes[best],
+        label=NOT_DERMOSCOPY
+        if novelty is not None and novelty > 1
+        else CANNOT_SAY
+        if unsure
+        else labels.codes[best],
         probabilities=dict(zip(labels.codes, values, strict=True)),
         malignant=None
         if None in labels.malignant
         else sum(p for p, m in zip(values, labels.malignant, strict=True) if m),
+        novelty=novelty,
         note=note,
     )
 
@@ -132,8 +150,8 @@ class CsvWriter:
         self.labels = labels
         self.made = made
         self.columns = [
-            "path", "label", "malignant_probability", *labels.codes, "note", "error", "model",
-            "version", "provider", "settings",
+            "path", "label", "malignant_probability", *labels.codes, "novelty", "note", "error",
+            "model", "version", "provider", "settings",
         ]  # fmt: skip
         settings = " ".join(f"{k}={v:g}" for k, v in made.settings.items())
         self._made = [made.model, made.version, made.provider, settings]
@@ -156,7 +174,9 @@ class CsvWriter:
         else:
             figures = [f"{p:.6f}" for p in item.probabilities.values()]
         malignant = "" if item.malignant is None else f"{item.malignant:.6f}"
-        return [item.path, item.label, malignant, *figures, item.note, item.error, *self._made]
+        novelty = "" if item.novelty is None else f"{item.novelty:.3f}"
+        told = [item.note, item.error]
+        return [item.path, item.label, malignant, *figures, novelty, *told, *self._made]
 
     @staticmethod
     def _lines(rows: list[list[str]]) -> str:
@@ -216,6 +236,8 @@ class JsonlWriter:
                 "top": [{"label": c, "probability": round(p, 6)} for c, p in top],
                 "probabilities": {c: round(p, 6) for c, p in item.probabilities.items()},
             }
+            if item.novelty is not None:
+                answer["novelty"] = round(item.novelty, 3)
         if item.note:
             answer["note"] = item.note
         return answer | {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,34 +19,98 @@ import torch
 from torch import Tensor, nn
 
 from biigma_cli import __version__
+from biigma_cli.core.input_check import InputCheck
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
+from biigma_cli.errors import ParityError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
-from biigma_cli.runtime.parity import FP32_TOLERANCE, Parity, compare, compare_maps
+from biigma_cli.runtime.input_check import FALSE_ALARMS, FittedCheck, judged_views
+from biigma_cli.runtime.parity import (
+    FP32_TOLERANCE,
+    LARGEST_LOSS,
+    AccuracyChange,
+    Parity,
+    compare,
+    compare_maps,
+)
+from biigma_cli.runtime.quantise import METHOD as QUANTISATION
+from biigma_cli.runtime.quantise import quantise
 from biigma_cli.runtime.session import FORMAT, Predictor
 from biigma_cli.storage import atomic_write_bytes, without_folders
 from biigma_cli.taxonomy import lesion_class
 
 OPSET = 18
+REQUIRED_OUTPUTS = ("probabilities", "logits")
+Precision = Literal["fp32", "fp16", "int8"]
+_T = TypeVar("_T")
 DISCLAIMER = "For research use only. Not a medical device."
 
 
 class _Graph(nn.Module):
-    """What is exported: uint8 NHWC in; probabilities, logits, evidence and saliency map out."""
+    """What is exported: uint8 NHWC in; the named outputs out.
 
-    def __init__(self, model: BiigmaNet, temperature: float | None = None) -> None:
+    With `half` the network's weights and activations are float16; the normalisation, the map's
+    variances, the input check and what comes after the logits stay float32.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: BiigmaNet,
+        temperature: float | None = None,
+        *,
+        check: InputCheck | None = None,
+        outputs: Sequence[str] = (),
+        half: bool = False,
+    ) -> None:
         super().__init__()
-        self.model = model
         self.temperature = temperature
+        self.outputs = tuple(outputs) or available_outputs(model, check)
+        self.register_buffer("scale", model.pixel_scale, persistent=False)
+        self.register_buffer("shift", model.pixel_shift, persistent=False)
+        self.model = copy.deepcopy(model).half() if half else model
+        self.check = check
+        self.dtype = torch.float16 if half else torch.float32
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        result = self.model.infer(image.permute(0, 3, 1, 2).float())
-        logits = result.logits_BY
+        pixels = image.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        taps = self.model.trunk(pixels.to(self.dtype))
+        result = self.model.infer_taps(taps)
+        logits = result.logits_BY.float()
         scaled = logits if self.temperature is None else logits / self.temperature
-        outputs = (scaled.softmax(1), logits, result.evidence_BYHW)
-        return outputs if result.map_B1HW is None else (*outputs, result.map_B1HW[:, 0])
+        found = {
+            "probabilities": scaled.softmax(1),
+            "logits": logits,
+            "evidence": result.evidence_BYHW.float(),
+        }
+        if result.map_B1HW is not None:
+            found["saliency"] = result.map_B1HW[:, 0]
+        if self.check is not None:
+            found["novelty"] = self.check(taps.early)
+        return tuple(found[name] for name in self.outputs)
+
+
+def available_outputs(model: BiigmaNet, check: InputCheck | None = None) -> tuple[str, ...]:
+    """Names of what can be exported, in the order of the graph's outputs."""
+    names = ["probabilities", "logits", "evidence"]
+    return (*names, *["saliency"] * bool(model.saliency), *["novelty"] * (check is not None))
+
+
+class Exported(NamedTuple):
+    """What an export proved.
+
+    Attributes:
+        parity: of its probabilities with torch's in float32.
+        accuracy: what a lower precision does to the validation part; None in float32, and where
+            there is no validation part.
+    """
+
+    parity: Parity
+    accuracy: AccuracyChange | None
 
 
 def export_onnx(
@@ -54,63 +119,147 @@ def export_onnx(
     images: Pixels,
     *,
     source: str,
+    labels: Ints | None = None,
     metrics: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
+    check: FittedCheck | None = None,
+    precision: Precision = "fp32",
+    outputs: Sequence[str] | None = None,
+    train: Pixels | None = None,
+    force: bool = False,
     tolerance: float = FP32_TOLERANCE,
-) -> Parity:
-    """Export the R branch in float32 with a dynamic batch, and prove it.
+) -> Exported:
+    """Export the R branch with a dynamic batch, and prove it.
 
     Args:
         images: uint8 `(n, side, side, 3)` to compare torch and ONNX Runtime on.
         source: what those images are, for the proof.
+        labels: of `images`, `(n,)`, where these are the whole validation part: what a lower
+            precision costs is measured on them.
         metrics: figures to store in the metadata, each set with its protocol.
         calibration: its temperature goes into the graph, on both sides of the comparison; None
             leaves the probabilities as trained.
+        check: gives the output `novelty`. In int8 its limit is set again, on `images` as the file
+            itself sees them: features of few bits lie elsewhere.
+        outputs: of those that `available_outputs` gives; `probabilities` and `logits` are always
+            among them. Default: all.
+        train: images of the training part, `(n, side, side, 3)`; int8 needs them.
+        force: write even what loses more than `LARGEST_LOSS`.
 
     Returns:
-        the comparison, whose largest difference is at most `tolerance`.
+        what was proven: in float32 a largest difference of at most `tolerance`.
 
     Raises:
-        ParityError: they differ by more; nothing is written.
+        ParityError: a difference or a loss is larger than allowed; nothing is written.
+        UsageError: int8 without NNCF.
     """
-    model = load_model(checkpoint).float()
-    graph = _Graph(model, None if calibration is None else calibration.temperature).eval()
-    side = checkpoint.config.data.side
-    names = ["probabilities", "logits", "evidence"] + (["saliency"] if model.saliency else [])
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    model = load_model(checkpoint).float().eval()
+    module = None if check is None else check.module
+    temperature = None if calibration is None else calibration.temperature
+    names = [
+        name
+        for name in available_outputs(model, module)
+        if outputs is None or name in outputs or name in REQUIRED_OUTPUTS
+    ]
+    graph = _Graph(model, temperature, check=module, outputs=names).eval()
+    shown = graph
+    if precision == "fp16":
+        shown = _Graph(model, temperature, check=module, outputs=names, half=True).eval()
+    proto = _to_proto(shown, checkpoint.config.data.side, names)
+    if precision == "int8":
+        if train is None:
+            raise ValueError("int8 needs training images")
+        proto = quantise(proto, train)
+    about: dict[str, Any] = {"precision": precision}
+    if precision == "int8" and train is not None:
+        about["quantisation"] = {"method": QUANTISATION, "train": len(train)}
+    values = metadata(checkpoint, metrics, calibration, check=check, export=about)
+    if check is not None and precision == "int8":
+        limit = float(_trial(proto, values, lambda p: _limit(p, images)))
+        _scale_limit(proto, limit)
+    exported = _trial(proto, values, lambda p: _run(p, images))
+    wanted = dict(zip(names, _outputs(graph, images, torch.device("cpu")), strict=True))
+    before, after = wanted["probabilities"], exported["probabilities"]
+    accuracy = None
+    if precision == "fp32":
+        parity = compare(before, after, source=source, tolerance=tolerance)
+        for name in names[2:]:
+            compare_maps(name, wanted[name], exported[name])
+    else:
+        # Far apart only where something broke, such as float16's range.
+        parity = compare(before, after, source=source, tolerance=1.0)
+        if labels is not None:
+            accuracy = AccuracyChange.measure(labels, before, after)
+            if accuracy.loss > LARGEST_LOSS and not force:
+                raise ParityError(
+                    f"{precision} loses too much: {accuracy.summary()}; at most "
+                    f"{100 * LARGEST_LOSS:g} points are allowed",
+                    fix="nothing was written; export fp16, or add --force",
+                )
+            about["accuracy"] = accuracy._asdict()
+    about["parity"] = parity._asdict()
+    values = metadata(checkpoint, metrics, calibration, check=check, export=about)
+    atomic_write_bytes(path, _finished(proto, values))
+    return Exported(parity, accuracy)
+
+
+def _to_proto(graph: nn.Module, side: int, names: Sequence[str]) -> onnx.ModelProto:
+    """The graph by torch's exporter, constants folded, without traces of this machine."""
+    from onnxscript.optimizer import fold_constants
+
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph,
-            (example,),
+            (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=names,
+            output_names=list(names),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
-    if program is None:  # only so for the old exporter
-        raise RuntimeError("torch.onnx.export gave no program")
-    proto = program.model_proto
+        if program is None:  # only so for the old exporter
+            raise RuntimeError("torch.onnx.export gave no program")
+        proto: onnx.ModelProto = program.model_proto
+        # Weights that are turned in the graph are turned here; the default limits spare them.
+        fold_constants(proto, input_size_limit=1 << 28, output_size_limit=1 << 28)
+    return proto
+
+
+def _finished(proto: onnx.ModelProto, values: dict[str, str]) -> bytes:
+    """The file's content, checked."""
     _drop_doc_strings(proto)
     del proto.metadata_props[:]
-    for key, value in metadata(checkpoint, metrics, calibration).items():
+    for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto, full_check=True)
-    data = proto.SerializeToString()
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predictor], _T]) -> _T:
+    """Through a file and our own session class: what users will run."""
     with tempfile.TemporaryDirectory() as folder:
-        # Compared through a file and our own session class: what users will run.
-        trial = Path(folder) / "model.onnx"
-        trial.write_bytes(data)
-        exported = _run(Predictor(trial, device="cpu"), images)
-    wanted = dict(zip(names, _outputs(graph, images, torch.device("cpu")), strict=True))
-    parity = compare(
-        wanted["probabilities"], exported["probabilities"], source=source, tolerance=tolerance
-    )
-    for name in names[2:]:
-        compare_maps(name, wanted[name], exported[name])
-    atomic_write_bytes(path, data)
-    return parity
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(_finished(proto, values))
+        return run(Predictor(path, device="cpu"))
+
+
+def _limit(predictor: Predictor, images: Pixels) -> float:
+    """Novelty that `FALSE_ALARMS` of the images' views exceed in the file itself."""
+    found = []
+    for batch in judged_views(images):
+        novelty = predictor(batch).novelty_B
+        assert novelty is not None
+        found.append(novelty)
+    return float(np.quantile(np.concatenate(found).astype(np.float64), 1 - FALSE_ALARMS))
+
+
+def _scale_limit(proto: onnx.ModelProto, factor: float) -> None:
+    """Multiply the input check's limit."""
+    (limit,) = (i for i in proto.graph.initializer if i.name == "check.limit")
+    value = onnx.numpy_helper.to_array(limit) * factor
+    limit.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), limit.name))
 
 
 def calibrate(
@@ -133,6 +282,9 @@ def metadata(
     checkpoint: Checkpoint,
     metrics: dict[str, Any] | None,
     calibration: Calibration | None = None,
+    *,
+    check: FittedCheck | None = None,
+    export: dict[str, Any] | None = None,
 ) -> dict[str, str]:
     """Metadata of an exported model: JSON values under plain keys, listed in docs/models.md."""
     meta = checkpoint.meta
@@ -167,6 +319,8 @@ def metadata(
         "validation": meta["validation"],
         "metrics": metrics or {},
         **({} if calibration is None else {"calibration": calibration.to_dict()}),
+        **({} if check is None else {"input_check": check.to_dict()}),
+        "export": export or {"precision": "fp32"},
         "config": settings,
         "versions": {**meta["versions"], "export": __version__},
     }
@@ -181,6 +335,7 @@ def _run(predictor: Predictor, images: Pixels) -> dict[str, npt.NDArray[np.float
         "probabilities": [a.probabilities_BY for a in answers],
         "evidence": [a.evidence_BYHW for a in answers],
         "saliency": [a.saliency_BHW for a in answers],
+        "novelty": [a.novelty_B for a in answers],
     }
     return {
         name: np.concatenate([p for p in parts if p is not None])

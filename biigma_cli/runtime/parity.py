@@ -8,10 +8,60 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.errors import ParityError
+from biigma_cli.metrics import Ints
 
 FP32_TOLERANCE = 1e-4
 # Of evidence and saliency, as a share of the map's largest value.
 MAP_TOLERANCE = 1e-3
+
+
+#: Balanced accuracy that a lower precision may lose on the validation part.
+LARGEST_LOSS = 0.005
+
+
+class AccuracyChange(NamedTuple):
+    """What another precision does to the figures of the validation part.
+
+    Attributes:
+        images: of the validation part.
+        balanced_accuracy: of torch in float32, and of the exported file.
+        accuracy: the same.
+    """
+
+    images: int
+    balanced_accuracy: tuple[float, float]
+    accuracy: tuple[float, float]
+
+    @classmethod
+    def measure(
+        cls,
+        label_n: Ints,
+        before_nY: npt.NDArray[np.float32],
+        after_nY: npt.NDArray[np.float32],
+    ) -> AccuracyChange:
+        """From labels `(n,)` and probabilities `(n, Y)`; classes that are absent do not count."""
+        present = np.unique(label_n)
+
+        def both(proba_nY: npt.NDArray[np.float32]) -> tuple[float, float]:
+            right = proba_nY.argmax(1) == label_n
+            recall = float(np.mean([right[label_n == y].mean() for y in present]))
+            return recall, float(right.mean())
+
+        before, after = both(before_nY), both(after_nY)
+        return cls(len(label_n), (before[0], after[0]), (before[1], after[1]))
+
+    @property
+    def loss(self) -> float:
+        """Balanced accuracy lost; negative where it is won."""
+        return self.balanced_accuracy[0] - self.balanced_accuracy[1]
+
+    def summary(self) -> str:
+        """One line to show."""
+        (b0, b1), (a0, a1) = self.balanced_accuracy, self.accuracy
+        return (
+            f"on {self.images} validation images balanced accuracy {b0:.4f} -> {b1:.4f} "
+            f"({100 * (b1 - b0):+.2f} points), accuracy {a0:.4f} -> {a1:.4f}"
+        )
 
 
 class Parity(NamedTuple):

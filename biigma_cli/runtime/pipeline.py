@@ -41,6 +41,8 @@ class Result(NamedTuple):
         saliency_HW: the map M of the upright view, where the model has one.
         note: what a user should know of the file.
         error: what was wrong with it.
+        novelty: how far the image is from the training images, 1 the limit; None where there is an
+            error, or the model has no input check.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Result(NamedTuple):
     saliency_HW: npt.NDArray[np.float32] | None
     note: str
     error: ImageError | None
+    novelty: float | None = None
 
 
 def model_id(path: Path) -> str:
@@ -170,7 +173,9 @@ def _batches(
 
 def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Result]:
     images = [r.result.pixels for r in batch if isinstance(r.result, Decoded)]
-    rows: Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]] = iter(())
+    rows: Iterator[
+        tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, np.float32 | None]
+    ] = iter(())
     if images:
         pixels = np.stack(images)
         try:
@@ -186,18 +191,25 @@ def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Res
                 f"the model failed on {len(images)} images: {first[:200]}",
                 fix="try a smaller --batch-size, or --device cpu",
             ) from error
-        maps = answer.saliency_BHW
-        rows = zip(proba, [None] * len(images) if maps is None else maps, strict=True)
+        none = [None] * len(images)
+        maps, novelty = answer.saliency_BHW, answer.novelty_B
+        rows = zip(
+            proba,
+            none if maps is None else maps,
+            none if novelty is None else novelty,
+            strict=True,
+        )
     for name, result in batch:
         if isinstance(result, ImageError):
             yield Result(name, None, None, None, "", result)
             continue
-        row, saliency = next(rows)
-        if not np.isfinite(row).all():
+        row, saliency, novelty_1 = next(rows)
+        if not (np.isfinite(row).all() and np.isfinite(novelty_1 or 0)):
             nan = ImageError(f"the model gave no number for {shown(name)}", fix="check the model")
             yield Result(name, None, None, None, result.note, nan)
             continue
-        yield Result(name, row, result.pixels, saliency, result.note, None)
+        far = None if novelty_1 is None else float(novelty_1)
+        yield Result(name, row, result.pixels, saliency, result.note, None, far)
 
 
 def _averaged(

@@ -44,6 +44,7 @@ class ModelInfo:
         rule: how images become that square, see `data.preprocess.load_image`.
         temperature: T that the logits are divided by, fitted on the validation part; None where
             none was: the probabilities are as trained.
+        input_check: whether it says of each image how far it is from the training images.
         metadata: everything else, decoded.
     """
 
@@ -55,6 +56,7 @@ class ModelInfo:
     side: int
     rule: str
     temperature: float | None
+    input_check: bool
     metadata: dict[str, Any]
 
 
@@ -66,13 +68,16 @@ class Answer(NamedTuple):
         saliency_BHW: the map M, or None where the model has none.
         logits_BY: scores before temperature and softmax.
         evidence_BYHW: what each position adds to each logit; with the head's bias they sum to it.
-            None where the model was exported by a version that had none.
+            None where the model was exported without it.
+        novelty_B: how far each image is from the training images, 1 the limit; None where the
+            model was exported without it.
     """
 
     probabilities_BY: npt.NDArray[np.float32]
     saliency_BHW: npt.NDArray[np.float32] | None
     logits_BY: npt.NDArray[np.float32]
     evidence_BYHW: npt.NDArray[np.float32] | None
+    novelty_B: npt.NDArray[np.float32] | None = None
 
 
 def find_model(name: str | None) -> Path:
@@ -157,7 +162,7 @@ class Predictor:
             self.fallback = fault.cause if fault else "its CUDA provider could not start"
         outputs = {o.name for o in self.session.get_outputs()}
         self._outputs = ["probabilities", "logits"]
-        self._outputs += [name for name in ("saliency", "evidence") if name in outputs]
+        self._outputs += [name for name in ("saliency", "evidence", "novelty") if name in outputs]
         on_gpu = self.provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
         self._place = choice.place if on_gpu else None
         self._input: Any = None
@@ -171,7 +176,11 @@ class Predictor:
             result = self._run_bound(pixels, *self._place)
         named = dict(zip(self._outputs, result, strict=True))
         return Answer(
-            named["probabilities"], named.get("saliency"), named["logits"], named.get("evidence")
+            named["probabilities"],
+            named.get("saliency"),
+            named["logits"],
+            named.get("evidence"),
+            named.get("novelty"),
         )
 
     def _run_bound(self, pixels: Pixels, kind: str, index: int) -> list[npt.NDArray[np.float32]]:
@@ -229,6 +238,8 @@ def check_model(predictor: Predictor) -> None:
         wrong = f"its outputs are {', '.join(outputs)}, without probabilities and logits"
     elif outputs["probabilities"][-1] != len(info.classes):
         wrong = f"it has {outputs['probabilities'][-1]} outputs for {len(info.classes)} classes"
+    elif info.input_check != ("novelty" in outputs):
+        wrong = "its metadata and its outputs differ on an input check"
     elif not len(info.classes) == len(info.class_names) == len(info.malignant):
         wrong = "its lists of classes have different lengths"
     if wrong:
@@ -281,6 +292,7 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             side=int(values["preprocessing"]["side"]),
             rule=rule,
             temperature=_temperature(values.get("calibration")),
+            input_check="input_check" in values,
             metadata=values,
         )
     except (ValueError, KeyError, TypeError) as error:

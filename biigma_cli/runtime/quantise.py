@@ -1,0 +1,102 @@
+"""int8 by static quantisation: weights per channel, activations ranged on training images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from biigma_cli.data.preprocess import Pixels
+from biigma_cli.errors import UsageError
+
+#: Training images that activations are ranged on.
+IMAGES = 256
+METHOD = "int8 weights per channel, uint8 activations, biases corrected (NNCF)"
+_BATCH = 8
+# Names of the trunk's weights in an export.
+_TRUNK = "model.trunk."
+# Weights of a product behind the trunk that are worth quantising: MICA's projection.
+_LARGE = 1 << 16
+
+
+def check_available() -> None:
+    """Raises `UsageError` where NNCF is not installed."""
+    import importlib.util
+
+    try:
+        found = importlib.util.find_spec("nncf") is not None
+    except ValueError:  # half removed
+        found = False
+    if not found:
+        raise UsageError(
+            "--precision int8 needs the package nncf",
+            fix="install it: pip install 'biigma[int8]'",
+        )
+
+
+def quantise(proto: onnx.ModelProto, images: Pixels) -> onnx.ModelProto:
+    """A copy of a float32 export with its trunk and MICA's projection in int8.
+
+    Convolutions of inverted residuals have channels of very different ranges. Quantised as they
+    are they shift their outputs' means; here each layer's bias is corrected, in order, by the
+    shift seen on the images (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
+
+    Args:
+        images: uint8 `(n, side, side, 3)` of the training part.
+
+    Raises `UsageError` where NNCF is not installed.
+    """
+    check_available()
+    batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
+    with _alone():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        result: onnx.ModelProto = nncf.quantize(
+            proto,
+            nncf.Dataset(batches, lambda batch: {"image": batch}),
+            subset_size=len(batches),
+            preset=nncf.QuantizationPreset.MIXED,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(names=_kept(proto)),
+        )
+    return result
+
+
+def _kept(proto: onnx.ModelProto) -> list[str]:
+    """Nodes that stay in float32: all after the trunk, but for MICA's projection."""
+    nodes = list(proto.graph.node)
+    sizes = {i.name: int(np.prod(i.dims)) for i in proto.graph.initializer}
+    trunk = [i for i, node in enumerate(nodes) if any(_TRUNK in name for name in node.input)]
+    if not trunk:
+        raise ValueError("no weights of a trunk in the graph")
+    return [
+        node.name
+        for node in nodes[trunk[-1] + 1 :]
+        if node.op_type != "MatMul" or max(sizes.get(name, 0) for name in node.input) < _LARGE
+    ]
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """NNCF without its reports to its makers, its progress bars and its words on stdout."""
+    before = os.environ.get("NNCF_CI")
+    os.environ["NNCF_CI"] = "1"  # the switch that it has for sending nothing
+    # It imports torch's tools for building CUDA code, which warn where there is no CUDA.
+    tools = logging.getLogger("torch.utils.cpp_extension")
+    level = tools.level
+    tools.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tools.setLevel(level)
+        if before is None:
+            del os.environ["NNCF_CI"]
+        else:
+            os.environ["NNCF_CI"] = before

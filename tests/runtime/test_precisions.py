@@ -1,0 +1,282 @@
+"""Exports in fp16 and int8, with an input check, with chosen outputs; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from biigma_cli.core.weights import load_checkpoint, load_model
+from biigma_cli.data.images import Part
+from biigma_cli.errors import ModelFileError
+from biigma_cli.runtime import input_check, parity, quantise
+from biigma_cli.runtime.session import Predictor
+from tests.conftest import Outcome, call
+
+
+def exported(run: Path, path: Path, *words: str) -> Outcome:
+    """`biigma export onnx`, with a check for so small a data set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_check, "FEWEST", 5)
+        return call("export", "onnx", "--run", run, "-o", path, "--images", "8", *words)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the exports lie."""
+    return tmp_path_factory.mktemp("precisions")
+
+
+@pytest.fixture(scope="module")
+def checked(tiny_run: Path, folder: Path) -> Path:
+    """float32 with an input check."""
+    done = exported(tiny_run, folder / "checked.onnx")
+    assert done.code == 0, done.err
+    assert "input check fitted on" in done.out
+    return folder / "checked.onnx"
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_run: Path, folder: Path) -> tuple[Path, Outcome]:
+    """int8 with an input check."""
+    done = exported(tiny_run, folder / "int8.onnx", "--precision", "int8", "--force")
+    assert done.code == 0, done.err
+    return folder / "int8.onnx", done
+
+
+@pytest.fixture(scope="module")
+def part(tiny_run: Path) -> Part:
+    """The validation part."""
+    from biigma_cli.cli.export import _part
+
+    found = _part(load_checkpoint(tiny_run / "weights" / "best.safetensors"), "val", None)
+    assert found is not None
+    return found
+
+
+def about(path: Path) -> dict[str, Any]:
+    """Its metadata."""
+    return Predictor(path, device="cpu").info.metadata
+
+
+# --- input check -----------------------------------------------------------------------------
+
+
+def test_novelty_is_torchs(checked: Path, tiny_run: Path, part: Part) -> None:
+    """The graph's novelty is that of a check fitted again in torch, and stands in the metadata."""
+    from biigma_cli.cli.export import _part
+
+    checkpoint = load_checkpoint(tiny_run / "weights" / "best.safetensors")
+    train = _part(checkpoint, "train", None)
+    assert train is not None
+    order = np.random.default_rng(0).permutation(len(train.pixels))[: input_check.IMAGES]
+    import torch
+
+    model = load_model(checkpoint).float()
+    fitted = input_check.fit_check(
+        model, train.pixels[order], part.pixels, device=torch.device("cpu")
+    )
+    image = torch.from_numpy(part.pixels.copy()).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        wanted = fitted.module(model.early(image)).numpy()
+    found = Predictor(checked, device="cpu")(part.pixels).novelty_B
+    assert found is not None
+    np.testing.assert_allclose(found, wanted, rtol=1e-2)
+    stated = about(checked)["input_check"]
+    assert stated["threshold"] == pytest.approx(float(fitted.module.limit), rel=1e-2)
+    assert stated["validation"]["flagged"] == pytest.approx((found > 1).mean(), abs=0.06)
+
+
+def test_predict_says_it(checked: Path, picture: Path, tmp_path: Path) -> None:
+    """Stripes are flagged, an image of the data set is not; the option puts it off, and says so."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::2] = 255
+    other = tmp_path / "stripes.png"
+    Image.fromarray(stripes).save(other)
+    ask = ("predict", picture, other, "--model", checked, "--device", "cpu", "--format", "jsonl")
+    done = call(*ask)
+    assert done.code == 0, done.err
+    own, strange = (json.loads(line) for line in done.out.splitlines())
+    assert own["label"] in own["probabilities"]
+    assert own["novelty"] <= 1
+    assert strange["label"] == "not dermoscopy"
+    assert strange["novelty"] > 1
+    assert sum(strange["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert "1 flagged as not dermoscopy" in done.err
+    off = call(*ask, "--no-input-check")
+    strange = json.loads(off.out.splitlines()[1])
+    assert strange["label"] in strange["probabilities"]
+    assert "novelty" not in strange
+    assert strange["settings"] == {"input_check": 0}
+    shown = call(*ask[:-1], "table").out
+    assert "not dermoscopy" in " ".join(shown.split())
+    line = call(*ask[:-1], "csv").out.splitlines()
+    row = dict(zip(line[0].split(","), line[2].split(","), strict=True))
+    assert float(row["novelty"]) > 1
+
+
+def test_without_a_check_it_is_said(tiny_onnx: Path, picture: Path) -> None:
+    """A model that cannot tell says so."""
+    done = call("predict", picture, "--model", tiny_onnx, "--device", "cpu")
+    assert "no input check" in done.err
+
+
+def test_metadata_that_differs_is_damaged(checked: Path, tmp_path: Path) -> None:
+    """A file that promises a check and has none is not used."""
+    proto = onnx.load(checked)
+    (place,) = (i for i, o in enumerate(proto.graph.output) if o.name == "novelty")
+    del proto.graph.output[place]
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="differ on an input check"):
+        Predictor(tmp_path / "m.onnx", device="cpu")
+
+
+# --- precisions ------------------------------------------------------------------------------
+
+
+def test_int8(int8: tuple[Path, Outcome], checked: Path, part: Part) -> None:
+    """Weights are int8, the file is small, the answers are nearly the same, and it says so."""
+    path, done = int8
+    assert path.stat().st_size < 0.45 * checked.stat().st_size
+    proto = onnx.load(path)
+    kinds = [i.data_type for i in proto.graph.initializer if np.prod(i.dims) > 10_000]
+    assert kinds.count(onnx.TensorProto.INT8) > 10
+    dims = {i.name: i.dims for i in proto.graph.initializer}
+    scales = [
+        n.input[1] for n in proto.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in dims
+    ]  # fmt: skip
+    assert max(np.prod(dims[s]) for s in scales) > 100  # one scale a channel
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    assert names == ["probabilities", "logits", "evidence", "saliency", "novelty"]
+    before = Predictor(checked, device="cpu")(part.pixels)
+    after = Predictor(path, device="cpu")(part.pixels)
+    # The answers of so little training lie too close together to be counted.
+    assert np.corrcoef(before.logits_BY.ravel(), after.logits_BY.ravel())[0, 1] > 0.95
+    assert 0 < np.abs(before.probabilities_BY - after.probabilities_BY).mean() < 0.1
+    stated = about(path)["export"]
+    assert stated["precision"] == "int8"
+    assert stated["parity"]["images"] == len(part.pixels)
+    both = [
+        np.mean([right[part.labels == y].mean() for y in np.unique(part.labels)])
+        for right in (
+            before.probabilities_BY.argmax(1) == part.labels,
+            after.probabilities_BY.argmax(1) == part.labels,
+        )
+    ]
+    assert stated["accuracy"]["balanced_accuracy"] == pytest.approx(both)
+    assert "balanced accuracy" in done.out
+    novelty = after.novelty_B
+    assert novelty is not None
+    assert (novelty > 1).mean() <= 0.1
+
+
+@pytest.fixture(scope="module")
+def fp16(tiny_run: Path, folder: Path) -> Path:
+    """float16 with an input check."""
+    path = folder / "fp16.onnx"
+    done = exported(tiny_run, path, "--precision", "fp16", "--force")
+    assert done.code == 0, done.err
+    return path
+
+
+def test_fp16(fp16: Path, checked: Path, part: Part) -> None:
+    """Half the size, float32 at both ends, the same answers within float16's rounding."""
+    assert fp16.stat().st_size < 0.6 * checked.stat().st_size
+    proto = onnx.load(fp16)
+    kinds = {i.data_type for i in proto.graph.initializer if np.prod(i.dims) > 10_000}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert {o.type.tensor_type.elem_type for o in proto.graph.output} == {onnx.TensorProto.FLOAT}
+    before = Predictor(checked, device="cpu")(part.pixels)
+    after = Predictor(fp16, device="cpu")(part.pixels)
+    assert np.abs(before.probabilities_BY - after.probabilities_BY).max() < 0.05
+    np.testing.assert_allclose(after.novelty_B, before.novelty_B, rtol=0.05)
+    assert about(fp16)["export"]["precision"] == "fp16"
+
+
+def test_a_loss_writes_nothing(
+    tiny_run: Path, fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than half a point of balanced accuracy is refused, unless forced."""
+    from biigma_cli.runtime import export
+
+    real = parity.AccuracyChange.measure
+    monkeypatch.setattr(
+        export.AccuracyChange,
+        "measure",
+        lambda *a: real(*a)._replace(balanced_accuracy=(0.7, 0.6949)),
+    )
+    # The graph that was exported once already: exporting it is the slow part.
+    monkeypatch.setattr(export, "_to_proto", lambda *_: onnx.load(fp16))
+    path = tmp_path / "m.onnx"
+    done = exported(tiny_run, path, "--precision", "fp16")
+    assert done.code == 1
+    assert "fp16 loses too much" in done.err
+    assert "0.7000 -> 0.6949 (-0.51 points)" in done.err
+    assert not list(tmp_path.iterdir())
+    done = exported(tiny_run, path, "--precision", "fp16", "--force")
+    assert done.code == 0, done.err
+    assert about(path)["export"]["accuracy"]["balanced_accuracy"] == [0.7, 0.6949]
+
+
+def test_measure() -> None:
+    """Balanced accuracy over the classes that are there, accuracy, and the loss."""
+    labels = np.array([0, 0, 0, 1])
+    right = np.eye(3, dtype=np.float32)[labels]
+    wrong = np.eye(3, dtype=np.float32)[[0, 0, 2, 1]]
+    found = parity.AccuracyChange.measure(labels, right, wrong)
+    assert found.balanced_accuracy == pytest.approx((1, (2 / 3 + 1) / 2))
+    assert found.accuracy == (1, 0.75)
+    assert found.loss == pytest.approx(1 / 6)
+
+
+def test_outputs_are_chosen(tiny_run: Path, tmp_path: Path) -> None:
+    """Only what was asked for, beside probabilities and logits.
+
+    Of less than a hundred images no check's false alarms could be stated: the export says so.
+    """
+    path = tmp_path / "m.onnx"
+    done = call(
+        "export", "onnx", "--run", tiny_run, "-o", path, "--outputs", "novelty,evidence",
+        "--no-calibrate",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "no input check: it takes 100" in done.err
+    names = [o.name for o in onnx.load(path).graph.output]
+    assert names == ["probabilities", "logits", "evidence"]
+    assert "input_check" not in about(path)
+
+
+def test_what_cannot_be(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown names and a missing package are said before anything is done."""
+    path = tmp_path / "m.onnx"
+    done = exported(tiny_run, path, "--precision", "int4")
+    assert (done.code, "choose one of: fp32, fp16, int8" in done.err) == (2, True)
+    done = exported(tiny_run, path, "--outputs", "salency")
+    assert (done.code, "did you mean saliency?" in done.err) == (2, True)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    done = exported(tiny_run, path, "--precision", "int8")
+    assert (done.code, "pip install 'biigma[int8]'" in done.err) == (2, True)
+    monkeypatch.undo()
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "empty"))
+    done = exported(tiny_run, path, "--precision", "int8")
+    assert (done.code, "training images, which are not here" in done.err) == (3, True)
+    assert not path.exists()
+
+
+def test_nncf_is_asked_to_be_silent(int8: tuple[Path, Outcome]) -> None:
+    """Nothing of it on stdout, and its environment is left as it was."""
+    import os
+
+    _, done = int8
+    assert len(done.out.splitlines()) == 5, done.out
+    assert "NNCF_CI" not in os.environ
+    assert quantise.METHOD in about(int8[0])["export"]["quantisation"]["method"]
