@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,10 @@ class Result(NamedTuple):
         saliency_HW: the map M of the upright view, where the model has one.
         note: what a user should know of the file.
         error: what was wrong with it.
+        logits_Y: of the upright view, None where there is an error.
+        evidence_Yhw: what each position of the upright view adds to each logit, where the model
+            says it.
+        content: the source's, to read it again.
     """
 
     name: str
@@ -49,6 +53,9 @@ class Result(NamedTuple):
     saliency_HW: npt.NDArray[np.float32] | None
     note: str
     error: ImageError | None
+    logits_Y: npt.NDArray[np.float32] | None = None
+    evidence_Yhw: npt.NDArray[np.float32] | None = None
+    content: Path | bytes = b""
 
 
 def model_id(path: Path) -> str:
@@ -120,6 +127,7 @@ class _Item(NamedTuple):
 class _Read(NamedTuple):
     name: str
     result: Decoded | ImageError
+    content: Path | bytes
 
 
 def _decode(source: Source, info: ModelInfo, stop: threading.Event) -> Decoded | ImageError:
@@ -161,7 +169,7 @@ def _batches(
         if not batch:
             deadline = time.monotonic() + PATIENCE
         result = item.future.result()
-        batch.append(_Read(item.source.name, result))
+        batch.append(_Read(item.source.name, result, item.source.content))
         good += isinstance(result, Decoded)
         if good == size or len(batch) == 4 * size:
             yield batch
@@ -170,7 +178,7 @@ def _batches(
 
 def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Result]:
     images = [r.result.pixels for r in batch if isinstance(r.result, Decoded)]
-    rows: Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]] = iter(())
+    rows: Iterator[tuple[Any, ...]] = iter(())
     if images:
         pixels = np.stack(images)
         try:
@@ -186,18 +194,21 @@ def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Res
                 f"the model failed on {len(images)} images: {first[:200]}",
                 fix="try a smaller --batch-size, or --device cpu",
             ) from error
-        maps = answer.saliency_BHW
-        rows = zip(proba, [None] * len(images) if maps is None else maps, strict=True)
-    for name, result in batch:
+        parts = (answer.saliency_BHW, answer.logits_BY, answer.evidence_BYHW)
+        rest = ([None] * len(images) if part is None else part for part in parts)
+        rows = zip(proba, *rest, strict=True)
+    for name, result, content in batch:
         if isinstance(result, ImageError):
             yield Result(name, None, None, None, "", result)
             continue
-        row, saliency = next(rows)
+        row, saliency, logits, evidence = next(rows)
         if not np.isfinite(row).all():
             nan = ImageError(f"the model gave no number for {shown(name)}", fix="check the model")
             yield Result(name, None, None, None, result.note, nan)
             continue
-        yield Result(name, row, result.pixels, saliency, result.note, None)
+        yield Result(
+            name, row, result.pixels, saliency, result.note, None, logits, evidence, content
+        )
 
 
 def _averaged(
