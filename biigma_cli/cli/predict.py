@@ -442,10 +442,11 @@ class StreamProgress:
             self._counter = threading.Thread(target=self._find_total, daemon=True)
             self._counter.start()
         rate = (done - self.before) / max(now - self.started, 1e-9)
-        line = f"classifying: {done} images, {rate:.0f}/s"
+        speed = f"{rate:.0f}/s" if rate >= 1 else f"{60 * rate:.0f}/min"
+        line = f"classifying: {done} images, {speed}"
         if self.total is not None and rate > 0:
             left = clock(max(0, self.total - done) / rate)
-            line = f"classifying: {done}/{self.total} images, {rate:.0f}/s, {left} left"
+            line = f"classifying: {done}/{self.total} images, {speed}, {left} left"
         sys.stderr.write(f"\r\033[K{line}" if self.live else line + "\n")
         sys.stderr.flush()
 

@@ -176,7 +176,11 @@ class Pictures:
         name = shown(Path(item.path).name or item.path)
         large, small = (_scaled(seen.picture, seen.frame.size, side) for side in (LARGE, SMALL))
         best = self.codes[seen.found.top[0]]
-        given = [jpeg_picture(large, "image", f"{name}, answered {item.label}")]
+        wide, tall = seen.frame.size
+        size = f"{wide} x {tall} pixels"
+        if seen.picture is result.pixels:
+            size = "as the network saw it: the file is gone"
+        given = [jpeg_picture(large, size, f"{name}, answered {item.label}")]
         if seen.found.map_hw is not None:
             low, high = value_range(seen.found.map_hw, signed=True)
             laid = laid_over(small, seen.found.map_hw, seen.frame, signed=True, limits=(low, high))

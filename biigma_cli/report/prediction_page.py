@@ -9,7 +9,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import NamedTuple
 
 from biigma_cli.data.preprocess import shown
@@ -175,7 +174,6 @@ class PredictionPage:
         malignant = dict(zip(self.labels.codes, self.labels.malignant, strict=True))
         best, probability = item.top(1)[0]
         return {
-            "name": shown(PurePath(item.path).name or item.path),
             "path": shown(item.path),
             "label": item.label,
             "best": best,
