@@ -18,6 +18,7 @@ from PIL import Image
 
 from biigma_cli.cli.predict_pictures import picture_name
 from biigma_cli.report import prediction_page
+from biigma_cli.runtime.session import find_model
 from tests.cli.test_predict_streams import left, posix, predict, start
 from tests.conftest import Outcome, call
 from tests.data.samples import encode, noise
@@ -25,6 +26,8 @@ from tests.report.browser import Browser, find_browser
 from tests.report.test_evaluation_page import CONTRAST, STATE, Page
 from tests.runtime.test_pipeline import toy_model
 
+# With both maps; its answers do not matter here.
+SHIPPED = find_model(None)
 HOSTILE = '"><img src=x onerror=alert(1)>&amp;.png'
 
 
@@ -288,9 +291,7 @@ def test_a_page_that_cannot_be_written(
 
 
 @pytest.fixture(scope="module")
-def drawn(
-    tiny_onnx: Path, tiny_ham: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Outcome]:
+def drawn(tiny_ham: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """Two images of one name and a bad one, drawn into the folder that is classified."""
     top = tmp_path_factory.mktemp("drawn")
     first, second = sorted(tiny_ham.rglob("*.jpg"))[:2]
@@ -298,7 +299,7 @@ def drawn(
         (top / name).mkdir()
         (top / name / "same.jpg").write_bytes(image.read_bytes())
     (top / "bad.png").write_bytes(b"x")
-    command = ("predict", top, "--model", tiny_onnx, "--device", "cpu", "--saliency", top / "maps")
+    command = ("predict", top, "--model", SHIPPED, "--device", "cpu", "--saliency", top / "maps")
     page = top / "page.html"
     done = call(*command, "-o", top / "a.jsonl", "--report", page, "--tta")
     # A second run finds no more images than the first.
@@ -390,14 +391,12 @@ def test_names_need_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert os.fsencode(picture_name(os.fsdecode(b"\xff" * 250))).endswith(b".png")
 
 
-def test_no_input_is_overwritten(
-    tiny_onnx: Path, drawn: tuple[Path, Outcome], tmp_path: Path
-) -> None:
+def test_no_input_is_overwritten(drawn: tuple[Path, Outcome], tmp_path: Path) -> None:
     """A picture of ours is refused as an image, named alone or in a list."""
     top = drawn[0]
     ours = sorted((top / "maps").iterdir())[0]
     before = ours.read_bytes()
-    common = ("--model", tiny_onnx, "--device", "cpu", "--saliency", top / "maps")
+    common = ("--model", SHIPPED, "--device", "cpu", "--saliency", top / "maps")
     done = call("predict", ours, *common)
     assert done.code == 2
     assert "--saliency writes to" in done.err
@@ -409,7 +408,7 @@ def test_no_input_is_overwritten(
 
 
 def test_a_picture_that_cannot_be_written(
-    tiny_onnx: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One message; what was answered before stays, and is gone on with."""
     from biigma_cli.report import overlay
@@ -428,7 +427,7 @@ def test_a_picture_that_cannot_be_written(
         plain(path, data)
 
     command = (
-        "predict", *images, "--model", tiny_onnx, "--device", "cpu", "-b", "1", "-o", target,
+        "predict", *images, "--model", SHIPPED, "--device", "cpu", "-b", "1", "-o", target,
         "--saliency", maps,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
