@@ -108,7 +108,7 @@ def test_few_pictures(
         assert done.code == 5
         assert names_on(page) == ["08.png", "07.png", "06.png"]
         text = text_of(page)
-        assert "The first 3 are shown, 6 are left out" in text
+        assert "highest first. The first 3 are shown, 6 are left out" in text
         assert "<dt>answered</dt><dd>9</dd>" in page.read_text("utf-8")
         assert "3 files could not be read. The first 1 are listed." in text
         assert text.count("gone") == 1
