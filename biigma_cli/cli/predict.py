@@ -78,6 +78,29 @@ def predict(
             help='Answer "not dermoscopy" where an image is unlike the training images.',
         ),
     ] = True,
+    saliency: Annotated[
+        Path | None,
+        typer.Option(
+            "--saliency",
+            metavar="DIR",
+            help="Draw each answered image there, with its saliency map and evidence.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Also write a page of the answers, an .html file."
+        ),
+    ] = None,
+    report_images: Annotated[
+        int,
+        typer.Option(
+            "--report-images",
+            metavar="N",
+            min=1,
+            help="Pictures on the page: the N most malignant.",
+        ),
+    ] = 500,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over flips and quarter turns: 8 times the work.")
     ] = False,
@@ -122,7 +145,10 @@ def predict(
             "--resume needs a file of rows to go on with",
             fix="add -o FILE and --format csv or jsonl",
         )
-    inputs = _Inputs(paths or [], from_list)
+    from biigma_cli.cli.predict_pictures import Pictures, check_targets, shown_maps, write_page
+
+    check_targets(saliency, report, target)
+    inputs = _Inputs(paths or [], from_list, skip=saliency)
     sink = Output(target, keep=form in RESUMABLE, resume=resume)
     sources = inputs.sources()
 
@@ -134,6 +160,8 @@ def predict(
     identity = model_id(file)
     predictor = Predictor(file, device=device)
     info = predictor.info
+    wants_pictures = saliency is not None or report is not None
+    maps = shown_maps(predictor, saliency) if wants_pictures else None
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
     if abstain_below is not None:
@@ -162,14 +190,27 @@ def predict(
         if len(answered):
             note(f"{len(answered)} files are answered already")
     tally = _Tally(sink, writer, answered)
+    page = None
+    if report is not None:
+        from biigma_cli.report.prediction_page import PredictionPage
+
+        page = PredictionPage(labels, most=report_images, earlier=answered.labels)
+    pictures = None
+    if maps is not None:
+        pictures = Pictures(identity, info.classes, maps, folder=saliency, page=page, tta=tta)
     new = (s for s in sources if not answered.take(s.name))
     batches = classify(predictor, new, batch_size=batch_size, workers=threads, tta=tta)
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:
-                tally.add([_record(r, labels, abstain_below, checked) for r in batch], batch)
+                items = [_record(r, labels, abstain_below, checked) for r in batch]
+                if pictures is not None:
+                    items = pictures.add(items, batch)
+                tally.add(items, batch)
                 progress(tally.done)
         tally.end()
+        if page is not None and report is not None and pictures is not None and tally.begun:
+            write_page(page, report, made, predictor, notes=pictures.notes, topk=topk)
     except BaseException:
         batches.close()
         kept = sink.drop()
@@ -185,6 +226,10 @@ def predict(
         )
     if tally.flagged:
         note(f"{tally.flagged} flagged as not dermoscopy: unlike the images it was trained on")
+    if saliency is not None:
+        note(f"pictures in {saliency}")
+    if report is not None:
+        note(f"page in {report}")
     note(DISCLAIMER)
     if tally.failed:
         raise PartialFailure(
@@ -196,9 +241,14 @@ def predict(
 class _Inputs:
     """What the command line names."""
 
-    def __init__(self, paths: list[str], from_list: str | None) -> None:
+    def __init__(
+        self, paths: list[str], from_list: str | None, *, skip: Path | None = None
+    ) -> None:
         from biigma_cli.errors import UsageError
+        from biigma_cli.runtime.inputs import shown, within
 
+        #: Folder of our own pictures, which are not to be classified.
+        self.skip = "" if skip is None else str(skip)
         self.paths = paths
         self.list = from_list
         if from_list is not None and paths:
@@ -207,16 +257,23 @@ class _Inputs:
             raise UsageError("nothing to classify", fix="name images or folders, or - for stdin")
         if "-" in paths and len(paths) > 1:
             raise UsageError("- stands for stdin, alone", fix="give - or names of files")
+        for path in paths:
+            if path != "-" and within(path, self.skip):
+                raise UsageError(
+                    f"{shown(path)} lies in the folder that --saliency writes to",
+                    fix="choose another folder for the pictures",
+                )
 
     def sources(self) -> Iterator[Source]:
         """Each in turn. What cannot give any raises at once."""
         from biigma_cli.runtime.inputs import expand, read_list, read_stdin
 
         if self.list is not None:
-            return read_list(_stdin()) if self.list == "-" else _read_file(_opened(self.list))
+            read = read_list(_stdin()) if self.list == "-" else _read_file(_opened(self.list))
+            return _refusing(read, self.skip)
         if self.paths == ["-"]:
-            return read_stdin(_stdin())
-        return expand(self.paths, warn=note)
+            return _refusing(read_stdin(_stdin()), self.skip)
+        return expand(self.paths, warn=note, skip=self.skip)
 
     def count(self, stop: Callable[[], bool]) -> int | None:
         """How many there are, where that can be known without using them up."""
@@ -225,7 +282,7 @@ class _Inputs:
         if self.paths == ["-"] or self.list == "-":
             return None
         if self.list is None:
-            return count(self.paths, stop)
+            return count(self.paths, stop, self.skip)
         total = 0
         if not Path(self.list).is_file():
             return None  # a pipe, which can be read but once
@@ -235,6 +292,17 @@ class _Inputs:
                 if stop():
                     return None
         return total
+
+
+def _refusing(sources: Iterator[Source], folder: str) -> Iterator[Source]:
+    """Names of a list; those in the folder of our own pictures are errors."""
+    from biigma_cli.runtime.inputs import shown, within
+
+    for source in sources:
+        if isinstance(source.content, Path) and within(source.name, folder):
+            error = f"{shown(source.name)} lies in the folder that --saliency writes to"
+            source = source._replace(error=error)
+        yield source
 
 
 def _read_file(file: BinaryIO) -> Iterator[Source]:
@@ -392,10 +460,11 @@ class StreamProgress:
             self._counter = threading.Thread(target=self._find_total, daemon=True)
             self._counter.start()
         rate = (done - self.before) / max(now - self.started, 1e-9)
-        line = f"classifying: {done} images, {rate:.0f}/s"
+        speed = f"{rate:.0f}/s" if rate >= 1 else f"{60 * rate:.0f}/min"
+        line = f"classifying: {done} images, {speed}"
         if self.total is not None and rate > 0:
             left = clock(max(0, self.total - done) / rate)
-            line = f"classifying: {done}/{self.total} images, {rate:.0f}/s, {left} left"
+            line = f"classifying: {done}/{self.total} images, {speed}, {left} left"
         sys.stderr.write(f"\r\033[K{line}" if self.live else line + "\n")
         sys.stderr.flush()
 

@@ -142,21 +142,22 @@ def decode_image(
             ) from error
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def upright_size(source: Path | bytes) -> tuple[int, int]:
     """Width and height of an image as it is shown, from its header; a DICOM file is decoded.
 
     Raises `ImageError` as `decode_image`.
     """
-    with opened(path, shown(str(path))) as image:
+    label = shown(str(source)) if isinstance(source, Path) else "the image"
+    with opened(source, label) as image:
         width, height = image.size
         lying = _turn(image) in _LYING
     return (height, width) if lying else (width, height)
 
 
 @contextlib.contextmanager
-def opened(path: Path, name: str) -> Iterator[Image.Image]:
+def opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     """An image at full size, not turned. Raises `ImageError` whatever is raised inside."""
-    with _open(path, name) as file:
+    with _open(source, name) as file:
         try:
             image, _ = _read(file, _NO_DRAFT, name)
             with image:

@@ -24,6 +24,7 @@ from biigma_cli.data.audit import (
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.splits import PARTS
 from biigma_cli.errors import ImageError
+from biigma_cli.report.html import render_page
 from biigma_cli.report.tables import render
 
 FORMAT = "biigma-audit-1"
@@ -329,8 +330,6 @@ def audit_html(audit: Audit, *, limit: int) -> str:
 
     Reads each shown image again. Ids and paths are escaped.
     """
-    import jinja2
-
     manifest = audit.manifest
     records = manifest.by_id()
     part_of = audit.part_of()
@@ -405,14 +404,8 @@ def audit_html(audit: Audit, *, limit: int) -> str:
     ]
     if audit.strangers:
         lists.append(("Images without metadata", audit.strangers))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("biigma_cli.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("audit.html").render(
+    return render_page(
+        "audit.html",
         dataset=manifest.dataset,
         licence=manifest.licence,
         citation=manifest.citation,

@@ -242,7 +242,7 @@ def draw_overlay(
         )  # fmt: skip
         told = shortened(subtitle, int((width - 2 * margin) / 0.07))
         write(figure, left, 1 - 0.34 / height, told, color=GREY)
-        grey = _grey(picture)
+        grey = lightness(picture)
         base = (height - heading - tall) / height
         for i in range(len(layers) + 1):
             x = (margin + i * (panel + gap)) / width
@@ -277,8 +277,8 @@ def shortened(text: str, most: int) -> str:
     return f"{text[: max(1, most - tail - 3)]}...{text[-tail:]}"
 
 
-def _grey(picture: Pixels) -> npt.NDArray[np.float64]:
-    """Its lightness, drawn together so that colours can be told on black and on white."""
+def lightness(picture: Pixels) -> npt.NDArray[np.float64]:
+    """A picture's, in [0, 1], drawn together so that colours can be told on black and on white."""
     luma = picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255
     return np.asarray(0.25 + 0.7 * luma)
 

@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class Prediction:
             does not say.
         note: what a user should know of the file.
         error: what was wrong with it.
+        picture: file that shows the answer's maps; "" where none was asked for.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Prediction:
     novelty: float | None = None
     note: str = ""
     error: str = ""
+    picture: str = ""
 
     @property
     def flagged(self) -> bool:
@@ -188,15 +191,15 @@ class CsvWriter:
             lines += text.getvalue().removesuffix("\r\n") + "\n"
         return lines
 
-    def read(self, record: str) -> tuple[str, bool]:
-        """Path of a written row and whether it failed. Raises `ValueError` for another's row."""
+    def read(self, record: str) -> tuple[str, str]:
+        """Path of a written row and its label, "" for a failure. `ValueError`: another's row."""
         cells = next(csv.reader(io.StringIO(record, newline="")))
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells, not {len(self.columns)}")
-        error, model, _, _, settings = cells[-5:]
+        _, model, _, _, settings = cells[-5:]
         _same_making("model", model, self.made.model)
         _same_making("settings", settings, self._made[-1])
-        return cells[0], error != ""
+        return cells[0], cells[1]
 
 
 class JsonlWriter:
@@ -240,6 +243,8 @@ class JsonlWriter:
                 answer["novelty"] = round(item.novelty, 3)
         if item.note:
             answer["note"] = item.note
+        if item.picture:
+            answer["picture"] = item.picture
         return answer | {
             "model": self.made.model,
             "version": self.made.version,
@@ -247,8 +252,8 @@ class JsonlWriter:
             "settings": dict(self.made.settings),
         }
 
-    def read(self, record: str) -> tuple[str, bool]:
-        """Path of a written row and whether it failed. Raises `ValueError` for another's row."""
+    def read(self, record: str) -> tuple[str, str]:
+        """Path of a written row and its label, "" for a failure. `ValueError`: another's row."""
         row = json.loads(record)
         if not isinstance(row, dict) or not isinstance(row.get("path"), str):
             raise ValueError("no record of a prediction")
@@ -260,7 +265,7 @@ class JsonlWriter:
                 raise ValueError(f"other classes: {codes!r:.200}")
             if len(row.get("top", ())) != min(self.topk, len(self.labels.codes)):
                 raise ValueError("another --topk")
-        return row["path"], "error" in row
+        return row["path"], "" if "error" in row else str(row.get("label"))
 
 
 class JsonWriter:
@@ -370,7 +375,7 @@ class Answered:
     """
 
     def __init__(self) -> None:
-        self.failed = 0
+        self.labels: Counter[str] = Counter()
         self._hashes = array("Q")
         self._sorted: np.ndarray[Any, np.dtype[np.uint64]] | None = None
         self._taken = bytearray()
@@ -378,10 +383,15 @@ class Answered:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def add(self, path: str, *, failed: bool) -> None:
-        """One row that was read."""
+    @property
+    def failed(self) -> int:
+        """Rows that are errors."""
+        return self.labels[""]
+
+    def add(self, path: str, label: str) -> None:
+        """One row that was read; its label is "" where it is an error."""
         self._hashes.append(_hash(path))
-        self.failed += failed
+        self.labels[label] += 1
 
     def take(self, path: str) -> bool:
         """Whether there is a row for `path` that was not taken yet; it is then taken."""
@@ -570,13 +580,13 @@ def _scan(path: Path, writer: CsvWriter | JsonlWriter, answered: Answered) -> in
             if not record.endswith(b"\n"):
                 break  # torn
             try:
-                name, failed = writer.read(record.decode("utf-8"))
+                name, label = writer.read(record.decode("utf-8"))
             except (ValueError, csv.Error) as error:
                 raise DataError(
                     f"{path}, answer {number}: {error}",
                     fix="resume with the same model and settings, or choose another -o",
                 ) from error
-            answered.add(name, failed=failed)
+            answered.add(name, label)
             whole += len(record)
     return whole
 

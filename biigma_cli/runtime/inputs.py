@@ -59,29 +59,34 @@ def looks_like_image(head: bytes) -> bool:
     return _SIGNATURE.match(head) is not None
 
 
-def expand(arguments: Sequence[str], *, warn: Callable[[str], None]) -> Iterator[Source]:
+def expand(
+    arguments: Sequence[str], *, warn: Callable[[str], None], skip: str = ""
+) -> Iterator[Source]:
     """Files as given, folders as the images below them, patterns as what they match.
 
     A folder's images come in the order of their names, depth first. Links to files are followed,
     links to folders below an argument are not, so that no loop can form; `warn` is told. Nor does
     `**` follow them, or what stands behind it. However often a pattern matches a file, it comes
-    once. A file that is not there comes all the same: it is answered with an error.
+    once. A file that is not there comes all the same: it is answered with an error. Of a folder
+    `skip` nothing comes.
 
     Raises:
         DataError: a folder without an image, or a pattern that matches nothing; at once, not
             at its turn.
     """
     for argument in arguments:
-        _check(argument)
-    return _expand(arguments, warn)
+        _check(argument, skip)
+    return _expand(arguments, warn, skip)
 
 
-def _expand(arguments: Sequence[str], warn: Callable[[str], None]) -> Iterator[Source]:
+def _expand(arguments: Sequence[str], warn: Callable[[str], None], skip: str) -> Iterator[Source]:
     for argument in arguments:
         links: set[str] = set()
         for place in _places(argument, links):
+            if within(place, skip):
+                continue
             if _is_folder(place):
-                yield from below(place, warn=warn)
+                yield from below(place, warn=warn, skip=skip)
             else:
                 yield Source(place, Path(place))
         if links:
@@ -120,7 +125,16 @@ def _lies_in(path: str, folders: set[str]) -> bool:
     return False
 
 
-def below(folder: str, *, warn: Callable[[str], None]) -> Iterator[Source]:
+def within(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies below it, links aside; never where that is ""."""
+    if not folder or "\0" in path:
+        return False
+    top = os.path.abspath(folder)  # noqa: PTH100 - unlike Path's, takes `..` out
+    own = os.path.abspath(path)  # noqa: PTH100
+    return own == top or own.startswith(_join(top, ""))
+
+
+def below(folder: str, *, warn: Callable[[str], None], skip: str = "") -> Iterator[Source]:
     """The images below a folder. One that may not be opened is a `Source` with its error."""
     links = 0
     stack: list[Iterator[str]] = []
@@ -143,6 +157,8 @@ def below(folder: str, *, warn: Callable[[str], None]) -> Iterator[Source]:
         if not name.endswith(_FOLDER):
             yield Source(full, Path(full))
             continue
+        if within(full, skip):
+            continue
         try:
             stack.append(_listed(full))
             path.append(full)
@@ -152,17 +168,19 @@ def below(folder: str, *, warn: Callable[[str], None]) -> Iterator[Source]:
         warn(f"{shown(folder)}: {links} links to folders were not followed")
 
 
-def count(arguments: Sequence[str], stop: Callable[[], bool]) -> int | None:
+def count(arguments: Sequence[str], stop: Callable[[], bool], skip: str = "") -> int | None:
     """How many `expand` would give, without their order; None where `stop` says so first."""
     total = 0
     for argument in arguments:
         for place in _places(argument, set()):
             if stop():
                 return None
+            if within(place, skip):
+                continue
             if not _is_folder(place):
                 total += 1
                 continue
-            for _ in _any_below(place, stop):
+            for _ in _any_below(place, stop, skip):
                 total += 1
             if stop():
                 return None
@@ -384,12 +402,12 @@ def _is_pattern(argument: str) -> bool:
     return glob.has_magic(argument) and not os.path.lexists(argument)
 
 
-def _check(argument: str) -> None:
+def _check(argument: str, skip: str) -> None:
     """Raise where nothing can come of an argument."""
     if "\0" in argument:
         return
     if _is_folder(argument):
-        if not any(True for _ in _any_below(argument)):
+        if not any(True for _ in _any_below(argument, skip=skip)):
             raise DataError(
                 f"no image in the folder {shown(argument)}",
                 fix=f"looked for {', '.join(sorted(SUFFIXES))}, also in folders below it",
@@ -400,7 +418,9 @@ def _check(argument: str) -> None:
         )
 
 
-def _any_below(folder: str, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
+def _any_below(
+    folder: str, stop: Callable[[], bool] = lambda: False, skip: str = ""
+) -> Iterator[str]:
     """Images below a folder, and folders that may not be opened, in no order, until `stop`."""
     folders = [folder]
     while folders and not stop():
@@ -408,7 +428,9 @@ def _any_below(folder: str, stop: Callable[[], bool] = lambda: False) -> Iterato
         try:
             for name in _scan(here):
                 if name.endswith(_FOLDER):
-                    folders.append(_join(here, name.removesuffix(_FOLDER)))
+                    full = _join(here, name.removesuffix(_FOLDER))
+                    if not within(full, skip):
+                        folders.append(full)
                 elif not name.endswith(_LINK):
                     yield name
         except OSError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,10 @@ class Result(NamedTuple):
         error: what was wrong with it.
         novelty: how far the image is from the training images, 1 the limit; None where there is an
             error, or the model has no input check.
+        logits_Y: of the upright view, None where there is an error.
+        evidence_Yhw: what each position of the upright view adds to each logit, where the model
+            says it.
+        content: the source's, to read it again.
     """
 
     name: str
@@ -52,6 +56,9 @@ class Result(NamedTuple):
     note: str
     error: ImageError | None
     novelty: float | None = None
+    logits_Y: npt.NDArray[np.float32] | None = None
+    evidence_Yhw: npt.NDArray[np.float32] | None = None
+    content: Path | bytes = b""
 
 
 def model_id(path: Path) -> str:
@@ -123,6 +130,7 @@ class _Item(NamedTuple):
 class _Read(NamedTuple):
     name: str
     result: Decoded | ImageError
+    content: Path | bytes
 
 
 def _decode(source: Source, info: ModelInfo, stop: threading.Event) -> Decoded | ImageError:
@@ -164,7 +172,7 @@ def _batches(
         if not batch:
             deadline = time.monotonic() + PATIENCE
         result = item.future.result()
-        batch.append(_Read(item.source.name, result))
+        batch.append(_Read(item.source.name, result, item.source.content))
         good += isinstance(result, Decoded)
         if good == size or len(batch) == 4 * size:
             yield batch
@@ -173,9 +181,7 @@ def _batches(
 
 def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Result]:
     images = [r.result.pixels for r in batch if isinstance(r.result, Decoded)]
-    rows: Iterator[
-        tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, np.float32 | None]
-    ] = iter(())
+    rows: Iterator[tuple[Any, ...]] = iter(())
     if images:
         pixels = np.stack(images)
         try:
@@ -191,25 +197,24 @@ def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Res
                 f"the model failed on {len(images)} images: {first[:200]}",
                 fix="try a smaller --batch-size, or --device cpu",
             ) from error
-        none = [None] * len(images)
-        maps, novelty = answer.saliency_BHW, answer.novelty_B
-        rows = zip(
-            proba,
-            none if maps is None else maps,
-            none if novelty is None else novelty,
-            strict=True,
-        )
-    for name, result in batch:
+        parts = (
+            answer.saliency_BHW, answer.logits_BY, answer.evidence_BYHW, answer.novelty_B,
+        )  # fmt: skip
+        rest = ([None] * len(images) if part is None else part for part in parts)
+        rows = zip(proba, *rest, strict=True)
+    for name, result, content in batch:
         if isinstance(result, ImageError):
             yield Result(name, None, None, None, "", result)
             continue
-        row, saliency, novelty_1 = next(rows)
-        if not (np.isfinite(row).all() and np.isfinite(novelty_1 or 0)):
+        row, saliency, logits, evidence, far = next(rows)
+        if not (np.isfinite(row).all() and np.isfinite(far or 0)):
             nan = ImageError(f"the model gave no number for {shown(name)}", fix="check the model")
             yield Result(name, None, None, None, result.note, nan)
             continue
-        far = None if novelty_1 is None else float(novelty_1)
-        yield Result(name, row, result.pixels, saliency, result.note, None, far)
+        yield Result(
+            name, row, result.pixels, saliency, result.note, None,
+            None if far is None else float(far), logits, evidence, content,
+        )  # fmt: skip
 
 
 def _averaged(

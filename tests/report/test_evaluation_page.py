@@ -32,9 +32,9 @@ from biigma_cli.report.evaluation import (
     thumbnail_size,
 )
 from biigma_cli.report.evaluation.page import figure_cell, robustness_tables
-from biigma_cli.report.evaluation.pictures import LONGEST
 from biigma_cli.report.localisation import SAME_ORDER
 from biigma_cli.report.overlay import Frame
+from biigma_cli.report.pictures import LONGEST
 from biigma_cli.storage import content_digest
 from tests.conftest import Outcome, call
 from tests.data.samples import encode, manifest, noise, oriented, record

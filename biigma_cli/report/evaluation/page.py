@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,8 @@ from biigma_cli.metrics import (
 from biigma_cli.metrics.localisation import LOCALISATION_TITLES, RANKED
 from biigma_cli.metrics.subgroups import FEWEST_LESIONS, FEWEST_POSITIVES, Subgroup
 from biigma_cli.report.evaluation.figures import pr_svg, reliability_svg, roc_svg
-from biigma_cli.report.evaluation.pictures import EVIDENCE, SALIENCY, Mistake, colour_bar
+from biigma_cli.report.evaluation.pictures import Mistake
+from biigma_cli.report.html import Cell, PageTable, render_page
 from biigma_cli.report.localisation import (
     AS_PLAIN,
     MAP_TITLES,
@@ -33,6 +34,7 @@ from biigma_cli.report.localisation import (
     remarks,
     shown_once,
 )
+from biigma_cli.report.pictures import EVIDENCE, SALIENCY, colour_bar
 from biigma_cli.report.published import Published, comparability, published_for
 from biigma_cli.taxonomy import lesion_class
 
@@ -111,48 +113,13 @@ class EvaluationReport:
     notes: Sequence[str] = ()
 
 
-class Cell(NamedTuple):
-    """What a table's cell shows, and in small beneath."""
-
-    text: str
-    small: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageTable:
-    """A table of the page.
-
-    Attributes:
-        caption: above it.
-        columns: heads; the first is that of the row heads.
-        words: indices of columns that hold words; the others hold numbers.
-        marked: indices of rows that stand out.
-        notes: beneath it.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    words: Sequence[int] = ()
-    marked: Sequence[int] = ()
-    notes: Sequence[str] = ()
-
-
 def evaluation_html(report: EvaluationReport) -> str:
     """The page's text. Names, from wherever they come, are escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("biigma_cli.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     own = report.assessment
     rows = published_for(report.dataset)
     wrong = int((report.proba_nY.argmax(1) != report.label_n).sum())
-    return environment.get_template("evaluation.html").render(
+    return render_page(
+        "evaluation.html",
         generator=GENERATOR,
         report=report,
         n=own.figures.n,
