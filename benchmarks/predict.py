@@ -8,7 +8,8 @@ rates of one round are compared:
     torch-32     the same, channels last, batches of 32
     ort          ONNX Runtime in a loop: Pillow, batch 1, a plain session of the exported file
     predict      `biigma predict` (its pipeline, in this process): files to answers
-    session      the same session on pictures already decoded, in the same batches
+    session      a session of the same file with ONNX Runtime's own settings, on pictures already
+                 decoded, in the same batches, one after another
     openvino     the hardware's yardstick: decoding on threads, OpenVINO with requests in flight
     ...-int8     the same with the quantised file
     ...-bf16     OpenVINO in the precision it takes by itself on a CPU that computes in bfloat16
@@ -55,6 +56,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 SPREAD = np.array([0.229, 0.224, 0.225], np.float32)
 MEMORY_MIB = 700
 COLD_SECONDS = 0.8
+Run = Callable[[Sequence[Path]], None]
 
 
 @dataclass(kw_only=True)
@@ -69,7 +71,7 @@ class Contender:
 
     name: str
     title: str
-    run: Callable[[Sequence[Path]], None]
+    run: Run
     share: int = 0
     rates: list[float] = field(default_factory=list)
 
@@ -87,7 +89,7 @@ def pixels_of(path: Path, side: int) -> np.ndarray:
     return ((np.asarray(small, np.float32) / 255 - MEAN) / SPREAD).transpose(2, 0, 1)
 
 
-def torch_loop(model: Model, batch: int) -> Callable[[Sequence[Path]], None]:
+def torch_loop(model: Model, batch: int) -> Run:
     """Eager torch; batches of more than one in channels last."""
     network = getattr(torchvision.models, model.name)(num_classes=CLASSES).eval()
     layout = torch.channels_last if batch > 1 else torch.contiguous_format
@@ -103,7 +105,7 @@ def torch_loop(model: Model, batch: int) -> Callable[[Sequence[Path]], None]:
     return run
 
 
-def ort_loop(model: Model, threads: int) -> Callable[[Sequence[Path]], None]:
+def ort_loop(model: Model, threads: int) -> Run:
     """A plain session, one picture at a time."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -118,7 +120,7 @@ def ort_loop(model: Model, threads: int) -> Callable[[Sequence[Path]], None]:
     return run
 
 
-def pipeline(predictor: Predictor, threads: int) -> Callable[[Sequence[Path]], None]:
+def pipeline(predictor: Predictor, threads: int) -> Run:
     """What `biigma predict` does between its options and its rows."""
 
     def run(pictures: Sequence[Path]) -> None:
@@ -130,22 +132,28 @@ def pipeline(predictor: Predictor, threads: int) -> Callable[[Sequence[Path]], N
     return run
 
 
-def session(predictor: Predictor, pictures: Sequence[Path]) -> Callable[[Sequence[Path]], None]:
-    """Decoded pictures alone."""
-    side = predictor.info.side
-    decoded = np.stack([load_image(p, side) for p in pictures[: 4 * BATCH]])
+def session(model: Model, file: Path, pictures: Sequence[Path], threads: int, device: str) -> Run:
+    """Decoded pictures alone; on the CPU a session as ONNX Runtime makes it by itself."""
+    decoded = np.stack([load_image(p, model.side) for p in pictures[: 4 * BATCH]])
+    if device == "cpu":
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        plain = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+        def call(pixels: np.ndarray) -> object:
+            return plain.run(None, {"image": pixels})
+    else:
+        call = Predictor(file, device=device)
 
     def run(wanted: Sequence[Path]) -> None:
         for start in range(0, len(wanted), BATCH):
             at = start % len(decoded)
-            predictor(decoded[at : at + min(BATCH, len(wanted) - start)])
+            call(decoded[at : at + min(BATCH, len(wanted) - start)])
 
     return run
 
 
-def openvino_loop(
-    file: Path, side: int, threads: int, *, precision: str
-) -> Callable[[Sequence[Path]], None]:
+def openvino_loop(file: Path, side: int, threads: int, *, precision: str) -> Run:
     """Its throughput mode with requests in flight; decoding on threads as `predict` does."""
     import openvino
 
@@ -176,7 +184,7 @@ def contenders(
 ) -> Iterator[Contender]:
     """All that can be had here."""
 
-    def one(name: str, title: str, run: Callable[[Sequence[Path]], None]) -> Contender:
+    def one(name: str, title: str, run: Run) -> Contender:
         return Contender(name=name, title=title, run=run)
 
     yield one("torch", f"torchvision {model.name}, batch 1", torch_loop(model, 1))
@@ -186,7 +194,9 @@ def contenders(
     for suffix, file in files.items():
         predictor = Predictor(file, device=device)
         yield one(f"predict{suffix}", predictor.provider, pipeline(predictor, threads))
-        yield one(f"session{suffix}", "decoded pictures", session(predictor, pictures))
+        yield one(
+            f"session{suffix}", "decoded pictures", session(model, file, pictures, threads, device)
+        )
     try:
         import openvino
     except ImportError:
@@ -207,8 +217,8 @@ def measure(
 ) -> None:
     """Rounds of all contenders in turn, every second one backwards."""
     for entry in entries:
-        entry.timed(pictures[:BATCH])
-        rate = entry.timed(pictures[: 2 * BATCH])
+        entry.timed(pictures[:4])
+        rate = entry.timed(pictures[:BATCH])
         whole = max(1, round(rate * seconds / 32)) * 32
         entry.share = min(len(pictures), whole)
     for number in range(rounds):
@@ -243,7 +253,7 @@ def measured(
     print(f"\n{model.title}; {model.file.stat().st_size / 1e6:.1f} MB"
           + (" (int8: quantised here, for timing alone)" if model.int8_made else ""))  # fmt: skip
     entries = list(contenders(model, pictures, threads=threads, device=options.device))
-    rounds, seconds = (3, 0.5) if options.quick else (options.rounds, options.seconds)
+    rounds, seconds = (2, 0.5) if options.quick else (options.rounds, options.seconds)
     measure(entries, pictures, rounds=rounds, seconds=seconds)
     print(f"{'':<16}{'':<38}{'images/s':>9}{'quartiles':>20}{'a round':>9}")
     for entry in entries:
@@ -311,7 +321,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-int8", action="store_true", help="quantise nothing")
     parser.add_argument("--gpu", action="store_true", help="measure a GPU, from decoded pictures")
     parser.add_argument("--fp16", type=Path, help="with --gpu: a float16 export of DenseNet-121")
-    parser.add_argument("--quick", action="store_true", help="64 pictures, 3 short rounds")
+    parser.add_argument("--quick", action="store_true", help="64 pictures, 2 short rounds")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     unknown = set(options.models.split(",")) - {"densenet121", "light"}

@@ -119,26 +119,24 @@ def predict(
     sink = Output(target, keep=form in RESUMABLE, resume=resume)
     sources = inputs.sources()
 
-    from biigma_cli.runtime.pipeline import VIEWS, classify, model_id
+    from biigma_cli.runtime.pipeline import VIEWS, classify
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
-    file = find_model(model)
-    identity = model_id(file)
-    predictor = Predictor(file, device=device)
+    predictor = Predictor(find_model(model), device=device)
     info = predictor.info
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
     if abstain_below is not None:
         settings["abstain_below"] = abstain_below
     made = Provenance(
-        model=identity, version=__version__, provider=predictor.provider, settings=settings
+        model=predictor.id, version=__version__, provider=predictor.provider, settings=settings
     )
     writer = _writer(form, labels, made, topk, predictor, to_file=target is not None)
     sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
     threads = workers or available_cpus()
     note(
-        f"model {identity} on {predictor.provider}{sure}, {threads} decoding threads, "
+        f"model {predictor.id} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
     )
     if predictor.fallback:
