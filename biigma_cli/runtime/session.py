@@ -133,6 +133,8 @@ class Predictor:
         options.intra_op_num_threads = available_cpus()
         # Its threads would spin while they wait, on the cores that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Planned patterns cost a whole second set of buffers for each batch in the session.
+        options.enable_mem_pattern = False
         if choice.openvino:  # this session only describes the model
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         told = io.StringIO()
