@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from side_by_side import Ratio, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -308,28 +309,11 @@ def measure(
                 entry.seconds.clear()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """Median and quartiles of the quotients of single rounds.
-
-    Not the quotient of the medians: a machine's speed drifts, and the two steps of one round lie
-    close together in time.
-    """
-
-    what: str
-    value: float
-    low: float
-    high: float
-    target: float | None = None
-
-
 def compare(what: str, one: list[float], two: list[float], target: float | None) -> Ratio:
     """`one` over `two`; rounds are paired, every fifth of `two` where `one` is slow."""
     if len(one) < len(two):
         two = two[::5]
-    each = [a / b for a, b in zip(one, two, strict=True)]
-    low, value, high = statistics.quantiles(each, n=4) if len(each) > 1 else (each[0],) * 3
-    return Ratio(what=what, value=value, low=low, high=high, target=target)
+    return ratio(what, one, two, target)
 
 
 def ratios(entries: list[Contender], device: torch.device) -> list[Ratio]:
@@ -360,14 +344,7 @@ def report(entries: list[Contender], found: list[Ratio], heading: str, batch: in
             + (f"{entry.peak_bytes / 2**20:10.0f}" if memory else "")
         )
     lines.append("")
-    for ratio in found:
-        line = (
-            f"{ratio.what:<28}{ratio.value:8.3f}  (quartiles {ratio.low:.3f} to {ratio.high:.3f})"
-        )
-        if ratio.target is not None:
-            verdict = "met" if ratio.value <= ratio.target else "MISSED"
-            line += f"  target {ratio.target:.2f}: {verdict}"
-        lines.append(line)
+    lines += [each.line() for each in found]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
+from biigma_cli.cli.options import DataDirOption, RunsOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,7 +117,14 @@ def evaluate(
         typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
     ] = 2000,
     json_: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
-    device: DeviceOption = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="auto, cpu, cuda or cuda:N; for a checkpoint also mps, for an .onnx file also "
+            "tensorrt, coreml and openvino.",
+        ),
+    ] = "auto",
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
 ) -> None:
@@ -162,16 +169,17 @@ def evaluate(
         if path.suffix != ".safetensors":
             path = find_model(model)
 
-    from biigma_cli.engine.device import pick_device
     from biigma_cli.judge import judge, open_candidate
 
-    torch_device = pick_device(device)
-    candidate = open_candidate(path, torch_device)
+    candidate = open_candidate(path, device)
     second = None
     if against is not None:
         other = best_checkpoint(against) if against.is_dir() else against
-        second = open_candidate(other, torch_device)
-    networks = evaluate_maps.open_networks(heads, (candidate, second), torch_device)
+        second = open_candidate(other, device)
+    for opened in (candidate, second):
+        if opened is not None and opened.fallback:
+            note(f"{opened.name} is not on the GPU: {opened.fallback}")
+    networks = evaluate_maps.open_networks(heads, (candidate, second), device)
 
     from biigma_cli.data.datasets import load_dataset
 
@@ -193,7 +201,7 @@ def evaluate(
 
         insight = evaluate_maps.judge_maps(
             (candidate, second), networks, manifest, split, saliency=saliency,
-            resamples=resamples, device=torch_device, bar=bar, warn=note,
+            resamples=resamples, device=device, bar=bar, warn=note,
         )  # fmt: skip
         judged = judge(
             candidate, manifest, split, against=second, resamples=resamples, warn=note,

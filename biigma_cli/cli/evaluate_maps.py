@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
     from biigma_cli.core.model import BiigmaNet
@@ -95,7 +94,7 @@ def check_picture(path: Path | None) -> None:
 
 
 def open_networks(
-    wanted: Path | None, candidates: tuple[Candidate | None, ...], device: torch.device
+    wanted: Path | None, candidates: tuple[Candidate | None, ...], device: str
 ) -> tuple[BiigmaNet, ...]:
     """The networks whose heads are compared; before the work, as some models have none."""
     if wanted is None:
@@ -114,7 +113,7 @@ def judge_maps(
     *,
     saliency: bool,
     resamples: int,
-    device: torch.device,
+    device: str,
     bar: Bar,
     warn: Callable[[str], None],
 ) -> Insight:
@@ -131,11 +130,13 @@ def judge_maps(
         )  # fmt: skip
     heads: tuple[HeadSimilarity, ...] = ()
     if networks:
+        from biigma_cli.engine.device import pick_device
         from biigma_cli.judge.heads import judge_heads
 
+        place = pick_device(device)
         heads = tuple(
             judge_heads(
-                model, network, manifest, part, device=device, warn=warn,
+                model, network, manifest, part, device=place, warn=warn,
                 decoding=bar("decoding", "images"), running=bar("comparing heads", "images"),
             )
             for model, network in zip(models, networks, strict=True)

@@ -152,13 +152,11 @@ def predict(
     sink = Output(target, keep=form in RESUMABLE, resume=resume)
     sources = inputs.sources()
 
-    from biigma_cli.runtime.pipeline import VIEWS, classify, model_id
+    from biigma_cli.runtime.pipeline import VIEWS, classify
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
-    file = find_model(model)
-    identity = model_id(file)
-    predictor = Predictor(file, device=device)
+    predictor = Predictor(find_model(model), device=device)
     info = predictor.info
     wants_pictures = saliency is not None or report is not None
     maps = shown_maps(predictor, saliency) if wants_pictures else None
@@ -170,13 +168,13 @@ def predict(
     if info.input_check and not checked:
         settings["input_check"] = 0
     made = Provenance(
-        model=identity, version=__version__, provider=predictor.provider, settings=settings
+        model=predictor.id, version=__version__, provider=predictor.provider, settings=settings
     )
     writer = _writer(form, labels, made, topk, predictor, to_file=target is not None)
     sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
     threads = workers or available_cpus()
     note(
-        f"model {identity} on {predictor.provider}{sure}, {threads} decoding threads, "
+        f"model {predictor.id} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
     )
     if not info.input_check:

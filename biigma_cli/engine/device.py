@@ -8,6 +8,9 @@ import torch
 
 from biigma_cli.errors import DeviceError, UsageError
 
+# Those of ONNX Runtime and OpenVINO alone, which take exported models.
+_EXPORTED_ONLY = ("tensorrt", "coreml", "openvino")
+
 
 def pick_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a torch device.
@@ -17,6 +20,12 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] in _EXPORTED_ONLY:
+        raise UsageError(
+            f"{name} runs exported models, not what torch runs",
+            fix="name an .onnx file ('biigma export onnx' makes one), or choose auto, cpu, cuda, "
+            "cuda:N or mps",
+        )
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -15,8 +15,9 @@ from biigma_cli.config import DataConfig, fill_older, from_dict
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.preprocess import Pixels
+from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
-from biigma_cli.errors import ModelFileError
+from biigma_cli.errors import ModelFileError, UsageError
 from biigma_cli.runtime.session import Predictor, stated
 
 Progress = Callable[[int, int], None]
@@ -52,6 +53,8 @@ class Candidate:
         run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
         maps: the same pixels to what the model shows of them.
         temperature: T that these are calibrated with; None where they are as trained.
+        device: what it runs on, as torch or ONNX Runtime calls it.
+        fallback: why `auto` runs on the CPU although there is a GPU; empty where it does not.
     """
 
     name: str
@@ -62,25 +65,35 @@ class Candidate:
     run: Callable[[Pixels, Progress], Floats]
     maps: Callable[[Pixels, Progress], Maps]
     temperature: float | None = None
+    device: str = ""
+    fallback: str = ""
 
 
-def open_candidate(path: Path, device: torch.device) -> Candidate:
+def open_candidate(path: Path, device: str | torch.device) -> Candidate:
     """A checkpoint (`.safetensors`) or an exported model (`.onnx`).
 
-    Raises `ModelFileError` for anything else.
+    Args:
+        device: for a checkpoint as `pick_device` takes it, for an exported model as `Predictor`
+            does.
+
+    Raises:
+        ModelFileError: it is neither, or damaged.
+        UsageError: a device that means nothing, or is of the other kind of file.
+        DeviceError: a device that cannot be had.
     """
     if path.suffix == ".onnx":
-        return _open_onnx(path, device)
+        return _open_onnx(path, str(device))
     if path.suffix != ".safetensors":
         raise ModelFileError(
             f"{path} is neither a checkpoint (.safetensors) nor an exported model (.onnx)",
             fix="name a run with --run, or a file",
         )
+    place = pick_device(str(device))
     checkpoint = load_checkpoint(path)
-    model = prepare(load_model(checkpoint), device)
+    model = prepare(load_model(checkpoint), place)
 
     def run(pixels: Pixels, progress: Progress) -> Floats:
-        return predict_proba(model, pixels, device=device, progress=progress)
+        return predict_proba(model, pixels, device=place, progress=progress)
 
     return Candidate(
         name=str(path),
@@ -89,12 +102,18 @@ def open_candidate(path: Path, device: torch.device) -> Candidate:
         data=checkpoint.config.data,
         split=checkpoint.meta["split"],
         run=run,
-        maps=lambda pixels, progress: _torch_maps(model, pixels, device, progress),
+        maps=lambda pixels, progress: _torch_maps(model, pixels, place, progress),
+        device=str(place),
     )
 
 
-def _open_onnx(path: Path, device: torch.device) -> Candidate:
-    predictor = Predictor(path, device="cuda" if device.type == "cuda" else "cpu")
+def _open_onnx(path: Path, device: str) -> Candidate:
+    if device == "mps":
+        raise UsageError(
+            f"{path} is an exported model, which cannot run on mps",
+            fix="use --device coreml, cpu or auto",
+        )
+    predictor = Predictor(path, device=device)
     info = predictor.info
 
     def run(pixels: Pixels, progress: Progress) -> Floats:
@@ -121,6 +140,8 @@ def _open_onnx(path: Path, device: torch.device) -> Candidate:
         run=run,
         maps=maps,
         temperature=info.temperature,
+        device=predictor.provider,
+        fallback=predictor.fallback,
     )
 
 

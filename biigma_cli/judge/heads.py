@@ -16,6 +16,7 @@ from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.images import load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.preprocess import Pixels
+from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import prepare, to_batch
 from biigma_cli.errors import ModelFileError
 from biigma_cli.judge.candidate import Candidate, Progress
@@ -77,17 +78,18 @@ def between(matrix_KK: Floats) -> float:
     return float(matrix_KK[np.triu_indices(len(matrix_KK), 1)].mean())
 
 
-def open_heads(path: Path, device: torch.device) -> BiigmaNet:
+def open_heads(path: Path, device: str) -> BiigmaNet:
     """The network of a checkpoint, to compare its heads.
 
-    Raises `ModelFileError` for an exported model, and for a network with fewer than two heads.
+    Raises `ModelFileError` for an exported model, and for a network with fewer than two heads;
+    as `pick_device` for the device.
     """
     if path.suffix != ".safetensors":
         raise ModelFileError(
             f"{path} gives answers and maps, not its heads' features",
             fix="name the run or the checkpoint (.safetensors) it was exported from",
         )
-    model = prepare(load_model(load_checkpoint(path)), device)
+    model = prepare(load_model(load_checkpoint(path)), pick_device(device))
     if model.mica is None:
         raise ModelFileError(
             f"{path} was trained without heads (model.mica = false)",

@@ -44,6 +44,7 @@ class Judgement:
     Attributes:
         model: its name.
         temperature: T that its probabilities are calibrated with; None where they are as trained.
+        device: what it ran on, as torch or ONNX Runtime calls it.
         split: that the part is of.
         part: `train`, `val` or `test`.
         ids: the part's images, those that do not count among them.
@@ -56,6 +57,7 @@ class Judgement:
 
     model: str
     temperature: float | None
+    device: str = ""
     split: Split
     part: str
     ids: tuple[str, ...]
@@ -85,6 +87,7 @@ class Judgement:
             "data_hash": self.split.data_hash,
             "split_hash": self.split.split_hash,
             "temperature": self.temperature,
+            "device": self.device,
             "bootstrap": own.bootstrap,
             **own.figures.to_dict(),
             "intervals": {name: own.overall[name].to_dict() for name in HEADLINE},
@@ -179,6 +182,7 @@ def judge(
     return Judgement(
         model=candidate.name,
         temperature=candidate.temperature,
+        device=candidate.device,
         split=split,
         part=part_name,
         ids=part.ids,

@@ -1,17 +1,18 @@
 """Any number of images through a session: decoding on threads, batches as they come, in order.
 
 One thread takes names from the inputs and hands them to the decoders; a bounded queue keeps their
-results in order; the caller's thread runs the session on full batches. Memory is that queue's.
+results in order; another thread makes batches of them, two of which are in the session at a time:
+where one waits for a step that cannot be shared among the cores, the other goes on. Memory is that
+queue's and those batches'.
 """
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,13 @@ import numpy.typing as npt
 from biigma_cli.data.preprocess import Decoded, Pixels, decode_image, shown
 from biigma_cli.errors import BiigmaError, ImageError
 from biigma_cli.runtime.inputs import Source
-from biigma_cli.runtime.session import ModelInfo, Predictor, read_model
+from biigma_cli.runtime.session import ModelInfo, Predictor, identity, read_model
 from biigma_cli.runtime.session import check_model as check_model
 from biigma_cli.storage import available_cpus
 
 # Seconds that images already decoded wait for the rest of their batch.
 PATIENCE = 0.25
+IN_FLIGHT = 2
 VIEWS = 8
 
 
@@ -66,7 +68,7 @@ def model_id(path: Path) -> str:
 
     Raises `ModelFileError` as `read_model` does.
     """
-    return f"{path.stem}@{hashlib.sha256(read_model(path)).hexdigest()[:12]}"
+    return identity(path, read_model(path))
 
 
 def classify(
@@ -92,7 +94,9 @@ def classify(
     info = predictor.info
     threads = workers or available_cpus()
     stop = threading.Event()
-    ahead = 2 * batch_size + threads
+    slots = threading.Semaphore(IN_FLIGHT)
+    answers: queue.SimpleQueue[Future[list[Result]] | BaseException | None] = queue.SimpleQueue()
+    ahead = batch_size + threads
     decoded: queue.Queue[_Item | BaseException | None] = queue.Queue(ahead)
 
     def put(item: _Item | BaseException | None) -> None:
@@ -111,15 +115,40 @@ def classify(
         except BaseException as error:  # handed over: raised where the results are taken
             put(error)
 
+    def answer(batch: list[_Read]) -> list[Result]:
+        return list(_answer(predictor, batch, tta, stop))
+
+    def run() -> None:
+        try:
+            for batch in _batches(decoded, batch_size):
+                slots.acquire()
+                if stop.is_set():
+                    return
+                answers.put(session.submit(answer, batch))
+            answers.put(None)
+        except BaseException as error:
+            answers.put(error)
+
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    # A daemon, because it may be waiting for a list of names that never ends.
+    session = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="session")
+    # Daemons, because the first may be waiting for a list of names that never ends.
     threading.Thread(target=feed, name="feed", daemon=True).start()
+    threading.Thread(target=run, name="batch", daemon=True).start()
     try:
-        for batch in _batches(decoded, batch_size):
-            yield list(_answer(predictor, batch, tta))
+        while (item := answers.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            results = item.result()
+            slots.release()
+            yield results
     finally:
         stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Whatever the batching thread waits for, it wakes and ends.
+        slots.release()
+        with suppress(queue.Full):
+            decoded.put_nowait(None)
+        for executor in (pool, session):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Item(NamedTuple):
@@ -179,7 +208,9 @@ def _batches(
             batch, good = [], 0
 
 
-def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Result]:
+def _answer(
+    predictor: Predictor, batch: list[_Read], tta: bool, stop: threading.Event
+) -> Iterator[Result]:
     images = [r.result.pixels for r in batch if isinstance(r.result, Decoded)]
     rows: Iterator[tuple[Any, ...]] = iter(())
     if images:
@@ -188,8 +219,8 @@ def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Res
             answer = predictor(pixels)
             proba = answer.probabilities_BY
             if tta:
-                proba = _averaged(proba, pixels, lambda p: predictor(p).probabilities_BY)
-        except BiigmaError:
+                proba = _averaged(proba, pixels, lambda p: _view(predictor, p, stop))
+        except (BiigmaError, CancelledError):
             raise
         except Exception as error:  # onnxruntime's own exceptions share no other base
             first = (str(error).strip().splitlines() or [repr(error)])[0]
@@ -215,6 +246,12 @@ def _answer(predictor: Predictor, batch: list[_Read], tta: bool) -> Iterator[Res
             name, row, result.pixels, saliency, result.note, None,
             None if far is None else float(far), logits, evidence, content,
         )  # fmt: skip
+
+
+def _view(predictor: Predictor, pixels: Pixels, stop: threading.Event) -> npt.NDArray[np.float32]:
+    if stop.is_set():  # nobody waits for it any more, but the end of the process would
+        raise CancelledError
+    return predictor(pixels).probabilities_BY
 
 
 def _averaged(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
 import os
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,30 +125,44 @@ class Predictor:
         name, index = providers.parse_device(device)
         if not path.is_file():
             raise ModelFileError(f"no model at {path}", fix="check --model")
-        read_model(path)  # before ONNX Runtime opens whatever it names
+        # Read once: what is checked, what is named and what runs are the same bytes.
+        content = read_model(path)
+        beside = ThreadPoolExecutor(1)  # neither this nor the loading holds the interpreter
+        naming = beside.submit(identity, path, content)
+        beside.shutdown(wait=False)
         import onnxruntime as ort
 
         ort.set_default_logger_severity(4)  # what matters comes back as an exception
         choice = providers.choose(ort, name, index, gpu=_has_gpu)
         options = ort.SessionOptions()
         options.intra_op_num_threads = available_cpus()
+        # Its threads would spin while they wait, on the cores that decode the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Planned patterns cost a whole second set of buffers for each batch in the session.
+        options.enable_mem_pattern = False
         if choice.openvino:  # this session only describes the model
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         told = io.StringIO()
         try:
             with contextlib.redirect_stdout(told):  # it prints there where a provider fails
                 self.session: Any = ort.InferenceSession(
-                    str(path), options, providers=list(choice.providers)
+                    content, options, providers=_own_cache(choice.providers, naming)
                 )
         except Exception as error:  # onnxruntime's own exceptions share no other base
             raise ModelFileError(
                 f"{path} is not a model ONNX Runtime can load: {first_line(error)}",
                 fix="export it again with 'biigma export onnx', or choose another --model",
             ) from error
+        # It would keep the content, to begin anew on the CPU, and unasked, where a provider fails.
+        self.session.disable_fallback()
+        self.session._model_bytes = None
+        del content
         self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
         check_model(self)
         if choice.openvino:
             self.session = providers.OpenVinoSession(path, self.session)
+        #: `NAME@` and 12 digits of the file's SHA-256.
+        self.id = naming.result()
         #: The provider that really runs, such as `CPUExecutionProvider`.
         self.provider: str = self.session.get_providers()[0]
         if choice.required and self.provider != choice.required:
@@ -199,6 +216,27 @@ class Predictor:
                 binding.bind_output(name, kind, index)
             self.session.run_with_iobinding(binding)
             return list(binding.copy_outputs_to_cpu())
+
+
+def _own_cache(
+    wanted: Sequence[tuple[str, dict[str, str]]], naming: Future[str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Providers with their caches in a folder of the model's own.
+
+    TensorRT calls its engines by the graph, and would take another model's, with its weights.
+    """
+    key = "trt_engine_cache_path"
+    return [
+        (name, options | {key: str(Path(options[key]) / naming.result())})
+        if key in options
+        else (name, options)
+        for name, options in wanted
+    ]
+
+
+def identity(path: Path, content: bytes) -> str:
+    """`NAME@` and 12 digits of the content's SHA-256: which model gave an answer."""
+    return f"{path.stem}@{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def read_model(path: Path) -> bytes:

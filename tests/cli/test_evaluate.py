@@ -19,9 +19,10 @@ from biigma_cli.core.weights import load_checkpoint, save_checkpoint
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.splits import make_split
 from biigma_cli.data.submission import read_predictions
-from biigma_cli.errors import CheckpointMismatch
+from biigma_cli.errors import CheckpointMismatch, DeviceError
 from biigma_cli.judge import judge, open_candidate
 from biigma_cli.metrics import OVERALL, PER_CLASS
+from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
 CODES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -137,6 +138,73 @@ def test_the_part_it_was_calibrated_on(tiny_onnx: Path) -> None:
     """Its own validation part flatters a calibrated model: said."""
     done = call("eval", "--model", tiny_onnx, "--split", "val", *FAST)
     assert "the temperature was fitted on this part" in done.err
+
+
+# --- devices ---------------------------------------------------------------------------------
+
+
+def test_openvino(tiny_onnx: Path, tmp_path: Path) -> None:
+    """An exported model is judged where it is asked to run; answers as on ONNX Runtime."""
+    pytest.importorskip("openvino")
+    proba = {}
+    for device, name in (("cpu", "CPUExecutionProvider"), ("openvino", "OpenVINO")):
+        path = tmp_path / f"{device}.csv"
+        done = call(
+            "eval", "--model", tiny_onnx, "--json", "--resamples", "0", "--device", device,
+            "--predictions-out", path,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["device"] == name
+        proba[device] = read_predictions(path).score_nY
+    np.testing.assert_allclose(proba["openvino"], proba["cpu"], atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "tensorrt", "coreml", "openvino"])
+def test_exported_models_run_where_predict_runs_them(
+    tiny_onnx: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name reaches the session as it was given."""
+    asked = []
+
+    def there_is_none(path: Path, *, device: str) -> None:
+        asked.append((path, device))
+        raise DeviceError("not here", fix="use --device cpu")
+
+    monkeypatch.setattr("biigma_cli.judge.candidate.Predictor", there_is_none)
+    done = call("eval", "--model", tiny_onnx, "--device", device)
+    refused(done, "not here", code=4)
+    assert asked == [(tiny_onnx, device)]
+
+
+@pytest.mark.parametrize("device", ["tensorrt", "coreml", "openvino"])
+def test_checkpoints_run_in_torch(tiny_run: Path, tiny_onnx: Path, device: str) -> None:
+    """As the model, and as the one that an export is compared with."""
+    words = (f"{device} runs exported models", "biigma export onnx")
+    refused(call("eval", "--run", tiny_run, "--device", device), *words, code=2)
+    if device == "openvino":
+        pytest.importorskip("openvino")
+        done = call("eval", "--model", tiny_onnx, "--against", tiny_run, "--device", device)
+        refused(done, *words, code=2)
+
+
+def test_exported_models_have_no_mps(tiny_onnx: Path) -> None:
+    """torch's alone."""
+    done = call("eval", "--model", tiny_onnx, "--device", "mps")
+    refused(done, "cannot run on mps", "coreml", code=2)
+
+
+def test_a_gpu_that_is_not_used(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` on the CPU of a machine with a GPU is said, with the cause."""
+
+    def lacking(path: Path, *, device: str) -> Predictor:
+        predictor = Predictor(path, device="cpu")
+        predictor.fallback = "libcudnn.so.9 is missing"
+        return predictor
+
+    monkeypatch.setattr("biigma_cli.judge.candidate.Predictor", lacking)
+    done = call("eval", "--model", tiny_onnx, "--resamples", "0")
+    assert done.code == 0, done.err
+    assert "is not on the GPU: libcudnn.so.9 is missing" in done.err
 
 
 # --- bad input -------------------------------------------------------------------------------

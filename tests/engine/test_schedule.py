@@ -108,6 +108,14 @@ def test_unknown_devices(name: str) -> None:
         pick_device(name)
 
 
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt:0", "coreml", "openvino"])
+def test_devices_of_exported_models(name: str) -> None:
+    """What `predict` can run on and torch cannot: says so, and how to get there."""
+    with pytest.raises(UsageError, match="runs exported models") as caught:
+        pick_device(name)
+    assert "biigma export onnx" in caught.value.fix
+
+
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """No CUDA, too few CUDA devices and no MPS each say so."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -102,7 +102,7 @@ def test_nothing_to_compare(tmp_path: Path, changes: dict[str, Any], words: str)
     save_checkpoint(path, model_state(tiny_net(2, **changes)), meta)
     assert load_checkpoint(path).config.model.heads == settings["heads"]
     with pytest.raises(ModelFileError, match=words) as caught:
-        open_heads(path, CPU)
+        open_heads(path, "cpu")
     assert caught.value.fix
 
 

@@ -159,6 +159,54 @@ def test_only_so_much_is_taken_ahead(predictor: Predictor) -> None:
     assert taken < 60
 
 
+def test_batches_in_the_session_together(predictor: Predictor) -> None:
+    """As many as are allowed and no more; answers come in order whichever is done first."""
+    together = threading.Barrier(pipeline.IN_FLIGHT, timeout=60)
+    lock = threading.Lock()
+    inside = most = 0
+
+    class Slow:
+        info = predictor.info
+
+        def __call__(self, pixels: Any) -> Any:
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            together.wait()
+            answer = predictor(pixels)
+            with lock:
+                inside -= 1
+            return answer
+
+    sources = pictures(4 * pipeline.IN_FLIGHT)
+    done = flat(classify(Slow(), sources, batch_size=2, workers=2))  # type: ignore[arg-type]
+    assert [r.name for r in done] == [s.name for s in sources]
+    assert most == pipeline.IN_FLIGHT
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_nothing_runs_on_when_nobody_asks(predictor: Predictor, full: bool) -> None:
+    """Closed before the end, with batches ready or with the next name still to come."""
+    waiting = threading.Event()
+
+    def endless() -> Iterator[Source]:
+        for i in range(1_000_000):
+            if not full and i == 2:
+                waiting.wait(60)
+            yield Source(str(i), encode(noise(20, 20)))
+
+    before = {t.ident for t in threading.enumerate()}
+    results = classify(predictor, endless(), batch_size=2, workers=2)
+    next(results)
+    results.close()
+    waiting.set()
+    for thread in threading.enumerate():
+        if thread.ident not in before:
+            thread.join(60)
+            assert not thread.is_alive(), thread.name
+
+
 def test_an_error_of_the_sources_comes_after_what_was_before_it(predictor: Predictor) -> None:
     """What was named before the list broke is answered."""
 
@@ -216,6 +264,7 @@ def test_model_id_is_of_the_content(tmp_path: Path) -> None:
     first = model_id(toy_model(tmp_path / "a.onnx"))
     assert first.startswith("a@")
     assert len(first) == len("a@") + 12
+    assert Predictor(tmp_path / "a.onnx", device="cpu").id == first
     assert model_id(toy_model(tmp_path / "a.onnx", scale=2)) != first
 
 

@@ -6,6 +6,7 @@ import ctypes
 import importlib.machinery
 import struct
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from biigma_cli.runtime.providers import (
     parse_device,
     preload,
 )
-from biigma_cli.runtime.session import Predictor
+from biigma_cli.runtime.session import Predictor, _own_cache
 from tests.runtime.test_pipeline import SIDE, toy_model
 
 GPU = Driver(2, (13, 0), "", 0)
@@ -62,6 +63,19 @@ def elf(*needed: str) -> bytes:
     load = struct.pack("<IIQQQQQQ", 1, 0, 0, base, base, size, size, 8)
     pointed = struct.pack("<IIQQQQQQ", 2, 0, start, base + start, 0, len(dynamic), 0, 8)
     return head + load + pointed + strings + dynamic
+
+
+def test_engines_are_of_one_model_alone() -> None:
+    """TensorRT's cache does not mix up models of one graph and other weights."""
+    wanted = choose(fake_ort(ALL), "auto", gpu=lambda: False).providers
+    naming: Future[str] = Future()
+    naming.set_result("light@0123456789ab")
+    assert _own_cache(wanted, naming) == list(wanted)
+    engines = ("T", {"trt_engine_cache_path": str(Path("cache", "tensorrt")), "device_id": "1"})
+    ((name, options), other) = _own_cache([engines, ("C", {})], naming)
+    assert (name, options["device_id"], other) == ("T", "1", ("C", {}))
+    assert Path(options["trt_engine_cache_path"]) == Path("cache", "tensorrt", naming.result())
+    assert "light" not in engines[1]["trt_engine_cache_path"]
 
 
 @pytest.mark.parametrize(
