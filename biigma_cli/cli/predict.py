@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.predict_engine import (
+    EngineOption,
+    RayAddressOption,
+    RayWorkersOption,
+    check_engine,
+    opened,
+)
 
 if TYPE_CHECKING:
     from biigma_cli.report.predictions import (
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     )
     from biigma_cli.runtime.inputs import Source
     from biigma_cli.runtime.pipeline import Result
-    from biigma_cli.runtime.session import Predictor
+    from biigma_cli.runtime.session import ModelInfo
 
 # Failures that come before the first answer are kept back, so that a run without any leaves no
 # output; more than so many are written all the same, and what was begun is finished.
@@ -33,6 +40,7 @@ HELD = 256
 
 @boundary
 def predict(
+    context: typer.Context,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -55,7 +63,7 @@ def predict(
     format_: Annotated[
         str | None,
         typer.Option(
-            "--format", help="table, csv, json or jsonl.  [default: as -o ends, or table]"
+            "--format", help="table, csv, json, jsonl, parquet.  [default: as -o ends, or table]"
         ),
     ] = None,
     topk: Annotated[int, typer.Option("--topk", min=1, help="Classes to name per image.")] = 3,
@@ -63,7 +71,8 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="Write there instead; - is stdout.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted -o FILE (csv, jsonl).")
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted -o FILE (csv, jsonl, parquet)."),
     ] = False,
     abstain_below: Annotated[
         float | None,
@@ -85,6 +94,9 @@ def predict(
         int | None,
         typer.Option("--workers", "-j", min=1, help="Decoding threads.  [default: one per core]"),
     ] = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Classify dermoscopic images.
 
@@ -115,8 +127,10 @@ def predict(
             "--resume needs a file of rows to go on with",
             fix="add -o FILE and --format csv or jsonl",
         )
+    check_engine(engine, ray_address, ray_workers)
+    convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list)
-    sink = Output(target, keep=form in RESUMABLE, resume=resume)
+    sink = Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
     sources = inputs.sources()
 
     from biigma_cli.runtime.pipeline import VIEWS, classify, model_id
@@ -125,7 +139,10 @@ def predict(
 
     file = find_model(model)
     identity = model_id(file)
-    predictor = Predictor(file, device=device)
+    # Closed when the command is left, whichever way.
+    predictor = context.with_resource(
+        opened(engine, file, device=device, address=ray_address, workers=ray_workers)
+    )
     info = predictor.info
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
@@ -134,12 +151,14 @@ def predict(
     made = Provenance(
         model=identity, version=__version__, provider=predictor.provider, settings=settings
     )
-    writer = _writer(form, labels, made, topk, predictor, to_file=target is not None)
+    writer = _writer(form, labels, made, topk, predictor.info, to_file=target is not None)
     sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
-    threads = workers or available_cpus()
+    on_one = isinstance(predictor, Predictor)
+    threads = workers or (available_cpus() if on_one else predictor.share.cores)
     note(
         f"model {identity} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
+        + ("" if on_one else f", in each of {predictor.share.workers} workers of Ray")
     )
     if predictor.fallback:
         note(f"not on the GPU: {predictor.fallback}")
@@ -151,7 +170,10 @@ def predict(
             note(f"{len(answered)} files are answered already")
     tally = _Tally(sink, writer, answered)
     new = (s for s in sources if not answered.take(s.name))
-    batches = classify(predictor, new, batch_size=batch_size, workers=threads, tta=tta)
+    if isinstance(predictor, Predictor):
+        batches = classify(predictor, new, batch_size=batch_size, workers=threads, tta=tta)
+    else:
+        batches = predictor.classify(new, batch_size=batch_size, threads=threads, tta=tta)
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:
@@ -256,19 +278,30 @@ def _format_of(target: Path | None) -> str:
     return suffix if suffix in FORMATS else "table"
 
 
+def _converter(form: str, target: Path | None) -> Callable[[Path, Path], None] | None:
+    from biigma_cli.errors import UsageError
+    from biigma_cli.report import parquet
+
+    if form != "parquet":
+        return None
+    if target is None or not (target.is_file() or not target.exists()):
+        raise UsageError("Parquet needs a file", fix="add -o FILE.parquet")
+    parquet.check_installed()
+    return parquet.from_csv
+
+
 def _writer(
-    form: str, labels: Labels, made: Provenance, topk: int, predictor: Predictor, *, to_file: bool
+    form: str, labels: Labels, made: Provenance, topk: int, info: ModelInfo, *, to_file: bool
 ) -> Writer:
     from biigma_cli.report.predictions import CsvWriter, JsonlWriter, JsonWriter, TableWriter
 
-    if form == "csv":
+    if form in ("csv", "parquet"):  # of the CSV, once it is whole, Parquet is made
         return CsvWriter(labels, made)
     if form == "table":
         return TableWriter(labels, topk, colour=not to_file and sys.stdout.isatty())
     lines = JsonlWriter(labels, made, topk)
     if form == "jsonl":
         return lines
-    info = predictor.info
     about = {
         "name": info.name,
         "id": made.model,

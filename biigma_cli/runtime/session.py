@@ -105,6 +105,7 @@ class Predictor:
         path: an `.onnx` file written by `biigma export onnx`.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`, `coreml` or `openvino`;
             `auto` takes CUDA where the session really gets it, else the CPU.
+        threads: of the session; default one for each core this process may use.
 
     Raises:
         ModelFileError: missing, corrupt, with weights in other files, not exported by biigma, or
@@ -113,7 +114,7 @@ class Predictor:
         UsageError: an unknown device.
     """
 
-    def __init__(self, path: Path, *, device: str = "auto") -> None:
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         name, index = providers.parse_device(device)
         if not path.is_file():
             raise ModelFileError(f"no model at {path}", fix="check --model")
@@ -123,7 +124,7 @@ class Predictor:
         ort.set_default_logger_severity(4)  # what matters comes back as an exception
         choice = providers.choose(ort, name, index, gpu=_has_gpu)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = available_cpus()
+        options.intra_op_num_threads = threads or available_cpus()
         if choice.openvino:  # this session only describes the model
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         told = io.StringIO()
@@ -140,7 +141,7 @@ class Predictor:
         self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
         check_model(self)
         if choice.openvino:
-            self.session = providers.OpenVinoSession(path, self.session)
+            self.session = providers.OpenVinoSession(path, self.session, threads)
         #: The provider that really runs, such as `CPUExecutionProvider`.
         self.provider: str = self.session.get_providers()[0]
         if choice.required and self.provider != choice.required:

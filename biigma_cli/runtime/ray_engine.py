@@ -1,0 +1,481 @@
+"""Inference beyond one machine: the same pipeline in the actors of a Ray Data actor pool.
+
+Names go out in blocks, answers come back in the order of the names; the driver holds one window of
+names at a time. A block whose worker is lost is done again by another, so that every file is
+answered once. Images are opened by the workers: their paths must lead to the same files there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import math
+import os
+import pickle
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from biigma_cli import __version__
+from biigma_cli.errors import BiigmaError, DeviceError, UsageError
+from biigma_cli.runtime import providers
+from biigma_cli.runtime.inputs import Source, shown
+from biigma_cli.runtime.pipeline import Result, classify
+from biigma_cli.runtime.session import ModelInfo, Predictor, read_model
+from biigma_cli.storage import available_cpus
+
+#: Names that the driver gathers before they are worked on: for each worker, and in all. Between
+#: two windows the pool is started anew, which takes seconds.
+WINDOW_EACH = 50_000
+WINDOW = 500_000
+# Batches of a block. At the end of each block the pipeline of its worker runs empty.
+_BATCHES = 16
+# Blocks for each worker in a short list, so that none waits long for the last one.
+_SPREAD = 4
+# Cores of a worker, where nothing else is said.
+_CORES = 4
+# Workers that may be lost on a block.
+_ATTEMPTS = 5
+# Of a local cluster, in bytes: only names and answers go through it. More goes to disk.
+_OBJECT_STORE = 256 << 20
+_ON_GPU = ("auto", "cuda", "tensorrt")
+
+
+class Share(NamedTuple):
+    """What is asked of a cluster: so many workers, and for each so many cores and GPUs."""
+
+    workers: int
+    cores: int
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayEngine:
+    """A running cluster and what its workers run; made by `ray_engine`.
+
+    Attributes:
+        info: of the model.
+        provider: of ONNX Runtime, the same in all workers.
+        fallback: why `auto` runs on the CPU although there is a GPU; empty where it does not.
+        device: what the workers' `Predictor` is asked for.
+        share: workers, and the cores and GPUs of each.
+        local: whether the cluster was started for this run.
+    """
+
+    info: ModelInfo
+    provider: str
+    fallback: str
+    device: str
+    share: Share
+    local: bool
+    model: Any
+
+    def classify(
+        self,
+        sources: Iterable[Source],
+        *,
+        batch_size: int = 16,
+        threads: int | None = None,
+        tta: bool = False,
+    ) -> Generator[list[Result], None, None]:
+        """As `pipeline.classify`, block by block; the results hold no pixels and no maps.
+
+        Args:
+            threads: decoding threads of a worker; default one for each of its cores.
+
+        Raises:
+            BiigmaError: the model failed, a block was lost too often, or the sources raised one.
+        """
+        settings = {"batch_size": batch_size, "workers": threads or self.share.cores, "tta": tta}
+        size = min(WINDOW, WINDOW_EACH * self.share.workers)
+        for window in windows(sources, size):
+            rows = block_rows(len(window), batch_size, self.share.workers)
+            blocks = [window[at : at + rows] for at in range(0, len(window), rows)]
+            sizes = [len(block) for block in blocks]
+            with _said_plainly():
+                yield from _in_order(self._run(blocks, settings), sizes)
+
+    def _run(
+        self, blocks: list[list[Source]], settings: dict[str, Any]
+    ) -> Iterator[tuple[int, list[Result] | BiigmaError]]:
+        """Blocks through a pool: number and answers of each."""
+        import pyarrow as pa
+        import ray
+
+        # Ray starts a lost worker and its block again without end; a file may kill them all.
+        attempts = ray.remote(_Attempts).options(num_cpus=0, max_restarts=-1).remote()
+        tables = [
+            pa.table({"block": [number], "content": [_packed(block)]})
+            for number, block in enumerate(blocks)
+        ]
+        done = ray.data.from_arrow(tables).map_batches(
+            _Worker,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(self.share.workers, len(blocks)), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=self.share.cores,
+            num_gpus=self.share.gpus,
+            fn_constructor_kwargs={
+                "model": self.model,
+                "attempts": attempts,
+                "name": self.info.path.name,
+                "device": self.device,
+                "threads": self.share.cores,
+                "settings": settings,
+                "folder": str(Path.cwd()),
+                "version": __version__,
+            },
+        )
+        for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in table.to_pylist():
+                yield row["block"], pickle.loads(row["content"])
+
+
+@contextlib.contextmanager
+def ray_engine(
+    file: Path,
+    *,
+    device: str = "auto",
+    address: str | None = None,
+    workers: int | None = None,
+) -> Iterator[RayEngine]:
+    """A cluster for a model: one that runs, or one of this machine that is stopped at the end.
+
+    Args:
+        file: an exported model; the workers get it through the cluster.
+        device: as `Predictor` takes it, but for a GPU's number, which Ray gives. `auto` takes
+            GPUs where the cluster has some.
+        address: `HOST:PORT` of a cluster, or `auto`; None takes `RAY_ADDRESS`, else this machine.
+        workers: default one for each GPU, or for each four cores.
+
+    Raises:
+        UsageError: Ray is not installed, or an address that cannot be.
+        DeviceError: the cluster cannot be reached, or has not the device.
+        ModelFileError: as `Predictor`.
+    """
+    check_installed()
+    name = _device(device)
+    info = Predictor(file, device="cpu", threads=1).info
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"{address} is an address for Ray's client",
+            fix="run on a machine of the cluster, and give HOST:PORT or auto",
+        )
+    with _quiet(), _connected(address, workers) as local:
+        import ray
+
+        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        has_gpu = any(n.get("GPU", 0) >= 1 for n in nodes)
+        if name in ("cuda", "tensorrt") and not has_gpu:
+            raise DeviceError(
+                f"no machine of the cluster has a GPU for --device {name}",
+                fix="start Ray's nodes with GPUs, or use --device cpu",
+            )
+        on_gpu = has_gpu and name in _ON_GPU
+        share = divide(nodes, workers, on_gpu=on_gpu)
+        model = ray.put(read_model(file))
+        provider, fallback = providers.PROVIDERS["cpu"], ""
+        if name not in ("auto", "cpu") or on_gpu:
+            provider, fallback = _probe(model, file.name, device, share)
+            if on_gpu and provider == providers.PROVIDERS["cpu"]:
+                on_gpu, share = False, divide(nodes, workers, on_gpu=False)
+        if name == "auto":
+            device = "cuda" if on_gpu else "cpu"
+        yield RayEngine(
+            info=info, provider=provider, fallback=fallback, device=device, share=share,
+            local=local, model=model,
+        )  # fmt: skip
+
+
+def check_installed() -> None:
+    """Raise `UsageError` where Ray Data is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
+        raise UsageError("--engine ray needs Ray", fix="pip install 'biigma[ray]'")
+
+
+def windows(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    """Sources by so many at a time; what came before the sources raised comes before it is."""
+    window: list[Source] = []
+    fault: BiigmaError | None = None
+    try:
+        for source in sources:
+            window.append(source)
+            if len(window) == size:
+                yield window
+                window = []
+    except BiigmaError as error:
+        fault = error
+    if window:
+        yield window
+    if fault is not None:
+        raise fault
+
+
+def block_rows(names: int, batch_size: int, workers: int) -> int:
+    """Names of a block: whole batches, and fewer where every worker would not get some."""
+    batches = math.ceil(names / (batch_size * workers * _SPREAD))
+    return batch_size * max(1, min(batches, _BATCHES))
+
+
+def divide(nodes: list[dict[str, float]], workers: int | None, *, on_gpu: bool) -> Share:
+    """Cores and GPUs of each worker, and how many there are, such that each fits into a node.
+
+    `nodes` are Ray's resources of each. More workers than fit wait for nodes that may yet come.
+    """
+    if on_gpu:
+        with_gpu = [n for n in nodes if n.get("GPU", 0) >= 1]
+        cores = min(int(n.get("CPU", 0) // n["GPU"]) for n in with_gpu)
+        return Share(workers or sum(int(n["GPU"]) for n in with_gpu), max(1, cores), 1)
+    cpus = [int(n.get("CPU", 0)) for n in nodes if n.get("CPU", 0) >= 1] or [1]
+    cores = _CORES if workers is None else max(1, sum(cpus) // workers)
+    cores = min(cores, *cpus)
+    return Share(workers or sum(n // cores for n in cpus), cores, 0)
+
+
+class _Attempts:
+    """An actor: how often each block was begun."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[int] = Counter()
+
+    def begin(self, block: int) -> int:
+        self.begun[block] += 1
+        return self.begun[block]
+
+
+class _Worker:
+    """An actor: one `Predictor`, blocks of names in, blocks of answers out.
+
+    What cannot be is kept and given as the answer: a constructor that raises is tried for ever.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        attempts: Any,
+        name: str,
+        device: str,
+        threads: int,
+        settings: dict[str, Any],
+        folder: str,
+        version: str,
+    ) -> None:
+        import ray
+
+        self.attempts = attempts
+        self.settings = settings
+        self.folder = Path(folder)
+        self.fault: BiigmaError | None = None
+        if version != __version__:
+            self.fault = UsageError(
+                f"a worker of the cluster has biigma {__version__}, not {version}",
+                fix="install the same version on all its machines",
+            )
+            return
+        try:
+            self.predictor = _predictor(ray.get(model), name, device, threads)
+        except BiigmaError as error:
+            self.fault = error
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow as pa
+
+        done = [
+            _packed(self._answer(row["block"], pickle.loads(row["content"])))
+            for row in table.to_pylist()
+        ]
+        return pa.table({"block": table["block"], "content": pa.array(done, pa.binary())})
+
+    def _answer(self, block: int, sources: list[Source]) -> list[Result] | BiigmaError:
+        import ray
+
+        if self.fault is not None:
+            return self.fault
+        if ray.get(self.attempts.begin.remote(block)) > _ATTEMPTS:
+            return BiigmaError(
+                f"{_ATTEMPTS} workers were lost on the same files: those from "
+                f"{shown(sources[0].name)} to {shown(sources[-1].name)}",
+                fix="look for the one that kills them; or take fewer workers, if memory is short",
+            )
+        # Names are the driver's, whose working folder may be another.
+        placed = (
+            s._replace(content=self.folder / s.content) if isinstance(s.content, Path) else s
+            for s in sources
+        )
+        try:
+            return [
+                result._replace(pixels=None, saliency_HW=None)
+                for batch in classify(self.predictor, placed, **self.settings)
+                for result in batch
+            ]
+        except BiigmaError as error:
+            return error
+
+
+def _predictor(content: bytes, name: str, device: str, threads: int) -> Predictor:
+    """A `Predictor` of a model's bytes."""
+    with tempfile.TemporaryDirectory(prefix="biigma-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        return Predictor(path, device=device, threads=threads)
+
+
+def _probe(model: Any, name: str, device: str, share: Share) -> tuple[str, str]:
+    """Provider and fallback of a `Predictor` on the cluster. Raises what it raises."""
+    import ray
+
+    task = ray.remote(_try_out).options(num_cpus=share.cores, num_gpus=share.gpus)
+    with _said_plainly():
+        answer: tuple[str, str] | BiigmaError = ray.get(task.remote(model, name, device))
+    if isinstance(answer, BiigmaError):
+        raise answer
+    return answer
+
+
+def _try_out(content: bytes, name: str, device: str) -> tuple[str, str] | BiigmaError:
+    try:
+        predictor = _predictor(content, name, device, 1)
+    except BiigmaError as error:
+        return error
+    return predictor.provider, predictor.fallback
+
+
+def _packed(value: object) -> bytes:
+    # Names may hold bytes that are no UTF-8, which no Arrow string can.
+    return pickle.dumps(value, protocol=5)
+
+
+def _in_order(
+    answers: Iterable[tuple[int, list[Result] | BiigmaError]], sizes: list[int]
+) -> Iterator[list[Result]]:
+    """Answers as they come; raises where a block or a row is missing, twice or out of its place."""
+    expected = 0
+    for number, answer in answers:
+        if isinstance(answer, BiigmaError):
+            raise answer
+        if number != expected or len(answer) != sizes[number]:
+            raise BiigmaError(f"Ray gave block {number} for block {expected}", fix="report this")
+        expected += 1
+        yield answer
+    if expected != len(sizes):
+        raise BiigmaError(f"Ray gave {expected} blocks of {len(sizes)}", fix="report this")
+
+
+def _device(device: str) -> str:
+    name, _ = providers.parse_device(device)
+    if ":" in device:
+        raise UsageError(
+            f"--device {device} with --engine ray", fix=f"use --device {name}: Ray gives the GPUs"
+        )
+    return name
+
+
+@contextlib.contextmanager
+def _connected(address: str, workers: int | None) -> Iterator[bool]:
+    """A connection to a cluster for as long as it is needed; true where it was started for it."""
+    import ray
+
+    if ray.is_initialized():  # whoever did it ends it
+        yield False
+        return
+    local = address == "local"
+    if local:  # else Ray keeps a token of its own in the user's folder
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    folder = _short_folder() if local else None
+    more: dict[str, Any] = {}
+    if local:
+        more = {
+            "num_cpus": max(available_cpus(), workers or 1),
+            "object_store_memory": _OBJECT_STORE,
+            "include_dashboard": False,
+            "_temp_dir": str(folder),
+        }
+    try:
+        try:
+            with _muted():  # its C++ part names the level it is told to log
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.CRITICAL, **more
+                )
+        except Exception as error:  # Ray's share no other base
+            where = "on this machine" if local else f"at {address}"
+            raise DeviceError(
+                f"no Ray cluster {where}: {providers.first_line(error)}",
+                fix="try again when there is less load, or free some memory and disk space"
+                if local
+                else "check --ray-address, and that a node of Ray runs on this machine",
+            ) from error
+        yield local
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> Path:
+    """For logs and sockets, whose paths may have but 107 bytes."""
+    shared = Path("/tmp")
+    return Path(tempfile.mkdtemp(prefix="biigma-ray-", dir=shared if shared.is_dir() else None))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray says nothing and sends nothing; the settings are the process's own, for as long."""
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be, and no warning
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_worker_niceness": "0",  # as the local engine; Ray's own is 15
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_options.preserve_order = True
+        context.target_max_block_size = 1 << 20  # what is set aside for the answers of a block
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        yield
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """What the process writes to its standard error goes nowhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Ray's exceptions as one `BiigmaError`."""
+    try:
+        yield
+    except BiigmaError:
+        raise
+    except Exception as error:  # Ray's have several bases
+        text = str(error)
+        if "ModuleNotFoundError" in text or "ImportError" in text:
+            raise DeviceError(
+                "the workers of the cluster cannot import biigma, or what it needs",
+                fix="install the same version of biigma[ray] on all its machines",
+            ) from error
+        raise BiigmaError(f"Ray failed: {providers.first_line(error)}") from error
