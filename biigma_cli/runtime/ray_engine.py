@@ -448,7 +448,12 @@ def _quiet() -> Iterator[None]:
         context.target_max_block_size = 1 << 20  # what is set aside for the answers of a block
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        yield
+        # Where a worker is lost, this prints so: on standard output, among the answers.
+        ray._private.worker._worker_logs_enabled = False
+        try:
+            yield
+        finally:
+            ray._private.worker._worker_logs_enabled = True
 
 
 @contextlib.contextmanager

@@ -61,6 +61,15 @@ def ours(word: bytes) -> set[int]:
     return found
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there, and has not ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 # --- without a cluster -----------------------------------------------------------------------
 
 
@@ -181,7 +190,8 @@ def test_as_the_local_engine(toy: Path, tmp_path: Path, cluster: None) -> None:
     texts = [str(n) for n in names]
     texts[5] = os.path.relpath(names[5])
     listed.write_bytes(b"\0".join(map(os.fsencode, texts)))
-    common = ("predict", "--model", toy, "--from-list", listed, "--device", "cpu", "-b", "4")
+    # One image a batch, and so the same rounding wherever blocks and bad files end batches.
+    common = ("predict", "--model", toy, "--from-list", listed, "--device", "cpu", "-b", "1")
     wanted = call(*common, "-o", tmp_path / "local.csv")
     done = call(*common, "-o", tmp_path / "ray.csv", "--engine", "ray", "--ray-workers", "2")
     assert (done.code, done.out) == (wanted.code, wanted.out) == (5, "")
@@ -209,7 +219,7 @@ def test_as_the_local_engine(toy: Path, tmp_path: Path, cluster: None) -> None:
 @needs_ray
 @linux
 def test_killed_workers_cost_nothing(toy: Path, tmp_path: Path, cluster: None) -> None:
-    """Both workers are killed while they have blocks in hand: others do them, each file once."""
+    """All workers are killed while they have blocks in hand: others do them, each file once."""
     paths = []
     for i in range(4):
         paths.append(tmp_path / f"{i}.png")
@@ -225,7 +235,7 @@ def test_killed_workers_cost_nothing(toy: Path, tmp_path: Path, cluster: None) -
             results += batch
             seen.append(ours(b"ray::MapWorker"))
             if len(seen) == 1:
-                assert len(seen[0]) == 2
+                assert seen[0]
                 assert len(results) == 16
                 for pid in seen[0]:
                     os.kill(pid, signal.SIGKILL)
@@ -268,7 +278,7 @@ def test_a_worker_of_another_version(
     monkeypatch.setattr(engine, "__version__", "0.0")
     with (
         engine.ray_engine(toy, device="cpu", workers=1) as made,
-        pytest.raises(UsageError, match="not 0.0"),
+        pytest.raises(UsageError, match="of the cluster has biigma"),
     ):
         list(made.classify(pictures(3)))
 
@@ -299,6 +309,10 @@ def test_interrupted(toy: Path, tmp_path: Path) -> None:
     assert b"Traceback" not in told
     assert b"Error" not in told
     assert started
-    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    for _ in range(300):
+        if not any(map(runs, started)):
+            break
+        time.sleep(0.1)
+    assert not any(map(runs, started))
     assert part.read_bytes().endswith(b"\n")
     assert 1 < part.read_bytes().count(b"\n") < 5001
