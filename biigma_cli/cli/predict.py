@@ -153,12 +153,12 @@ def predict(
     )
     writer = _writer(form, labels, made, topk, predictor.info, to_file=target is not None)
     sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
-    on_one = isinstance(predictor, Predictor)
-    threads = workers or (available_cpus() if on_one else predictor.share.cores)
+    share = None if isinstance(predictor, Predictor) else predictor.share
+    threads = workers or (available_cpus() if share is None else share.cores)
     note(
         f"model {identity} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
-        + ("" if on_one else f", in each of {predictor.share.workers} workers of Ray")
+        + ("" if share is None else f", in each of {share.workers} workers of Ray")
     )
     if predictor.fallback:
         note(f"not on the GPU: {predictor.fallback}")

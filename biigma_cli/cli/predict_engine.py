@@ -44,7 +44,7 @@ def check_engine(engine: str, address: str | None, workers: int | None) -> None:
         name = "--ray-workers" if address is None else "--ray-address"
         raise UsageError(f"{name} without --engine ray", fix="add --engine ray")
     if engine == "ray":
-        from biigma_cli.runtime.ray_engine import check_installed
+        from biigma_cli.runtime.ray_cluster import check_installed
 
         check_installed()
 

@@ -8,28 +8,30 @@ answered once. Images are opened by the workers: their paths must lead to the sa
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import logging
 import math
 import os
 import pickle
-import secrets
-import shutil
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from biigma_cli import __version__
 from biigma_cli.errors import BiigmaError, DeviceError, UsageError
 from biigma_cli.runtime import providers
 from biigma_cli.runtime.inputs import Source, shown
 from biigma_cli.runtime.pipeline import Result, classify
+from biigma_cli.runtime.ray_cluster import (
+    Share,
+    check_installed,
+    connected,
+    divide,
+    quiet,
+    said_plainly,
+)
 from biigma_cli.runtime.session import ModelInfo, Predictor, read_model
-from biigma_cli.storage import available_cpus
 
 #: Names that the driver gathers before they are worked on: for each worker, and in all. Between
 #: two windows the pool is started anew, which takes seconds.
@@ -39,21 +41,9 @@ WINDOW = 500_000
 _BATCHES = 16
 # Blocks for each worker in a short list, so that none waits long for the last one.
 _SPREAD = 4
-# Cores of a worker, where nothing else is said.
-_CORES = 4
 # Workers that may be lost on a block.
 _ATTEMPTS = 5
-# Of a local cluster, in bytes: only names and answers go through it. More goes to disk.
-_OBJECT_STORE = 256 << 20
 _ON_GPU = ("auto", "cuda", "tensorrt")
-
-
-class Share(NamedTuple):
-    """What is asked of a cluster: so many workers, and for each so many cores and GPUs."""
-
-    workers: int
-    cores: int
-    gpus: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +89,7 @@ class RayEngine:
             rows = block_rows(len(window), batch_size, self.share.workers)
             blocks = [window[at : at + rows] for at in range(0, len(window), rows)]
             sizes = [len(block) for block in blocks]
-            with _said_plainly():
+            with said_plainly():
                 yield from _in_order(self._run(blocks, settings), sizes)
 
     def _run(
@@ -171,7 +161,7 @@ def ray_engine(
             f"{address} is an address for Ray's client",
             fix="run on a machine of the cluster, and give HOST:PORT or auto",
         )
-    with _quiet(), _connected(address, workers) as local:
+    with quiet(), connected(address, workers) as local:
         import ray
 
         nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
@@ -197,12 +187,6 @@ def ray_engine(
         )  # fmt: skip
 
 
-def check_installed() -> None:
-    """Raise `UsageError` where Ray Data is not installed."""
-    if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
-        raise UsageError("--engine ray needs Ray", fix="pip install 'biigma[ray]'")
-
-
 def windows(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
     """Sources by so many at a time; what came before the sources raised comes before it is."""
     window: list[Source] = []
@@ -225,21 +209,6 @@ def block_rows(names: int, batch_size: int, workers: int) -> int:
     """Names of a block: whole batches, and fewer where every worker would not get some."""
     batches = math.ceil(names / (batch_size * workers * _SPREAD))
     return batch_size * max(1, min(batches, _BATCHES))
-
-
-def divide(nodes: list[dict[str, float]], workers: int | None, *, on_gpu: bool) -> Share:
-    """Cores and GPUs of each worker, and how many there are, such that each fits into a node.
-
-    `nodes` are Ray's resources of each. More workers than fit wait for nodes that may yet come.
-    """
-    if on_gpu:
-        with_gpu = [n for n in nodes if n.get("GPU", 0) >= 1]
-        cores = min(int(n.get("CPU", 0) // n["GPU"]) for n in with_gpu)
-        return Share(workers or sum(int(n["GPU"]) for n in with_gpu), max(1, cores), 1)
-    cpus = [int(n.get("CPU", 0)) for n in nodes if n.get("CPU", 0) >= 1] or [1]
-    cores = _CORES if workers is None else max(1, sum(cpus) // workers)
-    cores = min(cores, *cpus)
-    return Share(workers or sum(n // cores for n in cpus), cores, 0)
 
 
 class _Attempts:
@@ -336,7 +305,7 @@ def _probe(model: Any, name: str, device: str, share: Share) -> tuple[str, str]:
     import ray
 
     task = ray.remote(_try_out).options(num_cpus=share.cores, num_gpus=share.gpus)
-    with _said_plainly():
+    with said_plainly():
         answer: tuple[str, str] | BiigmaError = ray.get(task.remote(model, name, device))
     if isinstance(answer, BiigmaError):
         raise answer
@@ -379,108 +348,3 @@ def _device(device: str) -> str:
             f"--device {device} with --engine ray", fix=f"use --device {name}: Ray gives the GPUs"
         )
     return name
-
-
-@contextlib.contextmanager
-def _connected(address: str, workers: int | None) -> Iterator[bool]:
-    """A connection to a cluster for as long as it is needed; true where it was started for it."""
-    import ray
-
-    if ray.is_initialized():  # whoever did it ends it
-        yield False
-        return
-    local = address == "local"
-    if local:  # else Ray keeps a token of its own in the user's folder
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    folder = _short_folder() if local else None
-    more: dict[str, Any] = {}
-    if local:
-        more = {
-            "num_cpus": max(available_cpus(), workers or 1),
-            "object_store_memory": _OBJECT_STORE,
-            "include_dashboard": False,
-            "_temp_dir": str(folder),
-        }
-    try:
-        try:
-            with _muted():  # its C++ part names the level it is told to log
-                ray.init(
-                    address=address, log_to_driver=False, logging_level=logging.CRITICAL, **more
-                )
-        except Exception as error:  # Ray's share no other base
-            where = "on this machine" if local else f"at {address}"
-            raise DeviceError(
-                f"no Ray cluster {where}: {providers.first_line(error)}",
-                fix="try again when there is less load, or free some memory and disk space"
-                if local
-                else "check --ray-address, and that a node of Ray runs on this machine",
-            ) from error
-        yield local
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _short_folder() -> Path:
-    """For logs and sockets, whose paths may have but 107 bytes."""
-    shared = Path("/tmp")
-    return Path(tempfile.mkdtemp(prefix="biigma-ray-", dir=shared if shared.is_dir() else None))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray says nothing and sends nothing; the settings are the process's own, for as long."""
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as it will be, and no warning
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-        "RAY_worker_niceness": "0",  # as the local engine; Ray's own is 15
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray.data
-
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_options.preserve_order = True
-        context.target_max_block_size = 1 << 20  # what is set aside for the answers of a block
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        # Where a worker is lost, this prints so: on standard output, among the answers.
-        ray._private.worker._worker_logs_enabled = False
-        try:
-            yield
-        finally:
-            ray._private.worker._worker_logs_enabled = True
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """What the process writes to its standard error goes nowhere."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-@contextlib.contextmanager
-def _said_plainly() -> Iterator[None]:
-    """Ray's exceptions as one `BiigmaError`."""
-    try:
-        yield
-    except BiigmaError:
-        raise
-    except Exception as error:  # Ray's have several bases
-        text = str(error)
-        if "ModuleNotFoundError" in text or "ImportError" in text:
-            raise DeviceError(
-                "the workers of the cluster cannot import biigma, or what it needs",
-                fix="install the same version of biigma[ray] on all its machines",
-            ) from error
-        raise BiigmaError(f"Ray failed: {providers.first_line(error)}") from error

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from biigma_cli.errors import BiigmaError, DataError, UsageError
+from biigma_cli.runtime import ray_cluster
 from biigma_cli.runtime import ray_engine as engine
 from biigma_cli.runtime.inputs import Source
 from biigma_cli.runtime.pipeline import classify
-from biigma_cli.runtime.ray_engine import Share, block_rows, divide, windows
+from biigma_cli.runtime.ray_cluster import Share, connected, divide, quiet
+from biigma_cli.runtime.ray_engine import block_rows, windows
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import call
 from tests.data.samples import encode, noise
@@ -41,22 +43,22 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two workers on this machine; `ray_engine` takes what the process is connected to."""
-    with engine._quiet(), engine._connected("local", 2) as started:
+    with quiet(), connected("local", 2) as started:
         assert started
         yield
 
 
-def ours(word: bytes) -> set[int]:
-    """Processes that this one started, or their children, with a word in their command."""
+def started_by(root: int, word: bytes) -> set[int]:
+    """Processes that one started, or their children, with a word in their command."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if word not in (folder / "cmdline").read_bytes():
                 continue
             pid = int(folder.name)
-            while pid > 1 and pid != os.getpid():
+            while pid > 1 and pid != root:
                 pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            if pid == os.getpid():
+            if pid == root:
                 found.add(int(folder.name))
     return found
 
@@ -75,7 +77,7 @@ def runs(pid: int) -> bool:
 
 def test_without_ray(toy: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message that says what to install, before anything is opened."""
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
     done = call("predict", picture, "--model", toy, "--engine", "ray")
     assert done.code == 2
     assert "biigma[ray]" in done.err
@@ -155,15 +157,9 @@ def test_divide(
 @pytest.mark.parametrize("numbers", [[0], [0, 1, 1], [1, 0], [0, 2]])
 def test_blocks_out_of_place(numbers: list[int]) -> None:
     """A block that is missing, comes twice or too early ends the run."""
-    done = flat(classify_nothing())
-    assert done == []
+    assert list(engine._in_order([], [])) == []
     with pytest.raises(BiigmaError, match="Ray gave"):
         list(engine._in_order([(n, []) for n in numbers], [0, 0, 0][: max(2, len(numbers))]))
-
-
-def classify_nothing() -> Iterator[list[object]]:
-    """No blocks, no answers."""
-    return engine._in_order([], [])  # type: ignore[return-value]
 
 
 # --- on a cluster ----------------------------------------------------------------------------
@@ -225,7 +221,7 @@ def test_killed_workers_cost_nothing(toy: Path, tmp_path: Path, cluster: None) -
         paths.append(tmp_path / f"{i}.png")
         paths[-1].write_bytes(encode(noise(1200, 1200, seed=i)))
     sources = [Source(f"{i}", paths[i % 4]) for i in range(160)]
-    alone = flat(classify(Predictor(toy, device="cpu"), sources[:4]))
+    alone = flat(classify(Predictor(toy, device="cpu"), sources[:4], batch_size=1))
     seen: list[set[int]] = []
     results = []
     with engine.ray_engine(toy, device="cpu", workers=2) as ray:
@@ -233,7 +229,7 @@ def test_killed_workers_cost_nothing(toy: Path, tmp_path: Path, cluster: None) -
         assert not ray.local
         for batch in ray.classify(sources, batch_size=1):
             results += batch
-            seen.append(ours(b"ray::MapWorker"))
+            seen.append(started_by(os.getpid(), b"ray::MapWorker"))
             if len(seen) == 1:
                 assert seen[0]
                 assert len(results) == 16
@@ -299,7 +295,7 @@ def test_interrupted(toy: Path, tmp_path: Path) -> None:
     part = tmp_path / "out.csv.part"
     while process.poll() is None and not (part.exists() and part.stat().st_size):
         time.sleep(0.1)
-    started = ours(b"biigma-ray-")
+    started = started_by(process.pid, b"biigma-ray-")
     process.send_signal(signal.SIGINT)
     out, told = process.communicate(timeout=120)
     assert process.returncode == 130, told
