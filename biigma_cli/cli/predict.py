@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.predict_engine import (
+    EngineOption,
+    RayAddressOption,
+    RayWorkersOption,
+    check_engine,
+    opened,
+)
 
 if TYPE_CHECKING:
     from biigma_cli.report.predictions import (
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     )
     from biigma_cli.runtime.inputs import Source
     from biigma_cli.runtime.pipeline import Result
-    from biigma_cli.runtime.session import Predictor
+    from biigma_cli.runtime.session import ModelInfo
 
 # Failures that come before the first answer are kept back, so that a run without any leaves no
 # output; more than so many are written all the same, and what was begun is finished.
@@ -33,6 +40,7 @@ HELD = 256
 
 @boundary
 def predict(
+    context: typer.Context,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -55,7 +63,7 @@ def predict(
     format_: Annotated[
         str | None,
         typer.Option(
-            "--format", help="table, csv, json or jsonl.  [default: as -o ends, or table]"
+            "--format", help="table, csv, json, jsonl, parquet.  [default: as -o ends, or table]"
         ),
     ] = None,
     topk: Annotated[int, typer.Option("--topk", min=1, help="Classes to name per image.")] = 3,
@@ -63,7 +71,8 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="Write there instead; - is stdout.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted -o FILE (csv, jsonl).")
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted -o FILE (csv, jsonl, parquet)."),
     ] = False,
     abstain_below: Annotated[
         float | None,
@@ -115,6 +124,9 @@ def predict(
         int | None,
         typer.Option("--workers", "-j", min=1, help="Decoding threads.  [default: one per core]"),
     ] = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
 ) -> None:
     """Classify dermoscopic images.
 
@@ -148,18 +160,29 @@ def predict(
     from biigma_cli.cli.predict_pictures import Pictures, check_targets, shown_maps, write_page
 
     check_targets(saliency, report, target)
+    check_engine(engine, ray_address, ray_workers)
+    if engine != "local" and (saliency is not None or report is not None):
+        raise UsageError(
+            f"--saliency and --report are not for --engine {engine}",
+            fix="leave them out, or use the local engine",
+        )
+    convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
-    sink = Output(target, keep=form in RESUMABLE, resume=resume)
+    sink = Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
     sources = inputs.sources()
 
     from biigma_cli.runtime.pipeline import VIEWS, classify
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
-    predictor = Predictor(find_model(model), device=device)
+    # Closed when the command is left, whichever way.
+    predictor = context.with_resource(
+        opened(engine, find_model(model), device=device, address=ray_address, workers=ray_workers)
+    )
     info = predictor.info
     wants_pictures = saliency is not None or report is not None
-    maps = shown_maps(predictor, saliency) if wants_pictures else None
+    local = predictor if isinstance(predictor, Predictor) else None
+    maps = shown_maps(local, saliency) if wants_pictures and local is not None else None
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
     if abstain_below is not None:
@@ -170,12 +193,14 @@ def predict(
     made = Provenance(
         model=predictor.id, version=__version__, provider=predictor.provider, settings=settings
     )
-    writer = _writer(form, labels, made, topk, predictor, to_file=target is not None)
+    writer = _writer(form, labels, made, topk, predictor.info, to_file=target is not None)
     sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
-    threads = workers or available_cpus()
+    share = None if isinstance(predictor, Predictor) else predictor.share
+    threads = workers or (available_cpus() if share is None else share.cores)
     note(
         f"model {predictor.id} on {predictor.provider}{sure}, {threads} decoding threads, "
         f"batches of {batch_size}"
+        + ("" if share is None else f", in each of {share.workers} workers of Ray")
     )
     if not info.input_check:
         note("this model has no input check: it answers for pictures of any kind")
@@ -195,9 +220,12 @@ def predict(
         page = PredictionPage(labels, most=report_images, earlier=answered.labels)
     pictures = None
     if maps is not None:
-        pictures = Pictures(identity, info.classes, maps, folder=saliency, page=page, tta=tta)
+        pictures = Pictures(predictor.id, info.classes, maps, folder=saliency, page=page, tta=tta)
     new = (s for s in sources if not answered.take(s.name))
-    batches = classify(predictor, new, batch_size=batch_size, workers=threads, tta=tta)
+    if isinstance(predictor, Predictor):
+        batches = classify(predictor, new, batch_size=batch_size, workers=threads, tta=tta)
+    else:
+        batches = predictor.classify(new, batch_size=batch_size, threads=threads, tta=tta)
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:
@@ -208,7 +236,8 @@ def predict(
                 progress(tally.done)
         tally.end()
         if page is not None and report is not None and pictures is not None and tally.begun:
-            write_page(page, report, made, predictor, notes=pictures.notes, topk=topk)
+            assert local is not None
+            write_page(page, report, made, local, notes=pictures.notes, topk=topk)
     except BaseException:
         batches.close()
         kept = sink.drop()
@@ -336,19 +365,30 @@ def _format_of(target: Path | None) -> str:
     return suffix if suffix in FORMATS else "table"
 
 
+def _converter(form: str, target: Path | None) -> Callable[[Path, Path], None] | None:
+    from biigma_cli.errors import UsageError
+    from biigma_cli.report import parquet
+
+    if form != "parquet":
+        return None
+    if target is None or not (target.is_file() or not target.exists()):
+        raise UsageError("Parquet needs a file", fix="add -o FILE.parquet")
+    parquet.check_installed()
+    return parquet.from_csv
+
+
 def _writer(
-    form: str, labels: Labels, made: Provenance, topk: int, predictor: Predictor, *, to_file: bool
+    form: str, labels: Labels, made: Provenance, topk: int, info: ModelInfo, *, to_file: bool
 ) -> Writer:
     from biigma_cli.report.predictions import CsvWriter, JsonlWriter, JsonWriter, TableWriter
 
-    if form == "csv":
+    if form in ("csv", "parquet"):  # of the CSV, once it is whole, Parquet is made
         return CsvWriter(labels, made)
     if form == "table":
         return TableWriter(labels, topk, colour=not to_file and sys.stdout.isatty())
     lines = JsonlWriter(labels, made, topk)
     if form == "jsonl":
         return lines
-    info = predictor.info
     about = {
         "name": info.name,
         "id": made.model,

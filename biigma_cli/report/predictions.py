@@ -14,7 +14,7 @@ import stat
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,8 +25,8 @@ from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.storage import check_writable, make_readable
 
-FORMATS = ("table", "csv", "json", "jsonl")
-RESUMABLE = ("csv", "jsonl")
+FORMATS = ("table", "csv", "json", "jsonl", "parquet")
+RESUMABLE = ("csv", "jsonl", "parquet")
 CANNOT_SAY = "can't say"
 NOT_DERMOSCOPY = "not dermoscopy"
 DISCLAIMER = "for research use only, not a medical device"
@@ -421,6 +421,8 @@ class Output:
             to as it is.
         keep: whether a part is worth keeping.
         resume: an older part is no fault: `resume` will be called.
+        convert: makes the file at its second argument of the part at its first, once that is
+            whole; default the part is the file.
 
     Attributes:
         begun: whether there is something of an interrupted run to go on with.
@@ -429,8 +431,16 @@ class Output:
         UsageError: the target cannot be written, or another part lies there and `resume` is off.
     """
 
-    def __init__(self, target: Path | None, *, keep: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self,
+        target: Path | None,
+        *,
+        keep: bool = False,
+        resume: bool = False,
+        convert: Callable[[Path, Path], None] | None = None,
+    ) -> None:
         self.keep = keep
+        self.convert = convert
         self.target = None if target is None else Path(os.path.realpath(target))
         self.part: Path | None = None
         self.file: io.FileIO | None = None
@@ -463,6 +473,8 @@ class Output:
         with _writing(self.part):
             if self.part.exists():
                 source = self.part
+            elif self.convert is not None:
+                return answered  # the target is no text to go on with
             elif self.target.exists():
                 source = self.target
             else:
@@ -516,7 +528,16 @@ class Output:
                 os.fsync(self.file.fileno())
             self.file.close()
             self.file = None
-            if self.part is not None:
+            if self.part is not None and self.convert is not None:
+                whole = self.part.with_name(f".{self.target.name}.{os.getpid()}~")
+                try:
+                    self.convert(self.part, whole)
+                    make_readable(whole)
+                    whole.replace(self.target)
+                finally:
+                    whole.unlink(missing_ok=True)
+                self.part.unlink()
+            elif self.part is not None:
                 make_readable(self.part)
                 self.part.replace(self.target)
 

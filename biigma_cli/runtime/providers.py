@@ -385,16 +385,17 @@ class OpenVinoSession:
     Args:
         path: an exported model.
         described: a session of the same model, for its inputs and outputs.
+        threads: default one for each core this process may use.
 
     Raises `DeviceError` where OpenVINO cannot be loaded or does not take the model.
     """
 
-    def __init__(self, path: Path, described: Any) -> None:
+    def __init__(self, path: Path, described: Any, threads: int | None = None) -> None:
         self._inputs = [Port(p.name, p.type, list(p.shape)) for p in described.get_inputs()]
         self._outputs = [Port(p.name, p.type, list(p.shape)) for p in described.get_outputs()]
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": available_cpus(),
+            "INFERENCE_NUM_THREADS": threads or available_cpus(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:

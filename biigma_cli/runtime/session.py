@@ -113,6 +113,7 @@ class Predictor:
         path: an `.onnx` file written by `biigma export onnx`.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`, `coreml` or `openvino`;
             `auto` takes CUDA where the session really gets it, else the CPU.
+        threads: of the session; default one for each core this process may use.
 
     Raises:
         ModelFileError: missing, corrupt, with weights in other files, not exported by biigma, or
@@ -121,7 +122,7 @@ class Predictor:
         UsageError: an unknown device.
     """
 
-    def __init__(self, path: Path, *, device: str = "auto") -> None:
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         name, index = providers.parse_device(device)
         if not path.is_file():
             raise ModelFileError(f"no model at {path}", fix="check --model")
@@ -135,7 +136,7 @@ class Predictor:
         ort.set_default_logger_severity(4)  # what matters comes back as an exception
         choice = providers.choose(ort, name, index, gpu=_has_gpu)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = available_cpus()
+        options.intra_op_num_threads = threads or available_cpus()
         # Its threads would spin while they wait, on the cores that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Planned patterns cost a whole second set of buffers for each batch in the session.
@@ -160,7 +161,7 @@ class Predictor:
         self.info = read_info(path, self.session.get_modelmeta().custom_metadata_map)
         check_model(self)
         if choice.openvino:
-            self.session = providers.OpenVinoSession(path, self.session)
+            self.session = providers.OpenVinoSession(path, self.session, threads)
         #: `NAME@` and 12 digits of the file's SHA-256.
         self.id = naming.result()
         #: The provider that really runs, such as `CPUExecutionProvider`.
