@@ -18,8 +18,8 @@ from biigma_cli.errors import UsageError
 IMAGES = 256
 METHOD = "int8 weights per channel, uint8 activations, biases corrected (NNCF)"
 _BATCH = 8
-# Names of the trunk's weights in an export.
-_TRUNK = "model.trunk."
+# Names of convolutions' weights in an export: of the trunk, and of the adapters behind its taps.
+_TRUNK, _ADAPTERS = "model.trunk.", "model.saliency.adapters."
 # Weights of a product behind the trunk that are worth quantising: MICA's projection.
 _LARGE = 1 << 16
 
@@ -40,7 +40,7 @@ def check_available() -> None:
 
 
 def quantise(proto: onnx.ModelProto, images: Pixels) -> onnx.ModelProto:
-    """A copy of a float32 export with its trunk and MICA's projection in int8.
+    """A copy of a float32 export, its trunk, the map's adapters and MICA's projection in int8.
 
     Convolutions of inverted residuals have channels of very different ranges. Quantised as they
     are they shift their outputs' means; here each layer's bias is corrected, in order, by the
@@ -55,21 +55,29 @@ def quantise(proto: onnx.ModelProto, images: Pixels) -> onnx.ModelProto:
     batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
     with _alone():
         import nncf
+        from nncf.quantization.advanced_parameters import QuantizationParameters
 
         nncf.set_log_level(logging.ERROR)
+        advanced = nncf.AdvancedQuantizationParameters(
+            # CPUs without VNNI add pairs of products in 16 bits: weights of 7 bits cannot overflow.
+            overflow_fix=nncf.OverflowFix.ENABLE,
+            # ONNX Runtime has no convolution for inputs with a scale for each channel.
+            activations_quantization_params=QuantizationParameters(per_channel=False),
+        )
         result: onnx.ModelProto = nncf.quantize(
             proto,
             nncf.Dataset(batches, lambda batch: {"image": batch}),
             subset_size=len(batches),
             preset=nncf.QuantizationPreset.MIXED,
             fast_bias_correction=False,
+            advanced_parameters=advanced,
             ignored_scope=nncf.IgnoredScope(names=_kept(proto)),
         )
     return result
 
 
 def _kept(proto: onnx.ModelProto) -> list[str]:
-    """Nodes that stay in float32: all after the trunk, but for MICA's projection."""
+    """Nodes that stay in float32: all after the trunk, but the adapters and MICA's projection."""
     nodes = list(proto.graph.node)
     sizes = {i.name: int(np.prod(i.dims)) for i in proto.graph.initializer}
     trunk = [i for i, node in enumerate(nodes) if any(_TRUNK in name for name in node.input)]
@@ -78,7 +86,8 @@ def _kept(proto: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in nodes[trunk[-1] + 1 :]
-        if node.op_type != "MatMul" or max(sizes.get(name, 0) for name in node.input) < _LARGE
+        if not any(_ADAPTERS in name for name in node.input)
+        and (node.op_type != "MatMul" or max(sizes.get(n, 0) for n in node.input) < _LARGE)
     ]
 
 
