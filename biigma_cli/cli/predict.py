@@ -123,11 +123,7 @@ def predict(
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
-    file = find_model(model)
-    if form == "table":
-        # The loading of the model leaves the interpreter free for it.
-        threading.Thread(target=_import_tables, name="import").start()
-    predictor = Predictor(file, device=device)
+    predictor = Predictor(find_model(model), device=device)
     info = predictor.info
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
@@ -179,10 +175,6 @@ def predict(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
             fix="the error column says why",
         )
-
-
-def _import_tables() -> None:
-    import biigma_cli.report.tables  # noqa: F401 - long to import, and needed at the end
 
 
 class _Inputs:
