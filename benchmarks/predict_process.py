@@ -68,11 +68,17 @@ if hasattr(pipeline, "read_model"):
 wrap(onnxruntime, "InferenceSession", "create the session")
 wrap(pipeline, "decode_image", "decode the picture")
 wrap(session.Predictor, "__call__", "run the network")
-wrap(predictions.TableWriter, "rows", "draw the table")
-from biigma_cli.cli.app import app
+wrap(predictions.TableWriter, "_draw", "draw the table")
+from biigma_cli.cli import predict
+from biigma_cli.__main__ import main
+begin = predict._Inputs.__init__
+def parsed(*args):
+    laps["parse the command line (typer)"] = time.perf_counter() - started
+    begin(*args)
+predict._Inputs.__init__ = parsed
 started = time.perf_counter()
 try:
-    app(prog_name="biigma")
+    main()
 except SystemExit:
     pass
 laps["all else"] = time.perf_counter() - started - sum(
@@ -86,11 +92,14 @@ def _run(arguments: list[str], *, code: str | None = None, **environment: str) -
     """Wall seconds of one process; fails loudly where it does."""
     how = ["-m", "biigma_cli"] if code is None else ["-c", code]
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, *how, *arguments], check=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, env={**os.environ, **environment},
+    done = subprocess.run(
+        [sys.executable, *how, *arguments], check=False, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, env={**os.environ, **environment}, text=True,
     )  # fmt: skip
-    return time.perf_counter() - started
+    spent = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments[:1])} ended with {done.returncode}: {done.stderr}")
+    return spent
 
 
 def run_whole(model: Path, folder: Path, device: str) -> dict[str, float]:

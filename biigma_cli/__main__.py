@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line."""
-    from biigma_cli.cli.app import app
+    from biigma_cli.cli.app import command_line
 
-    app(prog_name="biigma")
+    command_line(sys.argv[1:])(prog_name="biigma")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -65,3 +67,18 @@ app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(cache.app, name="cache")
+
+
+def command_line(arguments: Sequence[str]) -> typer.Typer:
+    """The app; where the first argument is a command, with that one alone.
+
+    Typer works out the options of every command it has, which takes longer than an answer.
+    """
+    first = arguments[0] if arguments else ""
+    commands = [c for c in app.registered_commands if c.name == first]
+    groups = [g for g in app.registered_groups if g.name == first]
+    if not commands and not groups:
+        return app
+    alone = copy.copy(app)
+    alone.registered_commands, alone.registered_groups = commands, groups
+    return alone

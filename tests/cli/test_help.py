@@ -11,7 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from biigma_cli import __version__
-from biigma_cli.cli.app import app
+from biigma_cli.cli.app import app, command_line
 from tests.conftest import call
 
 COMMANDS = [
@@ -45,6 +45,22 @@ def test_help_shows_every_option(command: list[str]) -> None:
         told = getattr(parameter, "help", None)
         assert told, f"{parameter.name} has no help"
         assert squeezed(told) in text, parameter.name
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:], ids=" ".join)
+def test_a_command_alone(command: list[str]) -> None:
+    """What `biigma` starts with a command named first is that command, in the same words."""
+    alone = command_line([*command, "--help"])
+    assert len(alone.registered_commands) + len(alone.registered_groups) == 1
+    each = [CliRunner().invoke(a, [*command, "--help"], prog_name="biigma") for a in (app, alone)]
+    assert each[0].stdout == each[1].stdout
+    assert each[0].exit_code == each[1].exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["nonsense"], ["--", "info"]])
+def test_all_commands(arguments: list[str]) -> None:
+    """Anything but a command first has them all to choose from."""
+    assert command_line(arguments) is app
 
 
 def test_every_command_is_tested() -> None:
