@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def connected(address: str, workers: int | None) -> Iterator[bool]:
         yield False
         return
     local = address == "local"
+    _check_reachable(address)
     if local:  # else Ray keeps a token of its own in the user's folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     folder = _short_folder() if local else None
@@ -85,13 +87,27 @@ def connected(address: str, workers: int | None) -> Iterator[bool]:
                 f"no Ray cluster {where}: {first_line(error)}",
                 fix="try again when there is less load, or free some memory and disk space"
                 if local
-                else "check --ray-address, and that a node of Ray runs on this machine",
+                else "check --ray-address, Ray's token, and that a node of Ray runs on this machine",
             ) from error
         yield local
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `DeviceError` where nothing listens at `HOST:PORT`: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # Ray says at once what it cannot be
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise DeviceError(
+            f"no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}",
+            fix="check --ray-address",
+        ) from error
 
 
 def _short_folder() -> Path:

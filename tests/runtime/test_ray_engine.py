@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,18 @@ def test_what_the_engine_cannot_be_asked(toy: Path, options: dict[str, str], wor
     with pytest.raises(UsageError) as told, engine.ray_engine(toy, **options):  # type: ignore[arg-type]
         pass
     assert word in told.value.message + told.value.fix
+
+
+@needs_ray
+def test_no_cluster_at_the_address(toy: Path, picture: Path) -> None:
+    """Said at once, not after Ray's own minutes."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"  # bound, but nobody listens
+        done = call("predict", picture, "--model", toy, "--engine", "ray", "--ray-address", address)
+    assert done.code == 4
+    assert address in done.err
+    assert "--ray-address" in done.err
 
 
 def test_windows() -> None:
