@@ -87,7 +87,7 @@ def connected(address: str, workers: int | None) -> Iterator[bool]:
                 f"no Ray cluster {where}: {first_line(error)}",
                 fix="try again when there is less load, or free some memory and disk space"
                 if local
-                else "check --ray-address, Ray's token, and that a node of Ray runs here",
+                else "check --ray-address and Ray's token; a node of Ray must run on this machine",
             ) from error
         yield local
     finally:
