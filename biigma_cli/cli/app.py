@@ -20,6 +20,7 @@ from biigma_cli.cli import (
     explain,
     export,
     info,
+    models,
     predict,
     runs,
     score,
@@ -63,6 +64,7 @@ app.command("runs")(runs.show)
 app.command("ablate")(ablate.ablate)
 app.command("score")(score.score)
 app.command("audit")(audit.audit)
+app.command("models")(models.models)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 app.add_typer(export.app, name="export")

@@ -92,28 +92,16 @@ def _version(package: str) -> str | None:
 
 
 def _models() -> list[dict[str, Any]]:
+    from biigma_cli.cli.models import describe
     from biigma_cli.errors import BiigmaError
-    from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, shipped_models
+    from biigma_cli.runtime.session import shipped_models
 
     result: list[dict[str, Any]] = []
     for path in shipped_models():
         try:
-            found = Predictor(path, device="cpu").info
+            result.append(describe(path))
         except BiigmaError as error:
             result.append({"name": path.stem, "error": error.message})
-            continue
-        result.append(
-            {
-                "name": found.name,
-                "default": found.name == DEFAULT_MODEL,
-                "path": str(path),
-                "classes": list(found.classes),
-                "side": found.side,
-                "megabytes": round(path.stat().st_size / 1e6, 1),
-                "licence": found.metadata["licence"],
-                "protocol": found.metadata["protocol"],
-            }
-        )
     return result
 
 

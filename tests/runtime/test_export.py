@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 
-from biigma_cli.cli.export import _calibrate, _parity_images, _validation_part
+from biigma_cli.cli.export import _calibrate, _parity_images, _part
 from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import load_manifest
@@ -259,7 +259,7 @@ def test_no_parity_writes_nothing(
             export_onnx(checkpoint, path, pixels, tolerance=-1, **given)
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"kept"
-    assert export_onnx(checkpoint, old, pixels, **given).same_decision == 5
+    assert export_onnx(checkpoint, old, pixels, **given).parity.same_decision == 5
 
 
 def test_another_temperature_is_found(
@@ -329,14 +329,14 @@ def test_drawn_patterns_where_the_data_is_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With other data on this machine there is no calibration; the proof is made on patterns."""
-    part = _validation_part(checkpoint, 3)
+    part = _part(checkpoint, "val", 3)
     assert part is not None
     assert len(part.ids) == 3
     assert _parity_images(part, 64, 2)[1] == "validation images"
     assert len(_parity_images(part, 64, 2)[0]) == 2
     monkeypatch.setenv("BIIGMA_HOME", str(other_home))
-    assert _validation_part(checkpoint, 3) is None
-    assert "not calibrated, and proven on drawn patterns" in capsys.readouterr().err
+    assert _part(checkpoint, "val", 3) is None
+    assert "not calibrated, no input check, and proven on drawn patterns" in capsys.readouterr().err
     drawn, source = _parity_images(None, 64, 3)
     assert source == "drawn patterns"
     assert (drawn.shape, drawn.dtype) == ((3, 64, 64, 3), np.uint8)
@@ -350,7 +350,7 @@ def test_the_temperature_is_that_of_the_whole_validation_part(
     session: Any, calibration: Calibration, checkpoint: Checkpoint, tiny_run: Path
 ) -> None:
     """From the logits that the file itself gives for those images; log loss falls."""
-    part = _validation_part(checkpoint, None)
+    part = _part(checkpoint, "val", None)
     assert part is not None
     assert calibration.images == len(part.ids) == checkpoint.meta["split"]["sizes"]["val"]
     (logits,) = session.run(["logits"], {"image": part.pixels})
@@ -374,7 +374,8 @@ def test_without_calibration(
     def export(*arguments: Any, **more: Any) -> Any:
         given.update(more, images=arguments[2])
         arguments[1].write_bytes(b"")
-        return compare(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), source="images")
+        ones = np.ones((1, 2), np.float32)
+        return module.Exported(compare(ones, ones, source="images"), None)
 
     def fit(*_: Any, **__: Any) -> None:
         raise AssertionError("calibrated")

@@ -1,0 +1,94 @@
+"""`biigma models`: the models that ship, and what any exported file says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from biigma_cli.cli.boundary import boundary
+from biigma_cli.cli.options import JsonOption
+
+_FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced accuracy"}
+_PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+
+
+@boundary
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...", help="Shipped models or .onnx files.  [default: all that ship]"
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List models: classes, size, precision, figures with their protocol, input check, licence.
+
+    'predict', 'explain' and 'eval' take each by its name: --model NAME.
+    """
+    from biigma_cli.runtime.session import find_model, shipped_models
+
+    paths = [find_model(name) for name in names] if names else shipped_models()
+    found = [describe(path) for path in paths]
+    if not names:
+        found.sort(key=lambda model: not model["default"])
+    if json_:
+        import json
+
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo("\n\n".join(_lines(model) for model in found) or "no model ships with this copy")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a model says of itself, as plain values. Raises `ModelFileError`."""
+    from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor
+    from biigma_cli.storage import models_dir
+
+    predictor = Predictor(path, device="cpu")
+    info = predictor.info
+    test = info.metadata.get("metrics", {}).get("test")
+    check = info.metadata.get("input_check")
+    return {
+        "name": info.name,
+        "id": predictor.id,
+        "default": info.name == DEFAULT_MODEL and path.parent == models_dir(),
+        "path": str(path),
+        "megabytes": round(path.stat().st_size / 1e6, 1),
+        "precision": info.metadata.get("export", {}).get("precision", "fp32"),
+        "classes": dict(zip(info.classes, info.class_names, strict=True)),
+        "side": info.side,
+        "temperature": info.temperature,
+        "input_check": None if check is None else check["validation"],
+        "licence": info.metadata["licence"],
+        "protocol": info.metadata.get("protocol", ""),
+        "test": test and {"n": test["n"], **{k: test["intervals"][k] for k in _FIGURES}},
+    }
+
+
+def _lines(model: dict[str, Any]) -> str:
+    test, check = model["test"], model["input_check"]
+    lines = [
+        model["name"] + (" (default)" if model["default"] else ""),
+        f"{_PRECISIONS.get(model['precision'], model['precision'])}, {model['megabytes']} MB, "
+        f"images of {model['side']} x {model['side']}, {model['licence']}",
+        f"classes: {', '.join(model['classes'])}",
+        f"trained and judged on: {model['protocol'] or 'not said'}",
+    ]
+    if test:
+        figures = ", ".join(
+            f"{title} {test[key]['value']:.3f} ({test[key]['low']:.3f}-{test[key]['high']:.3f})"
+            for key, title in _FIGURES.items()
+        )
+        float32 = "" if model["precision"] == "fp32" else ", in float32"
+        lines.append(f"test part, {test['n']} images{float32}: {figures}")
+    else:
+        lines.append("no test figures in the file")
+    lines.append(
+        "no input check"
+        if check is None
+        else f"input check: flags {check['flagged']:.1%} of {check['n']} validation images"
+    )
+    return "\n  ".join(lines)
