@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from biigma_cli.data.manifest import save_manifest
 from biigma_cli.storage import using_home
 from tests.conftest import call
 from tests.data.test_audit import plant
+from tests.report.pages import Page
 
 HOSTILE = '"><script>alert(1)</script>'
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +53,6 @@ def reported(planted_folder: Path) -> Path:
     done = call("audit", "isic17", "--report", report, "--limit", "50", "--data-dir", home)
     assert done.code == 0, done.err
     return report
-
-
-class Page(HTMLParser):
-    """Open tags that match their ends, every attribute, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_tables(planted_home: Path) -> None:

@@ -23,18 +23,13 @@ from tests.cli.test_predict_streams import left, posix, predict, start
 from tests.conftest import Outcome, call
 from tests.data.samples import encode, noise
 from tests.report.browser import Browser, find_browser
-from tests.report.test_evaluation_page import CONTRAST, STATE, Page
+from tests.report.pages import Page
+from tests.report.test_evaluation_page import CONTRAST, STATE
 from tests.runtime.test_pipeline import toy_model
 
 # With both maps; its answers do not matter here.
 SHIPPED = find_model(None)
 HOSTILE = '"><img src=x onerror=alert(1)>&amp;.png'
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of one layer, without maps."""
-    return toy_model(tmp_path_factory.mktemp("toy") / "toy.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,6 @@ posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file names, pipes and 
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of one layer."""
-    return toy_model(tmp_path_factory.mktemp("toy") / "toy.onnx")
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty pictures, of which number 7 is damaged."""
     path = tmp_path_factory.mktemp("pictures")

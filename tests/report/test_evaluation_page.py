@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -39,41 +38,11 @@ from biigma_cli.storage import content_digest
 from tests.conftest import Outcome, call
 from tests.data.samples import encode, manifest, noise, oriented, record
 from tests.report.browser import Browser, find_browser
+from tests.report.pages import Page
 
 CODES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 HOSTILE = '"><script>alert(1)</script>'
 LONG = "a_very_long_name_without_any_break_" * 4
-VOID = {"meta", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """Tags that match their ends, every attribute, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Attributes of every such element."""
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def made(codes: tuple[str, ...] = CODES, **changes: Any) -> EvaluationReport:
