@@ -51,7 +51,7 @@ from biigma_cli.runtime.session import Predictor
 from biigma_cli.storage import available_cpus
 
 CLASSES = 7
-BATCH = 16
+BATCH = 8
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 SPREAD = np.array([0.229, 0.224, 0.225], np.float32)
 MEMORY_MIB = 700

@@ -72,9 +72,9 @@ wrap(predictions.TableWriter, "_draw", "draw the table")
 from biigma_cli.cli import predict
 from biigma_cli.__main__ import main
 begin = predict._Inputs.__init__
-def parsed(*args):
+def parsed(*args, **kwargs):
     laps["parse the command line (typer)"] = time.perf_counter() - started
-    begin(*args)
+    begin(*args, **kwargs)
 predict._Inputs.__init__ = parsed
 started = time.perf_counter()
 try:

@@ -118,8 +118,14 @@ def predict(
         typer.Option("--device", help="auto, cpu, cuda, cuda:N, tensorrt, coreml or openvino."),
     ] = "auto",
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, help="Images run together.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            min=1,
+            help="Images run together.  [default: 8, on a GPU 64]",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-j", min=1, help="Decoding threads.  [default: one per core]"),
@@ -172,6 +178,7 @@ def predict(
     sources = inputs.sources()
 
     from biigma_cli.runtime.pipeline import VIEWS, classify
+    from biigma_cli.runtime.providers import batch_size as default_batch_size
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
@@ -197,9 +204,10 @@ def predict(
     sure = "" if info.temperature is None else f", calibrated (T = {info.temperature:.3f})"
     share = None if isinstance(predictor, Predictor) else predictor.share
     threads = workers or (available_cpus() if share is None else share.cores)
+    size = batch_size or default_batch_size(predictor.provider)
     note(
         f"model {predictor.id} on {predictor.provider}{sure}, {threads} decoding threads, "
-        f"batches of {batch_size}"
+        f"batches of {size}"
         + ("" if share is None else f", in each of {share.workers} workers of Ray")
     )
     if not info.input_check:
@@ -223,9 +231,9 @@ def predict(
         pictures = Pictures(predictor.id, info.classes, maps, folder=saliency, page=page, tta=tta)
     new = (s for s in sources if not answered.take(s.name))
     if isinstance(predictor, Predictor):
-        batches = classify(predictor, new, batch_size=batch_size, workers=threads, tta=tta)
+        batches = classify(predictor, new, batch_size=size, workers=threads, tta=tta)
     else:
-        batches = predictor.classify(new, batch_size=batch_size, threads=threads, tta=tta)
+        batches = predictor.classify(new, batch_size=size, threads=threads, tta=tta)
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:

@@ -75,7 +75,7 @@ def classify(
     predictor: Predictor,
     sources: Iterable[Source],
     *,
-    batch_size: int = 16,
+    batch_size: int = 8,
     workers: int | None = None,
     tta: bool = False,
 ) -> Generator[list[Result], None, None]:

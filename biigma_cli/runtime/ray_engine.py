@@ -73,7 +73,7 @@ class RayEngine:
         self,
         sources: Iterable[Source],
         *,
-        batch_size: int = 16,
+        batch_size: int = 8,
         threads: int | None = None,
         tta: bool = False,
     ) -> Generator[list[Result], None, None]:

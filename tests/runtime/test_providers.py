@@ -364,3 +364,9 @@ def test_real_cuda(toy: Path) -> None:
     for batch in (pixels(4), pixels(4, 1), pixels(2, 2)):
         found, wanted = predictor(batch).probabilities_BY, expected(batch).probabilities_BY
         np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+def test_batch_size() -> None:
+    assert providers.batch_size("CPUExecutionProvider") == 8
+    assert providers.batch_size("OpenVINO") == 8
+    assert providers.batch_size("CUDAExecutionProvider") == 64
