@@ -17,6 +17,7 @@ from biigma_cli.core.weights import Checkpoint, model_state
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.synthetic import SyntheticOptions, write_synthetic
 from biigma_cli.runtime.export import export_onnx
+from biigma_cli.runtime.quantise import quantise
 from biigma_cli.storage import models_dir
 from biigma_cli.taxonomy import ISIC18
 
@@ -113,33 +114,9 @@ def _export(path: Path, pictures: list[Path], side: int) -> None:
 
 
 def _quantise(source: Path, target: Path, pictures: list[Path], side: int) -> None:
-    """Static QDQ, a scale per channel, ranges from a few of the pictures."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(pictures[:CALIBRATION])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            path = next(self.left, None)
-            return None if path is None else {"image": load_image(path, side)[None]}
-
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    quantize_static(
-        prepared, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-    )  # fmt: skip
-    prepared.unlink()
-    # The quantiser may leave metadata out.
-    made, original = onnx.load(target), onnx.load(source)
+    """As the export does, ranges from a few of the pictures."""
+    original = onnx.load(source)
+    made = quantise(original, np.stack([load_image(p, side) for p in pictures[:CALIBRATION]]))
     del made.metadata_props[:]
     made.metadata_props.extend(original.metadata_props)
     onnx.save(made, target)

@@ -13,16 +13,19 @@ import importlib
 import importlib.util
 import io
 import os
+import queue
 import re
 import struct
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from biigma_cli.errors import DeviceError, UsageError
 from biigma_cli.storage import available_cpus, home
@@ -389,7 +392,9 @@ class Port(NamedTuple):
 class OpenVinoSession:
     """A model compiled by OpenVINO for the CPU, used like a session of ONNX Runtime.
 
-    It computes in float32: where the CPU has it, OpenVINO would take bfloat16.
+    Compiled for one image, which is faster than for any number of them (an int8 DenseNet-121 by a
+    half); the images of a batch are run side by side. It computes in float32: where the CPU has
+    it, OpenVINO would take bfloat16.
 
     Args:
         path: an exported model.
@@ -405,24 +410,40 @@ class OpenVinoSession:
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or available_cpus(),
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "THROUGHPUT",
         }
         try:
             openvino = importlib.import_module("openvino")
             core = openvino.Core()
-            self._request = core.compile_model(str(path), "CPU", settings).create_infer_request()
+            model = core.read_model(str(path))
+            model.reshape({p.name: [1, *p.shape[1:]] for p in self._inputs})
+            compiled = core.compile_model(model, "CPU", settings)
+            count = max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+            self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(count):
+                self._requests.put(compiled.create_infer_request())
         except Exception as error:  # its exceptions share no base
             raise DeviceError(
                 f"OpenVINO cannot run {path.name}: {first_line(error)}",
                 fix="install it again (pip install openvino), or use --device cpu",
             ) from error
-        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="openvino")
 
     def run(self, names: Sequence[str], inputs: dict[str, Any]) -> list[Any]:
-        """The named outputs, as arrays of their own."""
-        with self._lock:
-            result = self._request.infer(inputs)
-            return [result[name] for name in names]
+        """The named outputs, as arrays of their own. From any number of threads."""
+
+        def one(row: int) -> list[Any]:
+            request = self._requests.get()
+            try:
+                result = request.infer({name: x[row : row + 1] for name, x in inputs.items()})
+                return [result[name] for name in names]
+            finally:
+                self._requests.put(request)
+
+        (rows,) = {len(x) for x in inputs.values()}
+        return [
+            np.concatenate(rows) for rows in zip(*self._pool.map(one, range(rows)), strict=True)
+        ]
 
     def get_inputs(self) -> list[Port]:
         """As ONNX Runtime gives them."""

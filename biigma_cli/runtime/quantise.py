@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.errors import UsageError
@@ -73,7 +74,36 @@ def quantise(proto: onnx.ModelProto, images: Pixels) -> onnx.ModelProto:
             advanced_parameters=advanced,
             ignored_scope=nncf.IgnoredScope(names=_kept(proto)),
         )
+    make_unsigned(result)
     return result
+
+
+def make_unsigned(proto: onnx.ModelProto) -> None:
+    """Activations in int8 become uint8, the same numbers with a zero point 128 higher.
+
+    ONNX Runtime fuses a quantised layer only where its input and output are of one type, and runs
+    it in float32 between conversions where they are not; NNCF takes int8 for what can be negative.
+    """
+    graph = proto.graph
+    initial = {i.name: i for i in graph.initializer}
+    quantised = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    points: dict[str, onnx.TensorProto] = {}
+    for node in graph.node:
+        of_activation = node.op_type == "DequantizeLinear" and node.input[0] in quantised
+        if not of_activation and node.op_type != "QuantizeLinear":
+            continue
+        signed = numpy_helper.to_array(initial[node.input[2]])
+        if signed.dtype == np.int8:
+            name = f"{node.input[2]}_unsigned"
+            value = (signed.astype(np.int16) + 128).astype(np.uint8)
+            points[name] = numpy_helper.from_array(value, name)
+            node.input[2] = name
+    graph.initializer.extend(points.values())
+    used = {name for node in graph.node for name in node.input}
+    for unused in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(unused)
+    for stale in [v for v in graph.value_info if v.name in quantised]:
+        graph.value_info.remove(stale)
 
 
 def _kept(proto: onnx.ModelProto) -> list[str]:

@@ -272,6 +272,56 @@ def test_what_cannot_be(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not path.exists()
 
 
+def test_activations_become_unsigned() -> None:
+    """The same numbers by a zero point 128 higher; weights, which come ready, stay as they are."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {
+        "step": np.float32(0.1), "zero": np.int8(-5), "left": np.int8(1),
+        "weights": np.array([[-128, 3, 127]], np.int8),
+        "weight_step": np.float32(0.5), "weight_zero": np.int8(0),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+            helper.make_node("DequantizeLinear", ["weights", "weight_step", "weight_zero"], ["w"]),
+            helper.make_node("Add", ["y", "w"], ["sum"]),
+        ],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["rows", 3])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
+        value_info=[helper.make_tensor_value_info("q", TensorProto.INT8, ["rows", 3])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = np.linspace(-20, 20, 999, dtype=np.float32).reshape(-1, 3)
+
+    def run() -> Any:
+        onnx.checker.check_model(proto, full_check=True)
+        session = onnxruntime.InferenceSession(proto.SerializeToString())
+        return session.run(["sum"], {"x": x})[0]
+
+    before = run()
+    quantise.make_unsigned(proto)
+    np.testing.assert_array_equal(run(), before)
+    initial = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+    points = [initial[node.input[2]] for node in proto.graph.node if len(node.input) == 3]
+    assert [(p.dtype.name, int(p)) for p in points] == [("uint8", 123), ("uint8", 123), ("int8", 0)]
+    assert not {"zero", "left"} & set(initial)
+
+
+def test_quantised_layers_run_in_int8(int8: tuple[Path, Outcome], tmp_path: Path) -> None:
+    """ONNX Runtime makes integer convolutions of all but those at the taps and of the adapters."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(int8[0], options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert kinds.count("QLinearConv") == 50
+    assert sum(kind.endswith("Conv") for kind in kinds) == 55
+
+
 def test_nncf_is_asked_to_be_silent(int8: tuple[Path, Outcome]) -> None:
     """Nothing of it on stdout, and its environment is left as it was."""
     import os
