@@ -48,7 +48,7 @@ from side_by_side import Ratio, quartiles, ratio
 
 from biigma_cli.data.preprocess import load_image, map_threads
 from biigma_cli.runtime.inputs import Source
-from biigma_cli.runtime.pipeline import classify
+from biigma_cli.runtime.pipeline import IN_FLIGHT, classify
 from biigma_cli.runtime.session import Predictor
 from biigma_cli.storage import available_cpus
 
@@ -190,7 +190,7 @@ def contenders(
     yield one("ort", "ONNX Runtime in a loop, batch 1", ort_loop(model, threads))
     files = {"": model.file} | ({"-int8": model.int8} if model.int8 else {})
     for suffix, file in files.items():
-        predictor = Predictor(file, device=device)
+        predictor = Predictor(file, device=device, threads=threads, callers=IN_FLIGHT)
         yield one(f"predict{suffix}", predictor.provider, pipeline(predictor, threads))
         yield one(
             f"session{suffix}", "decoded pictures", session(model, file, pictures, threads, device)
@@ -204,7 +204,7 @@ def contenders(
     for suffix, file in files.items():
         title = "float32" if not suffix else "quantised"
         if device != "openvino":
-            predictor = Predictor(file, device="openvino")
+            predictor = Predictor(file, device="openvino", threads=threads)
             yield one(f"predict-ov{suffix}", predictor.provider, pipeline(predictor, threads))
         run = openvino_loop(file, model.side, threads, precision="f32")
         yield one(f"openvino{suffix}", f"OpenVINO, {title}", run)

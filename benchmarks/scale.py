@@ -20,7 +20,7 @@ import numpy as np
 
 from biigma_cli.data.preprocess import decode_image
 from biigma_cli.runtime.inputs import Source, expand
-from biigma_cli.runtime.pipeline import Result, classify
+from biigma_cli.runtime.pipeline import IN_FLIGHT, Result, classify
 from biigma_cli.runtime.session import Predictor, find_model
 
 BATCH = 16
@@ -80,7 +80,7 @@ def main() -> None:
         remote = rate(cluster.classify(sources, batch_size=BATCH, threads=1))
         print(f"a local cluster was ready after {ready - began:.1f} s")
     # The cluster lets its one worker use all cores there are; so may this session.
-    predictor = Predictor(file, device="cpu", threads=cluster.share.cores)
+    predictor = Predictor(file, device="cpu", threads=cluster.share.cores, callers=IN_FLIGHT)
     local = rate(classify(predictor, sources, batch_size=BATCH, workers=1))
     print(f"ray {remote:.1f} images/s, local {local:.1f}: ratio {remote / local:.2f}")
 

@@ -184,7 +184,14 @@ def predict(
 
     # Closed when the command is left, whichever way.
     predictor = context.with_resource(
-        opened(engine, find_model(model), device=device, address=ray_address, workers=ray_workers)
+        opened(
+            engine,
+            find_model(model),
+            device=device,
+            address=ray_address,
+            workers=ray_workers,
+            single=inputs.single,
+        )
     )
     info = predictor.info
     wants_pictures = saliency is not None or report is not None
@@ -298,6 +305,11 @@ class _Inputs:
                     f"{shown(path)} lies in the folder that --saliency writes to",
                     fix="choose another folder for the pictures",
                 )
+
+    @property
+    def single(self) -> bool:
+        """Whether one file was named."""
+        return self.list is None and len(self.paths) == 1 and Path(self.paths[0]).is_file()
 
     def sources(self) -> Iterator[Source]:
         """Each in turn. What cannot give any raises at once."""

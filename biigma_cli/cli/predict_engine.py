@@ -51,13 +51,24 @@ def check_engine(engine: str, address: str | None, workers: int | None) -> None:
 
 @contextlib.contextmanager
 def opened(
-    engine: str, file: Path, *, device: str, address: str | None, workers: int | None
+    engine: str,
+    file: Path,
+    *,
+    device: str,
+    address: str | None,
+    workers: int | None,
+    single: bool = False,
 ) -> Iterator[Predictor | RayEngine]:
-    """What answers: a session in this process, or a cluster that is let go at the end."""
+    """What answers: a session in this process, or a cluster that is let go at the end.
+
+    Args:
+        single: there is one image, and all cores are to work at it.
+    """
+    from biigma_cli.runtime.pipeline import IN_FLIGHT
     from biigma_cli.runtime.session import Predictor
 
     if engine == "local":
-        yield Predictor(file, device=device)
+        yield Predictor(file, device=device, callers=1 if single else IN_FLIGHT)
         return
     from biigma_cli.runtime.ray_engine import ray_engine
 

@@ -22,7 +22,7 @@ from biigma_cli import __version__
 from biigma_cli.errors import BiigmaError, DeviceError, UsageError
 from biigma_cli.runtime import providers
 from biigma_cli.runtime.inputs import Source, shown
-from biigma_cli.runtime.pipeline import Result, classify
+from biigma_cli.runtime.pipeline import IN_FLIGHT, Result, classify
 from biigma_cli.runtime.ray_cluster import (
     Share,
     check_installed,
@@ -302,7 +302,7 @@ def _predictor(content: bytes, name: str, device: str, threads: int) -> Predicto
     with tempfile.TemporaryDirectory(prefix="biigma-") as folder:
         path = Path(folder) / name
         path.write_bytes(content)
-        return Predictor(path, device=device, threads=threads)
+        return Predictor(path, device=device, threads=threads, callers=IN_FLIGHT)
 
 
 def _probe(model: Any, name: str, device: str, share: Share) -> tuple[str, str]:

@@ -113,7 +113,9 @@ class Predictor:
         path: an `.onnx` file written by `biigma export onnx`.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`, `coreml` or `openvino`;
             `auto` takes CUDA where the session really gets it, else the CPU.
-        threads: of the session; default one for each core this process may use.
+        threads: that compute; default one for each core this process may use.
+        callers: threads that will call at the same time; on the CPU each computes, too, and the
+            session has so many fewer of its own.
 
     Raises:
         ModelFileError: missing, corrupt, with weights in other files, not exported by biigma, or
@@ -122,7 +124,9 @@ class Predictor:
         UsageError: an unknown device.
     """
 
-    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "auto", threads: int | None = None, callers: int = 1
+    ) -> None:
         name, index = providers.parse_device(device)
         if not path.is_file():
             raise ModelFileError(f"no model at {path}", fix="check --model")
@@ -136,7 +140,8 @@ class Predictor:
         ort.set_default_logger_severity(4)  # what matters comes back as an exception
         choice = providers.choose(ort, name, index, gpu=_has_gpu)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or available_cpus()
+        # The caller of a session is one of these.
+        options.intra_op_num_threads = max(1, (threads or available_cpus()) - callers + 1)
         # Its threads would spin while they wait, on the cores that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Planned patterns cost a whole second set of buffers for each batch in the session.
