@@ -196,13 +196,15 @@ def export_onnx(
             Predictor(target, device="cpu").info.metadata,
             parameters=sum(v.numel() for k, v in tensors if k.startswith("model.")),
             megabytes=size / 1e6,
-            commands=_commands(loaded, folder.name, target.name, metrics),
+            commands=_commands(loaded, folder.name, target.name, metrics, precision),
         )
         atomic_write_text(card, text)
         typer.echo(f"wrote {card}")
 
 
-def _commands(checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any]) -> list[str]:
+def _commands(
+    checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any], precision: str
+) -> list[str]:
     """What made the exported file, as far as is recorded; without anyone's folders."""
     dataset = checkpoint.config.data.dataset
     base = DERIVED.get(dataset, dataset)
@@ -210,7 +212,8 @@ def _commands(checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, 
         *([f"biigma download {base}"] if base in TAXONOMIES and base != SYNTHETIC.dataset else []),
         checkpoint.meta.get("command") or "biigma train",
         *(f"biigma eval --run runs/{run} --split {part}" for part in metrics),
-        f"biigma export onnx --run runs/{run} -o {target}",
+        f"biigma export onnx --run runs/{run} -o {target}"
+        + ("" if precision == "fp32" else f" --precision {precision}"),
     ]
 
 

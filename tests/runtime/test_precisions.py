@@ -21,7 +21,7 @@ from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
 
-def exported(run: Path, path: Path, *words: str) -> Outcome:
+def exported(run: Path, path: Path, *words: str | Path) -> Outcome:
     """`biigma export onnx`, with a check for so small a data set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(input_check, "FEWEST", 5)
@@ -46,7 +46,10 @@ def checked(tiny_run: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def int8(tiny_run: Path, folder: Path) -> tuple[Path, Outcome]:
     """int8 with an input check."""
-    done = exported(tiny_run, folder / "int8.onnx", "--precision", "int8", "--force")
+    done = exported(
+        tiny_run, folder / "int8.onnx", "--precision", "int8", "--force",
+        "--card", folder / "int8.md",
+    )  # fmt: skip
     assert done.code == 0, done.err
     return folder / "int8.onnx", done
 
@@ -144,6 +147,7 @@ def test_metadata_that_differs_is_damaged(checked: Path, tmp_path: Path) -> None
 def test_int8(int8: tuple[Path, Outcome], checked: Path, part: Part) -> None:
     """Weights are int8, the file is small, the answers are nearly the same, and it says so."""
     path, done = int8
+    assert "-o int8.onnx --precision int8\n" in path.with_suffix(".md").read_text(encoding="utf-8")
     assert path.stat().st_size < 0.45 * checked.stat().st_size
     proto = onnx.load(path)
     kinds = [i.data_type for i in proto.graph.initializer if np.prod(i.dims) > 10_000]
