@@ -588,7 +588,7 @@ def best() -> Config:
     - square-root class weights; inverse ones: +0.228, -0.028. Balanced sampling: -0.033, +0.005,
       so that is taken here
     - label smoothing; none: +0.022, -0.008
-    - standardised saliency; plain: SALIENCY
+    - standardised saliency; plain: -0.007, +0.002
     - augmentation; none: -0.022, -0.004, and +0.076 macro-F1. Strong: +0.087, -0.016. Kept all the
       same: 4 epochs are too few to overfit, 40 are not (a guess, not measured)
     - no mixing of images; mixup and cutmix: +0.057, -0.004

@@ -331,6 +331,6 @@ def test_nncf_is_asked_to_be_silent(int8: tuple[Path, Outcome]) -> None:
     import os
 
     _, done = int8
-    assert len(done.out.splitlines()) == 5, done.out
+    assert len(done.out.splitlines()) == 6, done.out
     assert "NNCF_CI" not in os.environ
     assert quantise.METHOD in about(int8[0])["export"]["quantisation"]["method"]
