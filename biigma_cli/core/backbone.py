@@ -106,13 +106,69 @@ class MobileNetV2(nn.Module):
         return tap, x
 
 
-TRUNKS: dict[str, type[DenseNet121] | type[MobileNetV2]] = {
+class InceptionV3(nn.Module):
+    """torchvision's Inception-v3 without classifier and auxiliary head: a stronger teacher.
+
+    Taps: the ends of its three stages (Mixed_5d, 6e, 7c), all concatenated ReLUs: 288 x 28 x 28,
+    768 x 14 x 14 and 2048 x 7 x 7 at side 224. Its unpadded convolutions and pools are padded here,
+    so that the strides are exactly 8, 16 and 32 at every side; the weights stay the same.
+    """
+
+    channels = (288, 768, 2048)
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = torchvision.models.inception_v3(
+            weights=None, aux_logits=False, transform_input=False, init_weights=False
+        )
+        for name, child in net.named_children():
+            if name not in ("avgpool", "dropout", "fc", "AuxLogits"):
+                self.add_module(name, child)
+        for pool in (self.maxpool1, self.maxpool2):
+            pool.padding = 1  # type: ignore[assignment]
+        unpadded = [self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_4a_3x3]
+        unpadded += [self.Mixed_6a.branch3x3, self.Mixed_6a.branch3x3dbl_3]
+        unpadded += [self.Mixed_7a.branch3x3_2, self.Mixed_7a.branch7x7x3_4]
+        for block in unpadded:
+            block.conv.padding = (1, 1)  # type: ignore[union-attr, assignment]
+
+    def early(self, image_B3HW: Tensor) -> Tensor:
+        """The first tap alone."""
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(image_B3HW)))
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x)))
+        tap: Tensor = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(self.maxpool2(x))))
+        return tap
+
+    def forward(self, image_B3HW: Tensor) -> Taps:
+        early = self.early(image_B3HW)
+        x = self._reduce(self.Mixed_6a, early)
+        middle = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))
+        x = self._reduce(self.Mixed_7a, middle)
+        return Taps(early, middle, self.Mixed_7c(self.Mixed_7b(x)))
+
+    @staticmethod
+    def _reduce(block: nn.Module, x: Tensor) -> Tensor:
+        """A strided block, whose own pooling branch cannot be padded."""
+        if hasattr(block, "branch3x3_1"):
+            branches = [block.branch3x3_2(block.branch3x3_1(x))]
+            y = block.branch7x7x3_2(block.branch7x7x3_1(x))
+            branches.append(block.branch7x7x3_4(block.branch7x7x3_3(y)))
+        else:
+            branches = [block.branch3x3(x)]
+            branches.append(block.branch3x3dbl_3(block.branch3x3dbl_2(block.branch3x3dbl_1(x))))
+        return torch.cat([*branches, F.max_pool2d(x, 3, stride=2, padding=1)], 1)
+
+
+TRUNKS: dict[str, type[DenseNet121] | type[MobileNetV2] | type[InceptionV3]] = {
     "densenet121": DenseNet121,
     "mobilenet_v2": MobileNetV2,
+    "inception_v3": InceptionV3,
 }
 
 
-def build_trunk(config: ModelConfig, *, load_weights: bool = True) -> DenseNet121 | MobileNetV2:
+def build_trunk(
+    config: ModelConfig, *, load_weights: bool = True
+) -> DenseNet121 | MobileNetV2 | InceptionV3:
     """The trunk of `config`, with its backbone weights where `load_weights`.
 
     Raises:
@@ -138,7 +194,7 @@ def resolve_normalisation(config: ModelConfig) -> str:
     if config.normalisation != "auto":
         return config.normalisation
     if config.weights == "imagenet":
-        return "imagenet"
+        return "symmetric" if config.trunk == "inception_v3" else "imagenet"
     if config.weights == "none":
         return "unit"
     with _open(Path(config.weights)) as file:

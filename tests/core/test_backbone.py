@@ -15,7 +15,11 @@ from biigma_cli.errors import ModelFileError
 from tests.core.tiny import images, normal
 
 REAL_WEIGHTS = Path(__file__).parents[2] / "../shared/weights/mobilenet_v2_imagenet.safetensors"
-CHANNELS = {"densenet121": (512, 1024, 1024), "mobilenet_v2": (192, 576, 1280)}
+CHANNELS = {
+    "densenet121": (512, 1024, 1024),
+    "mobilenet_v2": (192, 576, 1280),
+    "inception_v3": (288, 768, 2048),
+}
 
 
 def config(trunk: str, weights: str = "none", **changes: str) -> ModelConfig:
@@ -36,7 +40,7 @@ def test_tap_shapes(trunk: str, side: int) -> None:
     assert [tuple(t.shape) for t in taps] == expected
 
 
-@pytest.mark.parametrize("trunk", list(CHANNELS))
+@pytest.mark.parametrize("trunk", ["densenet121", "mobilenet_v2"])
 def test_last_tap_is_torchvisions_last_block(trunk: str) -> None:
     """Pooled and classified, the last tap gives torchvision's own logits; all taps are >= 0."""
     with torch.random.fork_rng(devices=[]):
@@ -81,6 +85,38 @@ def test_mobilenet_taps_are_inputs_of_the_strided_convolutions() -> None:
         taps = network(images(1, 64) / 255)
     assert torch.equal(taps.early, seen[0])
     assert torch.equal(taps.middle, seen[1])
+
+
+def test_inception_calls_torchvisions_blocks_in_its_order() -> None:
+    """Every convolution but the classifier's, in the order of torchvision's own forward."""
+
+    def calls(net: torch.nn.Module) -> list[str]:
+        seen: list[str] = []
+        for name, module in net.named_modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda *_, name=name: seen.append(name))
+        with torch.no_grad():
+            net.eval()(images(1, 96) / 127.5 - 1)
+        return seen
+
+    whole = torchvision.models.inception_v3(
+        weights=None, aux_logits=False, transform_input=False, init_weights=False
+    )
+    expected = calls(whole)
+    assert len(expected) == 94
+    assert calls(TRUNKS["inception_v3"]()) == expected
+
+
+@pytest.mark.parametrize(("block", "channels"), [("Mixed_6a", 288), ("Mixed_7a", 768)])
+def test_inceptions_strided_blocks_are_torchvisions_with_padding(block: str, channels: int) -> None:
+    """The branches of torchvision's block, its convolutions padded; and a padded pool."""
+    network = TRUNKS["inception_v3"]().eval()
+    x = normal(2, channels, 10, 10).float()
+    with torch.no_grad():
+        found = network._reduce(network.get_submodule(block), x)
+        *branches, _ = network.get_submodule(block)._forward(x)
+    pool = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    torch.testing.assert_close(found, torch.cat([*branches, pool], 1))
 
 
 # --- weights -----------------------------------------------------------------------------------

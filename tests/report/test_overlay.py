@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from biigma_cli.config import FIRST_CENTRE
+from biigma_cli.core.backbone import TRUNKS
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.errors import UsageError
 from biigma_cli.report.overlay import (
@@ -78,10 +78,15 @@ def test_by_hand() -> None:
 def test_centres_are_those_of_the_trunk(trunk: str) -> None:
     """Kernel, stride and padding of each layer on the way give the centre of a position's view."""
     with torch.device("meta"):
-        features = getattr(torchvision.models, trunk)(weights=None).features
+        net = TRUNKS[trunk]()
+    # Of Inception's parallel branches, one; its other blocks keep the centre where it is.
+    one_way = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "maxpool1", "Conv2d_4a_3x3", "maxpool2"]
+    one_way += ["Mixed_6a.branch3x3", "Mixed_7a.branch3x3_2"]
+    inception = trunk == "inception_v3"
+    parts = [net.get_submodule(n) for n in one_way] if inception else [net.features]
     kinds = (torch.nn.Conv2d, torch.nn.MaxPool2d, torch.nn.AvgPool2d)
     centre, step = 0.5, 1
-    for layer in features.modules():
+    for layer in (m for part in parts for m in part.modules()):
         if isinstance(layer, kinds):
             kernel, stride, padding = (
                 v[0] if isinstance(v, tuple) else v
