@@ -32,9 +32,10 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 #: Trunk -> where in the input, in its pixels from the edge, the receptive field of a map's first
 #: row and column is centred. The next ones follow at the map's stride, 32. A stride-2 convolution
 #: of kernel 3 and padding 1 looks at 2i - 1 to 2i + 1, so each moves the centre up and to the left:
-#: in MobileNetV2 and the padded Inception-v3 five of them make it half a cell. In DenseNet-121 2 x 2 pools undo all of it but
-#: 1.5 pixels, which are left out. M is taken to lie there, too: its early taps are centred up to 12
-#: pixels further in MobileNetV2, so this is right where pruning leaves channels of the last alone.
+#: in MobileNetV2 and the padded Inception-v3 five of them make it half a cell. In DenseNet-121
+#: 2 x 2 pools undo all of it but 1.5 pixels, which are left out. M is taken to lie there, too: its
+#: early taps are centred up to 12 pixels further in MobileNetV2, so this is right where pruning
+#: leaves channels of the last alone.
 FIRST_CENTRE: dict[str, float] = {"densenet121": 16.0, "mobilenet_v2": 0.5, "inception_v3": 0.5}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -115,6 +115,25 @@ class InceptionV3(nn.Module):
     """
 
     channels = (288, 768, 2048)
+    # torchvision's blocks, under its names; nn.Module alone would not say what they hold.
+    Conv2d_1a_3x3: Any
+    Conv2d_2a_3x3: Any
+    Conv2d_2b_3x3: Any
+    Conv2d_3b_1x1: Any
+    Conv2d_4a_3x3: Any
+    maxpool1: Any
+    maxpool2: Any
+    Mixed_5b: Any
+    Mixed_5c: Any
+    Mixed_5d: Any
+    Mixed_6a: Any
+    Mixed_6b: Any
+    Mixed_6c: Any
+    Mixed_6d: Any
+    Mixed_6e: Any
+    Mixed_7a: Any
+    Mixed_7b: Any
+    Mixed_7c: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,12 +144,12 @@ class InceptionV3(nn.Module):
             if name not in ("avgpool", "dropout", "fc", "AuxLogits"):
                 self.add_module(name, child)
         for pool in (self.maxpool1, self.maxpool2):
-            pool.padding = 1  # type: ignore[assignment]
+            pool.padding = 1
         unpadded = [self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_4a_3x3]
         unpadded += [self.Mixed_6a.branch3x3, self.Mixed_6a.branch3x3dbl_3]
         unpadded += [self.Mixed_7a.branch3x3_2, self.Mixed_7a.branch7x7x3_4]
         for block in unpadded:
-            block.conv.padding = (1, 1)  # type: ignore[union-attr, assignment]
+            block.conv.padding = (1, 1)
 
     def early(self, image_B3HW: Tensor) -> Tensor:
         """The first tap alone."""
@@ -147,7 +166,7 @@ class InceptionV3(nn.Module):
         return Taps(early, middle, self.Mixed_7c(self.Mixed_7b(x)))
 
     @staticmethod
-    def _reduce(block: nn.Module, x: Tensor) -> Tensor:
+    def _reduce(block: Any, x: Tensor) -> Tensor:
         """A strided block, whose own pooling branch cannot be padded."""
         if hasattr(block, "branch3x3_1"):
             branches = [block.branch3x3_2(block.branch3x3_1(x))]
