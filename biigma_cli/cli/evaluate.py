@@ -246,7 +246,8 @@ def evaluate(
             evaluate_report.write_report(
                 page, judged, candidate, manifest,
                 probabilities=probabilities_title(judged.temperature),
-                reliability=_reliability_panels(judged), subgroups=apart, notes=told,
+                reliability=_reliability_panels(judged), subgroups=apart,
+                notes=[*told, *(f"input check: {line}" for line in _flagged(judged))],
                 saliency=insight.to_dict().get("saliency"),
                 robustness=evaluate_robustness.plain(perturbed).get("robustness"),
                 progress=mapping,
@@ -333,6 +334,20 @@ def _told(judged: Judgement) -> list[str]:
     return told
 
 
+def _flagged(judged: Judgement) -> list[str]:
+    """What the model's input check does, where it has one."""
+    found = judged.flagged
+    if found is None:
+        return []
+    lines = [
+        f"{found.count} of {found.n} ({found.count / found.n:.1%}, {found.low:.1%} to "
+        f"{found.high:.1%}) taken for no dermoscopy"
+    ]
+    if found.accuracy is not None and found.count:
+        lines.append(f"accuracy {found.accuracy:.4f} where it was not")
+    return lines
+
+
 def _reliability_panels(judged: Judgement) -> dict[str, Reliability]:
     """The diagram of the probabilities judged; before it, that of a calibrated model's own."""
     from biigma_cli.metrics import apply_temperature, reliability, score_weight
@@ -377,6 +392,7 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
         f"model:    {judged.model}",
         f"protocol: {judged.split.title}",
         f"part:     {judged.part}, {own.figures.n} images",
+        *(f"flagged:  {line}" for line in _flagged(judged)),
         *assessment_tables(
             own,
             title=title,
@@ -386,7 +402,7 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
         ),
     ]
     if judged.binary:
-        items.insert(4, paper_table(own))
+        items.insert(4 + len(_flagged(judged)), paper_table(own))
     items += [*published_items(judged), *more]
     tty = sys.stdout.isatty()
     return render(*items, width=table_width(tty=tty), colour=tty)

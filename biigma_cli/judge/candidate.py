@@ -24,6 +24,18 @@ Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float32]
 
 
+class Answers(NamedTuple):
+    """What a model says of each image.
+
+    Attributes:
+        proba_nY: probabilities.
+        novelty_n: of its input check, above 1 for what is no dermoscopy; None where it has none.
+    """
+
+    proba_nY: Floats
+    novelty_n: Floats | None = None
+
+
 class Maps(NamedTuple):
     """What a model shows of each image, at its last features' resolution.
 
@@ -50,7 +62,7 @@ class Candidate:
         trunk: of the network, see `config.ModelConfig`.
         data: what it was trained on, its input's side and resize rule.
         split: summary of the split it was trained with.
-        run: uint8 `(n, side, side, 3)` to probabilities `(n, Y)`.
+        run: uint8 `(n, side, side, 3)` to its answers.
         maps: the same pixels to what the model shows of them.
         temperature: T that these are calibrated with; None where they are as trained.
         device: what it runs on, as torch or ONNX Runtime calls it.
@@ -62,7 +74,7 @@ class Candidate:
     trunk: str
     data: DataConfig
     split: dict[str, Any]
-    run: Callable[[Pixels, Progress], Floats]
+    run: Callable[[Pixels, Progress], Answers]
     maps: Callable[[Pixels, Progress], Maps]
     temperature: float | None = None
     device: str = ""
@@ -92,8 +104,8 @@ def open_candidate(path: Path, device: str | torch.device) -> Candidate:
     checkpoint = load_checkpoint(path)
     model = prepare(load_model(checkpoint), place)
 
-    def run(pixels: Pixels, progress: Progress) -> Floats:
-        return predict_proba(model, pixels, device=place, progress=progress)
+    def run(pixels: Pixels, progress: Progress) -> Answers:
+        return Answers(predict_proba(model, pixels, device=place, progress=progress))
 
     return Candidate(
         name=str(path),
@@ -116,12 +128,15 @@ def _open_onnx(path: Path, device: str) -> Candidate:
     predictor = Predictor(path, device=device)
     info = predictor.info
 
-    def run(pixels: Pixels, progress: Progress) -> Floats:
-        rows = []
+    def run(pixels: Pixels, progress: Progress) -> Answers:
+        rows, novelty = [], []
         for start in range(0, len(pixels), 32):
-            rows.append(predictor(pixels[start : start + 32]).probabilities_BY)
+            answer = predictor(pixels[start : start + 32])
+            rows.append(answer.probabilities_BY)
+            if answer.novelty_B is not None:
+                novelty.append(answer.novelty_B)
             progress(min(start + 32, len(pixels)), len(pixels))
-        return np.concatenate(rows)
+        return Answers(np.concatenate(rows), np.concatenate(novelty) if novelty else None)
 
     def maps(pixels: Pixels, progress: Progress) -> Maps:
         form = stated(info, "config", "model", "saliency")

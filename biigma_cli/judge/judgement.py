@@ -14,7 +14,7 @@ from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split
 from biigma_cli.errors import CheckpointMismatch
-from biigma_cli.judge.candidate import Candidate, Progress
+from biigma_cli.judge.candidate import Answers, Candidate, Progress
 from biigma_cli.metrics import (
     HEADLINE,
     Assessment,
@@ -25,7 +25,30 @@ from biigma_cli.metrics import (
     paper_columns,
     score_weight,
 )
+from biigma_cli.metrics.calibration import wilson
 from biigma_cli.taxonomy import DERIVED
+
+
+class Flagged(NamedTuple):
+    """What a model's input check takes for no dermoscopy, of images that are.
+
+    Attributes:
+        n: images.
+        count: flagged.
+        low: lower end of the share's 95% interval (Wilson's, images taken as independent).
+        high: its upper end.
+        accuracy: of the answers for the images that were not flagged; None where all were.
+    """
+
+    n: int
+    count: int
+    low: float
+    high: float
+    accuracy: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, the share among them."""
+        return {**self._asdict(), "share": self.count / self.n}
 
 
 class Rival(NamedTuple):
@@ -53,6 +76,7 @@ class Judgement:
         lesions: whether any image's lesion is known; else each image stands for its own.
         assessment: the figures.
         against: the second model, if there is one.
+        flagged: by the model's input check; None where it has none.
     """
 
     model: str
@@ -66,6 +90,7 @@ class Judgement:
     lesions: bool
     assessment: Assessment
     against: Rival | None = None
+    flagged: Flagged | None = None
 
     @property
     def binary(self) -> bool:
@@ -93,6 +118,8 @@ class Judgement:
             "intervals": {name: own.overall[name].to_dict() for name in HEADLINE},
             "assessment": own.to_dict(),
         }
+        if self.flagged is not None:
+            plain["input_check"] = self.flagged.to_dict()
         if self.binary:
             columns = paper_columns(own)
             plain["paper_columns"] = {name: f.to_dict() for name, f in columns.items()}
@@ -163,17 +190,17 @@ def judge(
         progress=decoding, warn=warn,
     )  # fmt: skip
 
-    def run(model: Candidate) -> tuple[npt.NDArray[np.float32], Assessment]:
+    def run(model: Candidate) -> tuple[Answers, Assessment]:
         pixels = _same_images(part, manifest, data, model.data)
         running(0, len(pixels))
-        proba = model.run(pixels, running)
+        answers = model.run(pixels, running)
         resampling(0, resamples)
-        return proba, assess(
-            part.labels, proba, model.classes, groups=part.groups,
+        return answers, assess(
+            part.labels, answers.proba_nY, model.classes, groups=part.groups,
             counted=score_weight(part.ids), resamples=resamples, progress=resampling,
         )  # fmt: skip
 
-    proba, own = run(candidate)
+    answers, own = run(candidate)
     rival = None
     if against is not None:
         _, other = run(against)
@@ -187,11 +214,22 @@ def judge(
         part=part_name,
         ids=part.ids,
         label_n=part.labels,
-        proba_nY=proba,
+        proba_nY=answers.proba_nY,
         lesions=any(records[image].lesion_id for image in part.ids),
         assessment=own,
         against=rival,
+        flagged=_flagged(answers, part.labels),
     )
+
+
+def _flagged(answers: Answers, label_n: Ints) -> Flagged | None:
+    if answers.novelty_n is None:
+        return None
+    flagged_n = answers.novelty_n > 1
+    n, count = len(flagged_n), int(flagged_n.sum())
+    right_n = (answers.proba_nY.argmax(1) == label_n)[~flagged_n]
+    low, high = wilson(count / n, n)
+    return Flagged(n, count, low, high, float(right_n.mean()) if len(right_n) else None)
 
 
 def _check_classes(candidate: Candidate, manifest: Manifest) -> None:

@@ -388,7 +388,7 @@ def _answers(
 
     def run(key: tuple[str, int], rows: Sequence[int], pixels: Pixels) -> None:
         for kept, model in zip(proba, models, strict=True):
-            kept[key][rows] = model.run(pixels, lambda *_: None)
+            kept[key][rows] = model.run(pixels, lambda *_: None).proba_nY
             answered(len(rows))
 
     for start in range(0, n, _BATCH):

@@ -136,7 +136,7 @@ def reliability(label_n: Ints, proba_nY: Floats, *, bins: int = BINS) -> Reliabi
         inside = bin_n == index
         confidence = sorted_.confidence_n[inside]
         accuracy = float(sorted_.right_n[inside].mean())
-        low, high = _wilson(accuracy, int(inside.sum()))
+        low, high = wilson(accuracy, int(inside.sum()))
         found.append(
             ReliabilityBin(
                 count=int(inside.sum()),
@@ -151,7 +151,7 @@ def reliability(label_n: Ints, proba_nY: Floats, *, bins: int = BINS) -> Reliabi
     return Reliability(bins=tuple(found), ece=float(calibration_error(sorted_, ones, bins=bins)[0]))
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share of n."""
     z = 1.959964
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

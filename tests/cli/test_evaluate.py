@@ -64,6 +64,46 @@ def test_tables(tiny_run: Path, tiny_onnx: Path) -> None:
     assert "calibrated probabilities" not in raw.out
 
 
+@pytest.mark.parametrize("limit", [0.5, 1.0, 2.0])
+def test_what_the_input_check_flags(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    """Count, share with its interval, and the accuracy of the rest: as counted by hand."""
+    plain = Predictor.__call__
+    novelties: list[np.ndarray] = []
+
+    def told(self: Predictor, pixels: np.ndarray, **options: Any) -> Any:
+        """Pictures by brightness: the median one lies at `limit` of its limit."""
+        novelties.append(pixels.mean((1, 2, 3)) / 128 / limit)
+        return plain(self, pixels, **options)._replace(novelty_B=novelties[-1])
+
+    monkeypatch.setattr(Predictor, "__call__", told)
+    table = tmp_path / "answers.csv"
+    done = call(
+        "eval", "--model", tiny_onnx, "--json", "--resamples", "0", "--predictions-out", table
+    )
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["input_check"]
+    flagged = np.concatenate(novelties) > 1
+    answers = read_predictions(table)
+    records = load_manifest("isic18").by_id()
+    right = [
+        CODES[scores.argmax()] == records[image].label
+        for image, scores in zip(answers.ids, answers.score_nY, strict=True)
+    ]
+    assert (found["n"], found["count"]) == (len(flagged), flagged.sum())
+    assert found["share"] == flagged.mean()
+    assert 0 <= found["low"] <= found["share"] <= found["high"] <= 1
+    if flagged.all():
+        assert found["accuracy"] is None
+    else:
+        assert found["accuracy"] == pytest.approx(np.array(right)[~flagged].mean())
+    monkeypatch.undo()
+    text = call("eval", "--model", tiny_onnx, "--resamples", "0").out
+    own = Predictor(tiny_onnx, device="cpu").info.metadata.get("input_check")
+    assert ("taken for no dermoscopy" in text) == (own is not None)
+
+
 def test_json_is_complete(tiny_eval: dict[str, Any]) -> None:
     """Every figure with its interval, overall and per class; the headline as it always was."""
     whole = tiny_eval["assessment"]

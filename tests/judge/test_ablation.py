@@ -27,7 +27,7 @@ from biigma_cli.judge.ablation import (
     stored_judgement,
     stored_weights,
 )
-from biigma_cli.judge.candidate import Candidate
+from biigma_cli.judge.candidate import Answers, Candidate
 from biigma_cli.judge.study import (
     RECIPE_ROWS,
     ROWS,
@@ -348,10 +348,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manifest]:
 def guesser(manifest: Manifest) -> Candidate:
     """A model that answers by the mean colour, as if trained on that set."""
 
-    def run(pixels: np.ndarray, progress: object) -> np.ndarray:
+    def run(pixels: np.ndarray, progress: object) -> Answers:
         rng = np.random.default_rng(0)
         logit = pixels.mean((1, 2)) / 32 @ rng.normal(size=(3, 7))
-        return (np.exp(logit) / np.exp(logit).sum(1, keepdims=True)).astype(np.float32)
+        return Answers((np.exp(logit) / np.exp(logit).sum(1, keepdims=True)).astype(np.float32))
 
     def no_maps(pixels: object, progress: object) -> None:
         raise NotImplementedError

@@ -19,6 +19,7 @@ from biigma_cli.data.perturb import PERTURBATIONS
 from biigma_cli.data.splits import make_split
 from biigma_cli.errors import CheckpointMismatch, DataError, UsageError
 from biigma_cli.judge import Candidate, robustness
+from biigma_cli.judge.candidate import Answers
 from biigma_cli.judge.robustness import Robustness, examples, judge_robustness
 from biigma_cli.storage import content_digest
 from tests.conftest import call
@@ -75,10 +76,10 @@ Look = Callable[[np.ndarray], np.ndarray]
 def model(manifest: Manifest, look: Look, name: str = "m", side: int = SIDE) -> Candidate:
     """A model that turns pictures to probabilities by `look`."""
 
-    def run(pixels: np.ndarray, progress: Any) -> np.ndarray:
+    def run(pixels: np.ndarray, progress: Any) -> Answers:
         assert pixels.shape[1:] == (side, side, 3)
         progress(len(pixels), len(pixels))
-        return look(pixels.astype(np.float32)).astype(np.float32)
+        return Answers(look(pixels.astype(np.float32)).astype(np.float32))
 
     def maps(*_: Any) -> Any:
         raise AssertionError("no map is needed")
