@@ -223,7 +223,8 @@ class TrainConfig:
         balance: exponent b of sampling with replacement, each image drawn in proportion to
             (images of its class)^-b; 0 takes every image once an epoch, 1 all classes alike.
         augment: random flips, rotation, scale, shift, aspect and colour on the device.
-        augment_strength: `standard`, or `strong`: wider, with blur, noise and lower resolution.
+        augment_strength: `standard`, or `strong`: wider, with blur, lower resolution, sharpening
+            and noise.
         mix: blend pairs of a batch: `mixup`, `cutmix`, `both` (one or the other), or `none`.
         mix_alpha: alpha of the Beta distribution of the blending share.
         mix_probability: share of the images that are blended.

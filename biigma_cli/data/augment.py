@@ -35,6 +35,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "hue": (0, 180),
     "blur": (0, 20),
     "resolution": (1, 16),
+    "sharpen": (0, 4),
     "noise": (0, 100),
 }
 
@@ -58,8 +59,10 @@ class Augmentation:
         cast: each channel is multiplied by 1 +- this: light sources and cameras differ.
         hue: largest turn about the grey axis of RGB, in degrees.
         blur: largest sigma of a Gaussian blur, in pixels of the batch. Half of the images stay
-            sharp, the others are uniform in [0, blur]; so it is with the next two.
+            sharp, the others are uniform in [0, blur]; so it is with the next three.
         resolution: largest factor by which the resolution is brought down and up again.
+        sharpen: largest amount of unsharp masking along each axis (Gaussian of 1 pixel), as many
+            cameras and programs do.
         noise: largest standard deviation of noise, in levels of 255.
     """
 
@@ -75,6 +78,7 @@ class Augmentation:
     hue: float = 0.0
     blur: float = 0.0
     resolution: float = 1.0
+    sharpen: float = 0.0
     noise: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,8 +110,8 @@ class Augmentation:
 
     @property
     def softens(self) -> bool:
-        """Whether detail is lost to blur or to a lower resolution."""
-        return self.blur > 0 or self.resolution > 1
+        """Whether blur, a lower resolution or sharpening changes detail."""
+        return self.blur > 0 or self.resolution > 1 or self.sharpen > 0
 
 
 STANDARD = Augmentation()
@@ -124,9 +128,10 @@ STRONG = Augmentation(
     hue=4.0,
     blur=1.5,
     resolution=3.0,
+    sharpen=0.8,
     noise=10.0,
 )
-"""Further each way, with blur, noise and lower resolutions, as other cameras have them."""
+"""Further each way; with blur, lower resolutions, sharpening and noise, as other cameras have."""
 
 NONE = Augmentation(
     rotate=0, flip=False, scale=1, aspect=1, shift=0,
@@ -146,6 +151,7 @@ class Draws(NamedTuple):
         lift_B3: multiple of the image's mean level that is added to each channel.
         blur_B: sigma in pixels.
         shrink_B: factor by which the resolution is brought down, at least 1.
+        sharpen_B: amount of unsharp masking.
         noise_B: standard deviation in levels.
         seed_B: of the noise: a whole number under 2^24.
     """
@@ -155,6 +161,7 @@ class Draws(NamedTuple):
     lift_B3: Tensor
     blur_B: Tensor
     shrink_B: Tensor
+    sharpen_B: Tensor
     noise_B: Tensor
     seed_B: Tensor
 
@@ -201,6 +208,7 @@ def draw(settings: Augmentation, batch: int, generator: torch.Generator) -> Draw
         lift_B3=lift_B3,
         blur_B=settings.blur * half[:, 13],
         shrink_B=(math.log(settings.resolution) * half[:, 14]).exp(),
+        sharpen_B=settings.sharpen * half[:, 17],
         noise_B=settings.noise * half[:, 15],
         seed_B=(unit[:, 16] * 2**24).floor(),
     )
@@ -318,21 +326,24 @@ def _grid(theta_B23: Tensor, side: int) -> Tensor:
 
 
 def _soften(image_B3SS: Tensor, draws: Draws, settings: Augmentation) -> Tensor:
-    """Blur, then a lower resolution and back, in contiguous images.
+    """Blur, then a lower resolution and back, then sharpening, in contiguous images.
 
-    Both are linear along each axis, so each image has one (S, S) matrix M for both and becomes
+    All are linear along each axis, so each image has one (S, S) matrix M for them and becomes
     M X M^T: two batched products, whatever the sigmas and factors. A grouped convolution of a
     fixed width would be faster for a small blur alone; the resolution would need two more
     samplings of the batch, which together cost more than this.
     """
     b, c, side, _ = image_B3SS.shape
-    matrix_BSS = None
+    steps = []
     if settings.blur:
-        matrix_BSS = _blur_matrix(draws.blur_B, side)
+        steps.append(_blur_matrix(draws.blur_B, side))
     if settings.resolution > 1:
-        lower_BSS = _resolution_matrix(draws.shrink_B, side)
-        matrix_BSS = lower_BSS if matrix_BSS is None else torch.bmm(lower_BSS, matrix_BSS)
-    assert matrix_BSS is not None
+        steps.append(_resolution_matrix(draws.shrink_B, side))
+    if settings.sharpen:
+        steps.append(_sharpen_matrix(draws.sharpen_B, side))
+    matrix_BSS = steps[0]
+    for step_BSS in steps[1:]:
+        matrix_BSS = torch.bmm(step_BSS, matrix_BSS)
     x = torch.bmm(image_B3SS.view(b, c * side, side), matrix_BSS.transpose(1, 2))
     return torch.matmul(matrix_BSS[:, None], x.view(b, c, side, side))
 
@@ -363,6 +374,13 @@ def _resolution_matrix(shrink_B: Tensor, side: int) -> Tensor:
     where = ((at[:, None] + 0.5) / factor_B11 - 0.5).clamp_min(0).minimum(lower_B11 - 1)
     up = (1 - (at - where).abs()).relu()
     return torch.bmm(up, down)
+
+
+def _sharpen_matrix(amount_B: Tensor, side: int) -> Tensor:
+    """Unsharp masking of a line, `(B, S, S)`: itself plus `amount` of what a blur takes away."""
+    blur_1SS = _blur_matrix(torch.ones(1, device=amount_B.device), side)
+    away_1SS = torch.eye(side, device=amount_B.device) - blur_1SS
+    return torch.eye(side, device=amount_B.device) + amount_B[:, None, None] * away_1SS
 
 
 def _noise(seed_B: Tensor, side: int) -> Tensor:

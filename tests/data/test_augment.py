@@ -60,6 +60,7 @@ def still(count: int) -> Draws:
         lift_B3=torch.zeros(count, 3),
         blur_B=nothing,
         shrink_B=one,
+        sharpen_B=nothing,
         noise_B=nothing,
         seed_B=nothing,
     )
@@ -138,7 +139,7 @@ def test_strong_goes_further_than_standard() -> None:
     """No setting is weaker, and those that are off in the standard are on."""
     for name in BOUNDS:
         assert getattr(STRONG, name) >= getattr(STANDARD, name), name
-    for name in ("scale", "blur", "resolution", "noise"):
+    for name in ("scale", "blur", "resolution", "sharpen", "noise"):
         assert getattr(STRONG, name) > getattr(STANDARD, name), name
 
 
@@ -205,6 +206,7 @@ def test_draws_reach_their_bounds_evenly() -> None:
     softer = {
         "blur": drawn.blur_B / STRONG.blur,
         "resolution": drawn.shrink_B.log() / math.log(STRONG.resolution),
+        "sharpen": drawn.sharpen_B / STRONG.sharpen,
         "noise": drawn.noise_B / STRONG.noise,
     }
     for name, values in softer.items():
@@ -230,6 +232,7 @@ def test_quantities_are_drawn_apart() -> None:
             drawn.colour_B33[:, 0, 2],
             drawn.blur_B,
             drawn.shrink_B,
+            drawn.sharpen_B,
             drawn.noise_B,
             drawn.seed_B,
         ]
@@ -244,7 +247,7 @@ def test_a_transform_does_not_change_the_numbers_of_another() -> None:
     other = draw(dataclasses.replace(STRONG, blur=0, rotate=0, flip=False), 5, seeded(2))
     assert other.blur_B.max() == 0
     assert not torch.equal(one.theta_B23, other.theta_B23)
-    for name in ("colour_B33", "lift_B3", "shrink_B", "noise_B", "seed_B"):
+    for name in ("colour_B33", "lift_B3", "shrink_B", "sharpen_B", "noise_B", "seed_B"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -374,13 +377,30 @@ def test_lower_resolution_is_that_of_torch(side: int, factor: float) -> None:
     torch.testing.assert_close(out[1:], images[1:], atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("amount", [0.3, 1.0, 3.0])
+def test_sharpening_is_unsharp_masking_along_each_axis(amount: float) -> None:
+    """What a Gaussian of one pixel takes away is added; the image beside it is left alone."""
+    images = 100 + 20 * torch.rand(2, 3, 25, 25, generator=seeded(0))
+    drawn = still(2)._replace(sharpen_B=torch.tensor([amount, 0.0]))
+    out = apply(images, drawn, dataclasses.replace(NONE, sharpen=4))
+    expected = images[0].double().numpy()
+    for axis in (1, 2):
+        away = expected - ndimage.gaussian_filter1d(expected, 1.0, axis, mode="reflect", truncate=8)
+        expected = expected + amount * away
+    np.testing.assert_allclose(out[0].numpy(), expected.clip(0, 255), atol=5e-3)
+    assert out[0].std() > 1.1 * images[0].std()
+    torch.testing.assert_close(out[1], images[1], atol=2e-3, rtol=0)
+
+
 def test_blur_comes_before_the_lower_resolution() -> None:
-    """Optics before the sensor, where both are on."""
+    """Optics before the sensor, and both before sharpening, where all are on."""
     images = 255 * torch.rand(1, 3, 24, 24, generator=seeded(0))
     drawn = still(1)._replace(blur_B=torch.tensor([1.5]), shrink_B=torch.tensor([2.0]))
+    drawn = drawn._replace(sharpen_B=torch.tensor([0.7]))
     both = apply(images, drawn, STRONG)
     blurred = apply(images, drawn, dataclasses.replace(NONE, blur=4))
-    expected = apply(blurred, drawn, dataclasses.replace(NONE, resolution=4))
+    lower = apply(blurred, drawn, dataclasses.replace(NONE, resolution=4))
+    expected = apply(lower, drawn, dataclasses.replace(NONE, sharpen=4))
     torch.testing.assert_close(both, expected, atol=5e-3, rtol=0)
 
 
