@@ -168,6 +168,8 @@ class DataConfig:
             the publisher's own parts, validation cut from train where there is none.
         join_duplicates: keep known near-duplicates with different lesion ids on one side, too
             (`data.duplicates`), with `lesion` and where `official` cuts validation.
+        extra: other recorded data sets whose training parts join the training part; never
+            validation or test (`data.extra`).
         test_fraction: share of all images in the test part; not for `official`.
         val_fraction: share of all images in the validation part, cut from the rest.
         split_seed: seed of the split.
@@ -183,6 +185,7 @@ class DataConfig:
     resize: Literal["squash", "crop", "pad"] = "squash"
     protocol: Literal["lesion", "paper", "official"] = "lesion"
     join_duplicates: bool = True
+    extra: tuple[str, ...] = ()
     test_fraction: float = 0.2
     val_fraction: float = 0.1
     split_seed: int = 0
@@ -198,6 +201,16 @@ class DataConfig:
             raise UsageError(
                 f"data.background_bias is {self.background_bias}",
                 fix="give a probability between 0 and 1",
+            )
+        twice = {name for name in self.extra if self.extra.count(name) > 1}
+        if self.dataset in self.extra or twice:
+            raise UsageError(
+                f"data.extra names {', '.join(sorted(twice or {self.dataset}))} twice",
+                fix="name other data sets than data.dataset, each once",
+            )
+        if "synthetic" in self.extra:
+            raise UsageError(
+                "data.extra names the synthetic data set", fix="name recorded data sets"
             )
         for name in ("test_fraction", "val_fraction"):
             if not 0 < getattr(self, name) < 0.5:
@@ -241,6 +254,8 @@ class TrainConfig:
         precision: `auto` takes bf16 where the device has it, else fp32.
         teachers: checkpoints of runs on the same split whose mean answer is distilled into the
             network, with weight `loss.distillation`.
+        teacher_view: what the teachers see: the `same` view as the network, or a `clean` one, with
+            its geometry and colours but without blur, lower resolution, sharpening and noise.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
         seed: seed of weights, order, augmentation and background draws.
@@ -271,6 +286,7 @@ class TrainConfig:
     gather_background: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     teachers: tuple[str, ...] = ()
+    teacher_view: Literal["same", "clean"] = "same"
     init: str = ""
     seed: int = 0
 

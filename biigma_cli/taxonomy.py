@@ -93,6 +93,22 @@ DERIVED = {"isic17-mel": "isic17", "isic17-sk": "isic17"}
 _KNOWN = {c.code: c for c in (MEL, NV, BCC, AKIEC, AK, BKL, DF, VASC, SCC, SK, OTHER)}
 
 
+#: Code -> what another challenge calls that lesion, or the wider class it puts it in.
+_COUNTERPARTS = {"SK": "BKL", "AK": "AKIEC", "AKIEC": "AK"}
+
+
+def counterpart(code: str, taxonomy: Taxonomy) -> str | None:
+    """The class of `taxonomy` for lesions that another data set calls `code`; None for none.
+
+    Seborrheic keratosis lies within BKL, not the other way round. AK and AKIEC are taken for each
+    other, although Bowen's disease is in the second alone.
+    """
+    for known in (code, _COUNTERPARTS.get(code)):
+        if known in taxonomy.codes:
+            return known
+    return None
+
+
 def taxonomy(dataset: str) -> Taxonomy:
     """Taxonomy by data-set name. Raises `UsageError` naming the known ones."""
     if dataset not in TAXONOMIES:

@@ -340,10 +340,10 @@ def _flagged(judged: Judgement) -> list[str]:
     if found is None:
         return []
     lines = [
-        f"{found.count} of {found.n} ({found.count / found.n:.1%}, {found.low:.1%} to "
+        f"{found.flagged} of {found.n} ({found.flagged / found.n:.1%}, {found.low:.1%} to "
         f"{found.high:.1%}) taken for no dermoscopy"
     ]
-    if found.accuracy is not None and found.count:
+    if found.accuracy is not None and found.flagged:
         lines.append(f"accuracy {found.accuracy:.4f} where it was not")
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -237,12 +238,14 @@ def _part(checkpoint: Checkpoint, name: Literal["train", "val"], count: int | No
     """Images of a part, None where they are not here.
 
     Args:
-        count: of validation the first so many, of training a drawn sample of them; None for all.
+        count: of validation the first so many, of training a drawn sample of them, in which extra
+            data sets have their share; None for all.
     """
     import numpy as np
 
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.datasets import load_dataset
+    from biigma_cli.data.extra import add_extra, find_extra
     from biigma_cli.data.images import load_part
     from biigma_cli.data.splits import check_same_split, make_split
     from biigma_cli.errors import BiigmaError
@@ -252,12 +255,22 @@ def _part(checkpoint: Checkpoint, name: Literal["train", "val"], count: int | No
         manifest = load_dataset(data)
         split = make_split(manifest, data)
         check_same_split(split, checkpoint.meta["split"], source="the checkpoint")
-        ids = getattr(split, name)
-        if name == "train" and count is not None:
-            order = np.random.default_rng(0).permutation(len(ids))
-            ids = [ids[i] for i in order]
+        ids = list(getattr(split, name))
+        extras = []
+        if name == "train":
+            extras = find_extra(manifest, data)
+            lengths = [len(ids), *(len(extra.ids) for extra in extras)]
+            drawn = np.random.default_rng(0).permutation(sum(lengths))[:count]
+            first = np.cumsum([0, *lengths])
+            taken = [drawn[(drawn >= a) & (drawn < b)] - a for a, b in pairwise(first)]
+            extras = [
+                extra._replace(ids=tuple(extra.ids[i] for i in own))
+                for extra, own in zip(extras, taken[1:], strict=True)
+            ]
+            ids = [ids[i] for i in taken[0]]
         with Progress("decoding", "images") as progress:
-            return load_part(manifest, ids[:count], data.side, rule=data.resize, progress=progress)
+            part = load_part(manifest, ids[:count], data.side, rule=data.resize, progress=progress)
+            return add_extra(part, manifest, extras, data, progress=progress)
     except BiigmaError as error:
         if name == "val":
             note(f"no validation images here ({error.message}): not calibrated, no input check, "

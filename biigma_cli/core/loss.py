@@ -113,15 +113,21 @@ def map_distance(map_B1HW: Tensor, gated_BKDHW: Tensor) -> Tensor:
     return (map_B1HW[:, 0].float() - heads).square().mean().clamp_min(1e-12).sqrt()
 
 
-def distillation(logits_BY: Tensor, teacher_BY: Tensor, temperature: float) -> Tensor:
+def distillation(
+    logits_BY: Tensor, teacher_BY: Tensor, temperature: float, taught_B: Tensor | None = None
+) -> Tensor:
     """T^2 KL(teacher^(1/T) || student^(1/T)), mean over the batch (Hinton et al., 2015), float32.
 
     Args:
         teacher_BY: probabilities; raised to 1/T and normalised, as logits divided by T would be.
+        taught_B: bool: images that count, the others adding nothing; None: all.
     """
     student = (logits_BY.float() / temperature).log_softmax(1)
     teacher = (teacher_BY.float().clamp_min(1e-8).log() / temperature).log_softmax(1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    kl_B = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    if taught_B is not None:
+        kl_B = kl_B * taught_B
+    return temperature**2 * kl_B.mean()
 
 
 class Criterion(nn.Module):
@@ -149,6 +155,7 @@ class Criterion(nn.Module):
         model: BiigmaNet,
         *,
         teacher_BY: Tensor | None = None,
+        taught_B: Tensor | None = None,
         mixed: Mixed | None = None,
     ) -> Loss:
         """Loss of one batch.
@@ -156,6 +163,7 @@ class Criterion(nn.Module):
         Args:
             model: lends its projection weights for the L2 term.
             teacher_BY: the teachers' probabilities; needed where distillation is on.
+            taught_B: bool: images that the distillation counts; None: all.
             mixed: where images were blended.
         """
         config = self.config
@@ -183,10 +191,12 @@ class Criterion(nn.Module):
         if config.distillation:
             if teacher_BY is None:
                 raise ValueError("loss.distillation needs the teachers' probabilities")
-            term = config.original * distillation(output.logits_BY, teacher_BY, config.temperature)
+            term = config.original * distillation(
+                output.logits_BY, teacher_BY, config.temperature, taught_B
+            )
             if output.hybrid_logits_BY is not None:
                 term = term + config.hybrid * distillation(
-                    output.hybrid_logits_BY, teacher_BY, config.temperature
+                    output.hybrid_logits_BY, teacher_BY, config.temperature, taught_B
                 )
             weighted.append(("distillation", config.distillation, term))
         details: Independence | None = None

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,17 @@ def restore(
 
 
 def check_resumable(
-    last: Checkpoint, config: Config, split: Split, teachers: dict[str, str]
+    last: Checkpoint,
+    config: Config,
+    split: Split,
+    teachers: dict[str, str],
+    extra: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Raise `CheckpointMismatch` that lists what differs from when the run was started.
 
     Args:
         teachers: digests of the teachers' files, see `Teachers`.
+        extra: summaries of the extra data sets, see `Extra`.
     """
     differences = [
         f"{section}.{key}: {old} -> {values[key]}"
@@ -167,6 +173,13 @@ def check_resumable(
     for key in ("data_hash", "split_hash"):
         if stored[key] != getattr(split, key):
             differences.append(f"{key}: {stored[key][:12]} -> {getattr(split, key)[:12]}")
+    before = {e["dataset"]: e["split_hash"] for e in last.meta.get("extra", [])}
+    differences += [
+        f"data.extra, {e['dataset']}: {str(before.get(e['dataset']))[:12]} -> "
+        f"{e['split_hash'][:12]}"
+        for e in extra
+        if before.get(e["dataset"]) != e["split_hash"]
+    ]
     for path, digest in teachers.items():
         old = last.meta.get("teachers", {}).get(path)
         if old != digest:

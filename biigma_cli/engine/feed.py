@@ -23,10 +23,12 @@ class Batch(NamedTuple):
     Attributes:
         pixels_BSS3: uint8.
         label_B: class indices.
+        own_B: bool: of the run's own data set, not of an extra one.
     """
 
     pixels_BSS3: Tensor
     label_B: Tensor
+    own_B: Tensor
 
 
 class Feed:
@@ -35,14 +37,23 @@ class Feed:
     Args:
         part: decoded images.
         device: where the batches go.
+        own: images, from the first on, of the run's own data set; None: all.
         resident: keep the whole part on the device; None decides: always on the CPU, where
             nothing has to move, and on CUDA where it takes at most half of the free memory.
     """
 
-    def __init__(self, part: Part, device: torch.device, *, resident: bool | None = None) -> None:
+    def __init__(
+        self,
+        part: Part,
+        device: torch.device,
+        *,
+        own: int | None = None,
+        resident: bool | None = None,
+    ) -> None:
         self.device = device
         self.pixels = torch.from_numpy(part.pixels)
         self.labels = torch.from_numpy(part.labels).to(device)
+        self.own = len(part.labels) if own is None else own
         if resident is None:
             resident = device.type != "cuda" or (
                 self.pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2
@@ -56,9 +67,12 @@ class Feed:
         if self.resident:
             for index in indices:
                 at = index.to(self.device)
-                yield Batch(self.pixels.index_select(0, at), self.labels.index_select(0, at))
+                yield self._batch(self.pixels.index_select(0, at), at)
             return
         yield from self._prefetched(indices)
+
+    def _batch(self, pixels: Tensor, at: Tensor) -> Batch:
+        return Batch(pixels, self.labels.index_select(0, at), at < self.own)
 
     def _prefetched(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
         """A thread gathers the next batches in pinned memory while the device computes."""
@@ -94,7 +108,7 @@ class Feed:
                 if isinstance(item, BaseException):
                     raise item
                 pixels = item.to(self.device, non_blocking=True)
-                yield Batch(pixels, self.labels.index_select(0, index.to(self.device)))
+                yield self._batch(pixels, index.to(self.device))
         finally:
             done.set()
             thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,9 @@ class Stepper:
         self.optimizer, self.average, self.teachers = optimizer, average, teachers
         self.ranks, self.precision = ranks, precision
         self.augmentation = augment.PRESETS[config.train.augment_strength]
+        self.clean = dataclasses.replace(
+            self.augmentation, blur=0.0, resolution=1.0, sharpen=0.0, noise=0.0
+        )
         self._wrapped: tuple[bool, nn.Module] | None = None
         model.train()
 
@@ -71,6 +75,12 @@ class Stepper:
             wrapper = distributed.wrap(self.model, self.ranks, all_used=all_used)
             self._wrapped = (all_used, wrapper)
         return self._wrapped[1]
+
+    def _taught(self, batch: Batch, mix: augment.Mix | None) -> Tensor | None:
+        """Images that the teachers, who know the run's own data set alone, have a say on."""
+        if not self.config.data.extra:
+            return None
+        return batch.own_B if mix is None else batch.own_B & batch.own_B[mix.partner_B]
 
     def __call__(self, batch: Batch, *, epoch: int, step: int, steps: int, size: int) -> Logged:
         """One optimisation step.
@@ -93,17 +103,21 @@ class Stepper:
         mine = ranks.slice_of(size)
         # Dropout draws from the global generators.
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + ranks.rank)
-        image = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
+        image = clean = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
         if tc.augment:
             drawn = augment.draw(self.augmentation, size, draws).part(mine)
+            if self.teachers and tc.teacher_view == "clean":
+                clean = augment.apply(clean, drawn, self.clean)
             image = augment.apply(image, drawn, self.augmentation)
-        mixed = None
+        mixed = mix = None
         if tc.mix != "none":
             mix = augment.draw_mix(
                 size, side, draws,
                 kind=tc.mix, alpha=tc.mix_alpha, probability=tc.mix_probability,
             ).part(mine).to(device)  # fmt: skip
             image = augment.mix_images(image, mix)
+            if tc.teacher_view == "clean":
+                clean = augment.mix_images(clean, mix)
             mixed = Mixed(batch.label_B[mix.partner_B], mix.lam_B)
         image = image.contiguous(memory_format=torch.channels_last)
         draw_P = gather = None
@@ -116,9 +130,16 @@ class Stepper:
             draw_P = draw_P.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self._network(sample)(image, sample=sample, draw_P=draw_P, gather=gather)
-            taught = self.teachers(image) if self.teachers else None
+            taught = None
+            if self.teachers:
+                taught = self.teachers(image if tc.teacher_view == "same" else clean)
         loss: Loss = self.criterion(
-            output, batch.label_B, self.model, teacher_BY=taught, mixed=mixed
+            output,
+            batch.label_B,
+            self.model,
+            teacher_BY=taught,
+            taught_B=self._taught(batch, mix),
+            mixed=mixed,
         )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss.total)

@@ -30,6 +30,7 @@ from biigma_cli.core.weights import (
     model_state,
     save_checkpoint,
 )
+from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split
@@ -163,8 +164,10 @@ class _Training:
         self.teachers = Teachers(
             config.train.teachers, classes=self.codes, split=self.split, device=device
         )
+        self.extras = find_extra(manifest, config.data)
+        told = [extra.summary() for extra in self.extras]
         if self.last is not None:
-            check_resumable(self.last, config, self.split, self.teachers.digests)
+            check_resumable(self.last, config, self.split, self.teachers.digests, told)
         self.model = self._build()
         if ranks.is_main:
             atomic_write_text(files.run / "config.toml", to_toml(config))
@@ -172,6 +175,8 @@ class _Training:
 
         with distributed.shared_errors():
             self.train_part, self.val_part = self._load("train"), self._load("val")
+            own = len(self.train_part.ids)
+            self.train_part = self._with_extra(self.train_part)
         self.precision = pick_precision(config.train.precision, device)
         with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
         tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
@@ -179,7 +184,7 @@ class _Training:
         criterion = Criterion(config.loss, config.model, counts).to(device)
         self.optimizer = build_optimizer(self.model, config, device)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
-        self.feed = Feed(self.train_part, device)
+        self.feed = Feed(self.train_part, device, own=own)
         self.state = State()
         if self.last is not None:
             self.state = restore(self.last, self.model, self.optimizer, self.average)
@@ -216,24 +221,32 @@ class _Training:
             model.trunk.compile(mode="reduce-overhead" if tc.compile == "graphs" else None)
         return model
 
+    def _decoding(self, done: int, total: int) -> None:
+        self.tell(PhaseEvent(phase="decoding", done=done, total=total))
+        if self.stop:
+            raise Interrupted(
+                "stopped before the first step; there is nothing to go on from",
+                exit_code=self.stop.exit_code,
+            )
+
+    def _with_extra(self, part: Part) -> Part:
+        for extra in self.extras:
+            told = extra.summary()
+            self.tell(NoteEvent(text=f"{told['images']} training images of {told['dataset']} join"))
+        return add_extra(
+            part, self.manifest, self.extras, self.config.data,
+            progress=self._decoding, warn=lambda text: self.tell(NoteEvent(text=text)),
+        )  # fmt: skip
+
     def _load(self, name: str) -> Part:
         config = self.config.data
-
-        def progress(done: int, total: int) -> None:
-            self.tell(PhaseEvent(phase="decoding", done=done, total=total))
-            if self.stop:
-                raise Interrupted(
-                    "stopped before the first step; there is nothing to go on from",
-                    exit_code=self.stop.exit_code,
-                )
-
         part = load_part(
             self.manifest,
             self.split.part(name),
             config.side,
             rule=config.resize,
             build=True,
-            progress=progress,
+            progress=self._decoding,
             warn=lambda text: self.tell(NoteEvent(text=text)),
         )
         self.tell(NoteEvent(text=f"{len(part.ids)} {name} images"))
@@ -470,6 +483,7 @@ class _Training:
             "validation": {k: v for k, v in row.items() if k.startswith("val_")},
             "versions": versions(),
             "teachers": self.teachers.digests,
+            "extra": [extra.summary() for extra in self.extras],
             "processes": self.ranks.world,
             "command": self.command,
         }

@@ -34,21 +34,21 @@ class Flagged(NamedTuple):
 
     Attributes:
         n: images.
-        count: flagged.
+        flagged: of them.
         low: lower end of the share's 95% interval (Wilson's, images taken as independent).
         high: its upper end.
         accuracy: of the answers for the images that were not flagged; None where all were.
     """
 
     n: int
-    count: int
+    flagged: int
     low: float
     high: float
     accuracy: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the share among them."""
-        return {**self._asdict(), "share": self.count / self.n}
+        return {**self._asdict(), "share": self.flagged / self.n}
 
 
 class Rival(NamedTuple):

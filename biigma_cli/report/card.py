@@ -75,7 +75,8 @@ def model_card(
         f"- protocol: {metadata['protocol']}\n"
         f"- data hash: `{split['data_hash']}`\n"
         f"- split hash: `{split['split_hash']}`\n"
-        f"- chosen by: {metadata['selection']} (epoch {metadata['epoch']})",
+        f"- chosen by: {metadata['selection']} (epoch {metadata['epoch']})"
+        + "".join(_extra(extra) for extra in metadata.get("extra", [])),
         "## Input and output",
         f"- {pre['input']}, side {pre['side']}\n"
         f"- resize: {pre['resize_means']}\n"
@@ -105,6 +106,16 @@ def model_card(
         "Versions: " + ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _extra(found: dict[str, Any]) -> str:
+    """Another data set whose training part joined."""
+    classes = ", ".join(f"{n} {code}" for code, n in found["classes"].items())
+    return (
+        f"\n- also trained on {found['images']} images of {found['dataset']} ({classes}), the "
+        f"training part of its own split ({found['protocol']}; data hash `{found['data_hash']}`); "
+        f"none is validated or tested on. {found['citation']} Licence: {found['licence']}"
+    )
 
 
 def _head(model: dict[str, Any]) -> str:

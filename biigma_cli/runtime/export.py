@@ -314,6 +314,7 @@ def metadata(
         "dataset": config.data.dataset,
         "protocol": meta["protocol"],
         "split": meta["split"],
+        "extra": meta.get("extra", []),
         "selection": meta["selection"],
         "epoch": meta["epoch"],
         "validation": meta["validation"],

@@ -91,7 +91,7 @@ def test_what_the_input_check_flags(
         CODES[scores.argmax()] == records[image].label
         for image, scores in zip(answers.ids, answers.score_nY, strict=True)
     ]
-    assert (found["n"], found["count"]) == (len(flagged), flagged.sum())
+    assert (found["n"], found["flagged"]) == (len(flagged), flagged.sum())
     assert found["share"] == flagged.mean()
     assert 0 <= found["low"] <= found["share"] <= found["high"] <= 1
     if flagged.all():

@@ -38,6 +38,10 @@ def test_batches_are_the_images_asked_for(part: Part, resident: bool) -> None:
     for index, batch in zip(indices, batches, strict=True):
         np.testing.assert_array_equal(batch.pixels_BSS3.numpy(), part.pixels[index.numpy()])
         np.testing.assert_array_equal(batch.label_B.numpy(), part.labels[index.numpy()])
+        assert batch.own_B.all()
+    feed = Feed(part, CPU, own=25, resident=resident)
+    for index, batch in zip(indices, feed(indices), strict=True):
+        assert batch.own_B.tolist() == (index < 25).tolist()
 
 
 def test_prefetching_ends_with_its_reader(part: Part) -> None:

@@ -23,6 +23,7 @@ import torch
 
 from biigma_cli import config as cfg
 from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model
+from biigma_cli.data import extra
 from biigma_cli.data.cache import build_cache, cache_path
 from biigma_cli.data.manifest import Manifest, load_manifest
 from biigma_cli.data.splits import make_split
@@ -461,6 +462,87 @@ def test_teachers_must_be_the_same(whole: Whole, small: Manifest, tmp_path: Path
         train(config, small, run, device=CPU, on_event=stopper(2, 1))
     shutil.copy(whole.run / "weights" / "last.safetensors", teacher)
     with pytest.raises(CheckpointMismatch, match=r"teacher .*teacher\.safetensors"):
+        train(config, small, run, device=CPU, resume=True)
+
+
+def test_teachers_may_see_a_clean_view(
+    whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turned and coloured as the student's, but as sharp as the picture; else the very same."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    plain = engine.Teachers.__call__
+    for view in ("same", "clean"):
+        for strength in ("standard", "strong"):
+            views = seen.setdefault(f"{view} {strength}", [])
+
+            def noted(self: Any, image: torch.Tensor, views: Any = views) -> torch.Tensor:
+                views.append(image.clone())
+                return plain(self, image)
+
+            monkeypatch.setattr(engine.Teachers, "__call__", noted)
+            config = cfg.from_dict(
+                {
+                    "train": {
+                        "teachers": [str(whole.run / "weights" / "best.safetensors")],
+                        "teacher_view": view, "augment_strength": strength,
+                    },
+                    "loss": {"distillation": 1.0},
+                },
+                settings(epochs=1, seed=5),
+            )  # fmt: skip
+            train(config, small, tmp_path / f"{view}-{strength}", device=CPU)
+    for same, clean in zip(seen["same standard"], seen["clean standard"], strict=True):
+        assert torch.equal(same, clean)
+    softened = 0
+    for same, clean in zip(seen["same strong"], seen["clean strong"], strict=True):
+        assert same.shape == clean.shape
+        # The picture is the same one: what differs is fine detail and noise.
+        coarse = [torch.nn.functional.avg_pool2d(v, 16).flatten() for v in (same, clean)]
+        assert torch.corrcoef(torch.stack(coarse))[0, 1] > 0.9
+        softened += int((same - clean).abs().mean() > 0.5)
+    assert softened == len(seen["same strong"])
+
+
+def test_extra_data(
+    whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another set's training images are trained on; the checkpoint says so; a change is refused."""
+    records = load_manifest("isic18").records
+    own = {r.image_id for r in small.records}
+    left = [r for r in records if r.image_id not in own]
+    codes = ("SK", "NV")
+    lesions = sorted({r.lesion_id for r in left})
+    others = [dataclasses.replace(r, label=codes[lesions.index(r.lesion_id) % 2]) for r in left]
+    other = dataclasses.replace(small, dataset="other", records=tuple(others), codes=codes)
+    monkeypatch.setattr(extra, "load_manifest", lambda name: {"other": other}[name])
+    config = cfg.from_dict(
+        {
+            "data": {"extra": ["other"]},
+            "train": {"teachers": [str(whole.run / "weights" / "best.safetensors")]},
+            "loss": {"distillation": 1.0},
+        },
+        settings(epochs=1),
+    )
+    run, events = tmp_path / "run", []
+    owned: list[float] = []
+    plain = engine.Stepper.__call__
+
+    def noted(self: Any, batch: Any, **options: Any) -> Any:
+        owned.extend(batch.own_B.tolist())
+        return plain(self, batch, **options)
+
+    monkeypatch.setattr(engine.Stepper, "__call__", noted)
+    train(config, small, run, device=CPU, on_event=events.append)
+    (told,) = last(run).meta["extra"]
+    joined = make_split(other, dataclasses.replace(config.data, dataset="other", extra=())).train
+    assert told["images"] == len(joined)
+    assert any(f"{len(joined)} training images of other join" in str(e) for e in events)
+    assert 0 < owned.count(False) <= len(joined)
+    assert 0 < owned.count(True) <= len(make_split(small, config.data).train)
+    assert last(run).meta["split"] == last(whole.run).meta["split"]
+    fewer = dataclasses.replace(other, records=tuple(others[:-5]))
+    monkeypatch.setattr(extra, "load_manifest", lambda name: {"other": fewer}[name])
+    with pytest.raises(CheckpointMismatch, match=r"data\.extra, other: "):
         train(config, small, run, device=CPU, resume=True)
 
 

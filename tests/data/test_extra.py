@@ -1,0 +1,135 @@
+"""Other data sets' training images: which join, under which class, and which never do."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biigma_cli.config import DataConfig
+from biigma_cli.data.custom import read_custom
+from biigma_cli.data.extra import add_extra, find_extra
+from biigma_cli.data.images import load_part
+from biigma_cli.data.manifest import Manifest, load_manifest, save_manifest
+from biigma_cli.data.splits import make_split
+from biigma_cli.errors import DataError, UsageError
+from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, counterpart
+from tests.data.samples import encode, noise
+
+CONFIG = DataConfig(dataset="main", side=32, extra=("other",))
+
+
+def recorded(name: str, folder: Path) -> Manifest:
+    """A folder per class as a data set of that name."""
+    manifest = read_custom(name, folder)
+    save_manifest(manifest)
+    return manifest
+
+
+def filled(top: Path, classes: dict[str, int], start: int) -> Path:
+    """So many different pictures of each class, ids counted from `start`."""
+    for code, count in classes.items():
+        (top / code).mkdir(parents=True)
+        for _ in range(count):
+            (top / code / f"i{start:04}.png").write_bytes(encode(noise(40, 40, start), "PNG"))
+            start += 1
+    return top
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """Three classes of 20; beside it `other`: other classes, one unknown, and shared images."""
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+    manifest = recorded("main", filled(tmp_path / "main", {"MEL": 20, "NV": 20, "BKL": 20}, 0))
+    other = filled(tmp_path / "other", {"MEL": 10, "NV": 30, "SK": 20, "scar": 10}, 1000)
+    for i, own in enumerate(sorted((tmp_path / "main" / "NV").iterdir())):
+        if i < 8:  # the same bytes under another name
+            shutil.copy(own, other / "NV" / f"copy{i}.png")
+        else:  # the same id, other bytes
+            (other / "NV" / own.name).write_bytes(encode(noise(40, 40, 9000 + i), "PNG"))
+    recorded("other", other)
+    return manifest
+
+
+def test_the_training_part_alone_joins(main: Manifest) -> None:
+    """What the other set's own split tests and validates on stays unseen, known images, too."""
+    (extra,) = find_extra(main, CONFIG)
+    other = load_manifest("other")
+    split = make_split(other, dataclasses.replace(CONFIG, dataset="other", extra=()))
+    assert extra.split.split_hash == split.split_hash
+    assert set(extra.ids) < set(split.train)
+    records = other.by_id()
+    shared = {r.digest for r in main.records}
+    own = {r.image_id for r in main.records}
+    assert not {records[i].digest for i in extra.ids} & shared
+    assert not set(extra.ids) & own
+    assert not {records[i].label for i in extra.ids} & {"scar"}
+    expected = [
+        i for i in split.train
+        if records[i].digest not in shared and i not in own and records[i].label != "scar"
+    ]  # fmt: skip
+    assert list(extra.ids) == expected
+    assert extra.classless == {"scar": sum(records[i].label == "scar" for i in split.train)}
+    assert extra.known == len(split.train) - len(expected) - extra.classless["scar"] > 0
+    told = extra.summary()
+    assert told["images"] == len(expected) == sum(told["classes"].values())
+    assert set(told["classes"]) == {"MEL", "NV", "SK"}
+
+
+def test_labels_and_pixels(main: Manifest) -> None:
+    """Behind the own images, seborrheic keratoses among the benign ones; nothing else changes."""
+    split = make_split(main, CONFIG)
+    part = load_part(main, split.train, 32)
+    extras = find_extra(main, CONFIG)
+    joined = add_extra(part, main, extras, CONFIG)
+    n = len(part.ids)
+    assert joined.ids[:n] == part.ids
+    np.testing.assert_array_equal(joined.pixels[:n], part.pixels)
+    np.testing.assert_array_equal(joined.labels[:n], part.labels)
+    assert joined.ids[n:] == extras[0].ids
+    records = load_manifest("other").by_id()
+    names = {"MEL": "MEL", "NV": "NV", "SK": "BKL"}
+    codes = [main.taxonomy.codes[i] for i in joined.labels[n:]]
+    assert codes == [names[records[i].label] for i in extras[0].ids]
+    own = load_part(load_manifest("other"), extras[0].ids, 32)
+    np.testing.assert_array_equal(joined.pixels[n:], own.pixels)
+    assert add_extra(part, main, [], CONFIG) is part
+
+
+def test_the_own_split_is_the_same(main: Manifest) -> None:
+    """With or without: parts and hash, so that models stay comparable."""
+    without = make_split(main, dataclasses.replace(CONFIG, extra=()))
+    assert make_split(main, CONFIG).split_hash == without.split_hash
+
+
+def test_nothing_to_join(main: Manifest, tmp_path: Path) -> None:
+    """A set without a class in common, or whose images are all known, is refused by name."""
+    recorded("scars", filled(tmp_path / "scars", {"scar": 12, "burn": 12}, 5000))
+    config = dataclasses.replace(CONFIG, extra=("scars",))
+    with pytest.raises(DataError, match="no training image of scars can join main") as caught:
+        find_extra(main, config)
+    assert "have no class in it" in caught.value.message
+    recorded("again", tmp_path / "main")
+    with pytest.raises(DataError, match="are its own"):
+        find_extra(main, dataclasses.replace(CONFIG, extra=("again",)))
+    with pytest.raises(UsageError, match="unknown data set 'absent'"):
+        find_extra(main, dataclasses.replace(CONFIG, extra=("absent",)))
+
+
+@pytest.mark.parametrize("extra", [("main",), ("other", "other"), ("synthetic",)])
+def test_refused_settings(extra: tuple[str, ...]) -> None:
+    """The data set itself, one twice, or the drawn one."""
+    with pytest.raises(UsageError, match=r"data\.extra"):
+        DataConfig(dataset="main", extra=extra)
+
+
+def test_counterparts() -> None:
+    """By code, or the one that the other challenge uses; a wider class is no narrower one."""
+    assert [counterpart(code, ISIC18) for code in ISIC17.codes] == ["MEL", "BKL", "NV"]
+    assert counterpart("AK", ISIC18) == "AKIEC"
+    assert counterpart("AKIEC", ISIC19) == "AK"
+    assert counterpart("SCC", ISIC18) is None
+    assert counterpart("BKL", ISIC17) is None
