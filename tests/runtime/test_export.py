@@ -445,6 +445,20 @@ def test_card(stored: dict[str, Any], calibration: Calibration) -> None:
     assert "are not calibrated" in plain
     assert "Brier" not in plain
     assert f"| macro-F1 | {test['macro_f1']:.4f} |" in plain
+    assert "also trained on" not in text
+    joined = {
+        "dataset": "other", "protocol": "lesion-safe, seed 7", "data_hash": "abc", "split_hash": "d",
+        "images": 12, "classes": {"NV": 8, "SK": 4}, "known": 1, "classless": {},
+        "licence": "CC0-1.0", "citation": "The Others.",
+    }  # fmt: skip
+    text = card({**stored, "extra": [joined]})
+    for words in (
+        "12 images of other (8 NV, 4 SK)",
+        "lesion-safe, seed 7",
+        "The Others.",
+        "CC0-1.0",
+    ):
+        assert words in text
 
 
 # --- finding and opening ---------------------------------------------------------------------
