@@ -447,8 +447,8 @@ def test_card(stored: dict[str, Any], calibration: Calibration) -> None:
     assert f"| macro-F1 | {test['macro_f1']:.4f} |" in plain
     assert "also trained on" not in text
     joined = {
-        "dataset": "other", "protocol": "lesion-safe, seed 7", "data_hash": "abc", "split_hash": "d",
-        "images": 12, "classes": {"NV": 8, "SK": 4}, "known": 1, "classless": {},
+        "dataset": "other", "protocol": "lesion-safe, seed 7", "data_hash": "abc",
+        "split_hash": "d", "images": 12, "classes": {"NV": 8, "SK": 4}, "known": 1, "classless": {},
         "licence": "CC0-1.0", "citation": "The Others.",
     }  # fmt: skip
     text = card({**stored, "extra": [joined]})
