@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from biigma_cli.core.input_check import InputCheck, fit_input_check, pool
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.data.augment import PRESETS, augment_batch
 from biigma_cli.data.preprocess import Pixels
+from biigma_cli.data.synthetic.artefacts import PAINTERS
 
 METHOD = (
     "Mahalanobis distance of the early tap's features, averaged over positions, from those of "
@@ -24,11 +26,13 @@ FALSE_ALARMS = 0.01
 IMAGES = 2500
 #: Training and validation images that it takes, at least, to state its false alarms.
 FEWEST = 100
-#: Each image as it is, and as each strength of augmentation shows it: other cameras, lights and
-#: sharpness are no other kind of picture.
-FITTED_VIEWS = ("none", "standard", "strong")
+#: Each image as it is, as each strength of augmentation shows it, and with an artefact painted on:
+#: other cameras, lights and sharpness, hair, ink or dark corners are no other kind of picture.
+FITTED_VIEWS = ("none", "standard", "strong", "painted")
 JUDGED_VIEWS = ("none", "standard")
 _BATCH = 32
+# Radius, in half sides.
+_DISC = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +123,23 @@ def _views(pixels: Pixels, view: str) -> Iterator[Pixels]:
     generator = torch.Generator().manual_seed(0)
     for start in range(0, len(pixels), _BATCH):
         batch = pixels[start : start + _BATCH]
-        if view != "none":
+        if view == "painted":
+            batch = np.stack([_painted(image, start + i) for i, image in enumerate(batch)])
+        elif view != "none":
             image = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
             image = augment_batch(image, generator, PRESETS[view]).clamp(0, 255)
             batch = image.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         yield batch
+
+
+def _painted(image: Pixels, seed: int) -> Pixels:
+    """With one artefact on it, clear of a disc in the middle, where its lesion is taken to be."""
+    rng = np.random.default_rng(seed)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)) * np.float32(1 / 255)
+    at = (np.arange(len(image), dtype=np.float32) + 0.5) * (2 / len(image)) - 1
+    level = np.asarray(_DISC - np.hypot(at[:, None], at[None, :]), dtype=np.float32)
+    PAINTERS[sorted(PAINTERS)[int(rng.integers(len(PAINTERS)))]](rng, planes, level)
+    return (planes.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 @torch.inference_mode()
