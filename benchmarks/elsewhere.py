@@ -4,8 +4,9 @@
 
 For each model: its own part as it is, then each picture at another resolution, framing, light or
 compression (accuracy, macro-F1, share of answers that stay, share flagged by the input check); and
-the ISIC 2017 images, where they are recorded here, as dermoscopy from elsewhere: melanoma against
-nevus against seborrheic keratosis, decided between the probabilities of MEL, NV and BKL.
+the same part of ISIC 2017, where that is recorded here, as dermoscopy from elsewhere: melanoma
+against nevus against seborrheic keratosis, decided between the probabilities of MEL, NV and BKL. It
+is ISIC 2017's own lesion-safe split, seed 0, whose training part `data.extra` may have joined.
 
 Compare models on the validation part: a model chosen by this table on the test part has seen it.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from biigma_cli.config import fill_older, from_dict
+from biigma_cli.config import DataConfig, fill_older, from_dict
 from biigma_cli.data.datasets import load_dataset
 from biigma_cli.data.manifest import Manifest, load_manifest
 from biigma_cli.data.preprocess import load_image
@@ -148,19 +149,22 @@ def report_changes(predictor: Predictor, split: str, count: int) -> None:
         )
 
 
-def report_isic17(predictor: Predictor, manifest: Manifest) -> None:
+def report_isic17(predictor: Predictor, manifest: Manifest, split: str) -> None:
     """Three classes that both archives have."""
     codes = list(predictor.info.classes)
     columns = [codes.index(code) for code in SHARED.values()]
-    known = [r for r in manifest.records if r.label in SHARED]
+    records = manifest.by_id()
+    part = make_split(manifest, DataConfig(dataset=manifest.dataset)).part(split)
+    known = [records[i] for i in part if records[i].label in SHARED]
     labels = np.array([list(SHARED).index(r.label) for r in known])
     proba, flagged = answers(predictor, [manifest.root / r.path for r in known], lambda i: i)
     three = proba[:, columns]
     answer = three.argmax(1)
     auc = roc_auc_score(labels == 0, three[:, 0] / three.sum(1))
+    macro_f1 = f1_score(labels, answer, average="macro")
     print(
-        f"ISIC 2017, {len(known)} images, MEL/NV/BKL: accuracy {(answer == labels).mean():.3f}, "
-        f"macro-F1 {f1_score(labels, answer, average='macro'):.3f}, balanced accuracy "
+        f"ISIC 2017, {split} part, {len(known)} images, MEL/NV/BKL: accuracy "
+        f"{(answer == labels).mean():.3f}, macro-F1 {macro_f1:.3f}, balanced accuracy "
         f"{balanced_accuracy_score(labels, answer):.3f}, melanoma AUC {auc:.3f}, "
         f"flagged {flagged:.1%}",
         flush=True,
@@ -182,7 +186,7 @@ def main() -> None:
         except BiigmaError as error:
             print(f"no {options.split} part here: {error.message}", file=sys.stderr)
         try:
-            report_isic17(predictor, load_manifest("isic17"))
+            report_isic17(predictor, load_manifest("isic17"), options.split)
         except BiigmaError as error:
             print(f"no ISIC 2017 here: {error.message}", file=sys.stderr)
 
