@@ -12,6 +12,7 @@ from biigma_cli import __version__
 from biigma_cli.cli import (
     ablate,
     audit,
+    average,
     cache,
     datasets,
     doctor,
@@ -60,6 +61,7 @@ app.add_typer(datasets.app, name="datasets")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("explain")(explain.explain)
+app.command("average")(average.average)
 app.command("runs")(runs.show)
 app.command("ablate")(ablate.ablate)
 app.command("score")(score.score)

@@ -254,7 +254,7 @@ def _train(
             device=ranks.device,
             ranks=ranks,
             resume=resume,
-            command=_command(),
+            command=command_given(),
             stop=stop,
             on_event=on_event,
         )
@@ -329,7 +329,7 @@ def _told(run: Path, ranks: Ranks, *, tensorboard: bool) -> Iterator[Callable[[E
                 log.close()
 
 
-def _command() -> str:
+def command_given() -> str:
     """The command as it was given, without anyone's folders: it goes into checkpoints."""
     from biigma_cli.storage import without_folders
 
