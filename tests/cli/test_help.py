@@ -17,8 +17,8 @@ from tests.conftest import call
 COMMANDS = [
     [], ["predict"], ["download"], ["train"], ["eval"], ["info"], ["export"], ["export", "onnx"],
     ["audit"], ["datasets"], ["datasets", "add"], ["datasets", "remove"], ["cache"],
-    ["cache", "list"], ["cache", "clear"], ["score"], ["models"], ["runs"], ["average"], ["ablate"], ["explain"],
-    ["doctor"],
+    ["cache", "list"], ["cache", "clear"], ["score"], ["models"], ["runs"], ["ablate"], ["explain"],
+    ["doctor"], ["average"],
 ]  # fmt: skip
 
 
