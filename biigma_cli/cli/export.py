@@ -260,7 +260,9 @@ def _part(checkpoint: Checkpoint, name: Literal["train", "val"], count: int | No
         if name == "train":
             extras = find_extra(manifest, data)
             lengths = [len(ids), *(len(extra.ids) for extra in extras)]
-            drawn = np.random.default_rng(0).permutation(sum(lengths))[:count]
+            drawn = np.arange(sum(lengths))
+            if count is not None:
+                drawn = np.random.default_rng(0).permutation(sum(lengths))[:count]
             first = np.cumsum([0, *lengths])
             taken = [drawn[(drawn >= a) & (drawn < b)] - a for a, b in pairwise(first)]
             extras = [
