@@ -20,16 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from input_check import own_part
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from biigma_cli.config import DataConfig, fill_older, from_dict
-from biigma_cli.data.datasets import load_dataset
+from biigma_cli.config import DataConfig
 from biigma_cli.data.manifest import Manifest, load_manifest
 from biigma_cli.data.preprocess import load_image
-from biigma_cli.data.splits import check_same_split, make_split
+from biigma_cli.data.splits import make_split
 from biigma_cli.errors import BiigmaError
-from biigma_cli.runtime.session import Predictor, find_model, stated
+from biigma_cli.runtime.session import Predictor, find_model
 
 SHARED = {"MEL": "MEL", "NV": "NV", "SK": "BKL"}
 Change = Callable[[Image.Image], Image.Image]
@@ -117,24 +117,12 @@ def answers(predictor: Predictor, paths: list[Path], change: Change) -> tuple[np
     )
 
 
-def own_part(predictor: Predictor, split: str, count: int) -> tuple[list[Path], np.ndarray]:
-    """Files and labels of the model's own part, at most `count`, evenly spaced."""
-    data = from_dict(fill_older({"data": stated(predictor.info, "config", "data")})).data
-    manifest = load_dataset(data)
-    parts = make_split(manifest, data)
-    check_same_split(parts, predictor.info.metadata["split"], source=predictor.info.name)
-    records = manifest.by_id()
-    ids = parts.part(split)
-    ids = ids[:: max(1, len(ids) // count)]
-    codes = list(predictor.info.classes)
-    return [manifest.root / records[i].path for i in ids], np.array(
-        [codes.index(records[i].label) for i in ids]
-    )
-
-
 def report_changes(predictor: Predictor, split: str, count: int) -> None:
-    """The table of changes."""
-    paths, labels = own_part(predictor, split, count)
+    """The table of changes, on about `count` images, evenly spaced."""
+    manifest, records = own_part(predictor, split)
+    records = records[:: max(1, len(records) // count)]
+    paths = [manifest.root / r.path for r in records]
+    labels = np.array([predictor.info.classes.index(r.label) for r in records])
     print(f"{'change':30} {'accuracy':>9} {'macro-F1':>9} {'unchanged':>10} {'flagged':>8}")
     first: np.ndarray | None = None
     for name, change in CHANGES.items():

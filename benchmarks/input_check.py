@@ -23,8 +23,10 @@ from PIL import Image, ImageDraw
 
 from biigma_cli.config import fill_older, from_dict
 from biigma_cli.data.datasets import load_dataset
+from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.splits import check_same_split, make_split
 from biigma_cli.errors import BiigmaError
+from biigma_cli.metrics.calibration import wilson
 from biigma_cli.runtime.inputs import Source, expand
 from biigma_cli.runtime.pipeline import classify
 from biigma_cli.runtime.session import Predictor, find_model, stated
@@ -99,28 +101,26 @@ def packaged() -> Iterator[tuple[str, Source]]:
             yield f"pictures in {package}", source
 
 
+def own_part(predictor: Predictor, split: str) -> tuple[Manifest, list[Record]]:
+    """The model's own data set and the images of a part of it; raises where they are not here."""
+    data = from_dict(fill_older({"data": stated(predictor.info, "config", "data")})).data
+    manifest = load_dataset(data)
+    parts = make_split(manifest, data)
+    check_same_split(parts, predictor.info.metadata["split"], source="the model")
+    records = manifest.by_id()
+    return manifest, [records[name] for name in parts.part(split)]
+
+
 def own(predictor: Predictor, split: str) -> Iterator[tuple[str, Source]]:
     """The model's own part, where it is here."""
-    data = from_dict(fill_older({"data": stated(predictor.info, "config", "data")})).data
     try:
-        manifest = load_dataset(data)
-        parts = make_split(manifest, data)
-        check_same_split(parts, predictor.info.metadata["split"], source="the model")
+        manifest, records = own_part(predictor, split)
     except BiigmaError as error:
         print(f"no {split} part here: {error.message}", file=sys.stderr)
         return
-    files = manifest.by_id()
-    for name in getattr(parts, split):
-        path = Path(manifest.root) / files[name].path
+    for record in records:
+        path = manifest.root / record.path
         yield f"{manifest.dataset}, {split} part", Source(str(path), path)
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95% interval of a share."""
-    z = 1.96
-    middle = (hits + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * np.sqrt(hits * (n - hits) / n + z * z / 4)
-    return middle - half, middle + half
 
 
 def measure(predictor: Predictor, items: Iterable[tuple[str, Source]]) -> None:
@@ -141,7 +141,7 @@ def measure(predictor: Predictor, items: Iterable[tuple[str, Source]]) -> None:
             place += 1
     for name, values in found.items():
         flagged = sum(v > 1 for v in values)
-        low, high = wilson(flagged, len(values))
+        low, high = wilson(flagged / len(values), len(values))
         a, b, c = np.quantile(values, [0.05, 0.5, 0.95])
         print(
             f"{name:32s} {flagged:5d} of {len(values):5d} flagged, {flagged / len(values):6.1%} "

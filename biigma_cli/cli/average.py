@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +41,7 @@ def average(
     from biigma_cli.cli.evaluate import best_checkpoint
     from biigma_cli.cli.progress import Progress
     from biigma_cli.cli.train import command_given
+    from biigma_cli.config import to_toml
     from biigma_cli.core.weights import load_checkpoint, save_checkpoint
     from biigma_cli.data.datasets import load_dataset
     from biigma_cli.data.images import load_part
@@ -63,7 +63,7 @@ def average(
     if select not in ("macro_f1", "log_loss"):
         raise UsageError(f"unknown --select {select!r}", fix="choose macro_f1 or log_loss")
     run = runs / name
-    if (run / "weights").exists():
+    if any((run / "weights").glob("*.safetensors")):
         raise UsageError(f"{run} holds a run already", fix="choose another --name")
     place = pick_device(device)
     paths = [best_checkpoint(p) if p.is_dir() else p for p in (first, second)]
@@ -95,15 +95,8 @@ def average(
         early, late, chosen, rows, names=names, select=select, command=command_given()
     )
     target = run / "weights" / "best.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for kept in ("config.toml", "split.json"):
-        beside = paths[1].parent.parent / kept
-        if beside.is_file():
-            shutil.copyfile(beside, run / kept)
-    if not (run / "config.toml").is_file():
-        from biigma_cli.config import to_toml
-
-        atomic_write_text(run / "config.toml", to_toml(late.config))
     save_checkpoint(target, between(early, late, chosen.share), meta)
+    atomic_write_text(run / "config.toml", to_toml(late.config))
+    atomic_write_text(run / "split.json", split.to_json())
     typer.echo(f"checkpoint: {target}")
     note(f"next: biigma eval --run {run} --split test")

@@ -340,7 +340,7 @@ def _flagged(judged: Judgement) -> list[str]:
     if found is None:
         return []
     lines = [
-        f"{found.flagged} of {found.n} ({found.flagged / found.n:.1%}, {found.low:.1%} to "
+        f"{found.flagged} of {found.n} ({found.share:.1%}, {found.low:.1%} to "
         f"{found.high:.1%}) taken for no dermoscopy"
     ]
     if found.accuracy is not None and found.flagged:
@@ -388,21 +388,25 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
     against = ""
     if other is not None:
         against = f"{other.model}, {probabilities_title(other.temperature)}"
-    items: list[Table | str] = [
-        f"model:    {judged.model}",
-        f"protocol: {judged.split.title}",
-        f"part:     {judged.part}, {own.figures.n} images",
-        *(f"flagged:  {line}" for line in _flagged(judged)),
+    tables: list[Table | str] = [
         *assessment_tables(
             own,
             title=title,
             binary=judged.binary,
             difference=other.difference if other is not None else None,
             against=against,
-        ),
+        )
     ]
     if judged.binary:
-        items.insert(4 + len(_flagged(judged)), paper_table(own))
-    items += [*published_items(judged), *more]
+        tables.insert(1, paper_table(own))
+    items: list[Table | str] = [
+        f"model:    {judged.model}",
+        f"protocol: {judged.split.title}",
+        f"part:     {judged.part}, {own.figures.n} images",
+        *(f"flagged:  {line}" for line in _flagged(judged)),
+        *tables,
+        *published_items(judged),
+        *more,
+    ]
     tty = sys.stdout.isatty()
     return render(*items, width=table_width(tty=tty), colour=tty)

@@ -10,6 +10,7 @@ import torch
 
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.data.preprocess import Pixels
+from biigma_cli.metrics import evaluate
 
 
 def to_batch(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -21,6 +22,18 @@ def to_batch(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
 def prepare(model: BiigmaNet, device: torch.device) -> BiigmaNet:
     """On the device, convolutions channels last."""
     return model.to(device).to(memory_format=torch.channels_last)
+
+
+def validation_figures(
+    label_n: npt.NDArray[np.int64], proba_nY: npt.NDArray[np.float32], codes: list[str]
+) -> dict[str, float]:
+    """What epochs and networks are chosen by: the headline and the log loss, as `val_NAME`."""
+    figures = evaluate(label_n, proba_nY.argmax(1), codes)
+    picked_n = np.clip(proba_nY[np.arange(len(proba_nY)), label_n], 1e-12, 1)
+    return {
+        **{f"val_{name}": value for name, value in figures.headline().items()},
+        "val_log_loss": float(-np.log(picked_n).mean()),
+    }
 
 
 @torch.inference_mode()

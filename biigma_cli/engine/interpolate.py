@@ -10,15 +10,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
-from biigma_cli.engine.evaluate import predict_proba, prepare
+from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
 from biigma_cli.errors import CheckpointMismatch
-from biigma_cli.metrics import evaluate
 
 #: What of a network's settings may differ: where its first weights came from.
 _FREE = {"weights"}
@@ -101,10 +99,7 @@ def judge_shares(
             progress(before + done, total)
 
         proba = predict_proba(model, validation.pixels, device=device, progress=told)
-        picked = np.clip(proba[np.arange(len(proba)), labels], 1e-12, 1)
-        headline = evaluate(labels, proba.argmax(1), codes).headline()
-        figures = {f"val_{k}": float(v) for k, v in headline.items()}
-        rows.append(Judged(share, {**figures, "val_log_loss": float(-np.log(picked).mean())}))
+        rows.append(Judged(share, validation_figures(labels, proba, codes)))
     return rows
 
 

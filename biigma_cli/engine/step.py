@@ -103,11 +103,12 @@ class Stepper:
         mine = ranks.slice_of(size)
         # Dropout draws from the global generators.
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + ranks.rank)
-        image = clean = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
+        image = view = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
+        clean = bool(self.teachers) and tc.teacher_view == "clean"
         if tc.augment:
             drawn = augment.draw(self.augmentation, size, draws).part(mine)
-            if self.teachers and tc.teacher_view == "clean":
-                clean = augment.apply(clean, drawn, self.clean)
+            if clean:
+                view = augment.apply(image, drawn, self.clean)
             image = augment.apply(image, drawn, self.augmentation)
         mixed = mix = None
         if tc.mix != "none":
@@ -116,8 +117,8 @@ class Stepper:
                 kind=tc.mix, alpha=tc.mix_alpha, probability=tc.mix_probability,
             ).part(mine).to(device)  # fmt: skip
             image = augment.mix_images(image, mix)
-            if tc.teacher_view == "clean":
-                clean = augment.mix_images(clean, mix)
+            if clean:
+                view = augment.mix_images(view, mix)
             mixed = Mixed(batch.label_B[mix.partner_B], mix.lam_B)
         image = image.contiguous(memory_format=torch.channels_last)
         draw_P = gather = None
@@ -130,9 +131,7 @@ class Stepper:
             draw_P = draw_P.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self._network(sample)(image, sample=sample, draw_P=draw_P, gather=gather)
-            taught = None
-            if self.teachers:
-                taught = self.teachers(image if tc.teacher_view == "same" else clean)
+            taught = self.teachers(view if clean else image) if self.teachers else None
         loss: Loss = self.criterion(
             output,
             batch.label_B,

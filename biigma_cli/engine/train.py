@@ -46,7 +46,7 @@ from biigma_cli.engine.checkpoints import (
 )
 from biigma_cli.engine.device import device_name, memory_in_use, pick_precision
 from biigma_cli.engine.distributed import Ranks
-from biigma_cli.engine.evaluate import predict_proba, prepare
+from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
 from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
 from biigma_cli.engine.feed import Batch, Feed, epoch_batches
 from biigma_cli.engine.interrupt import StopRequest
@@ -55,7 +55,6 @@ from biigma_cli.engine.schedule import learning_rate, side_at
 from biigma_cli.engine.step import Stepper, build_optimizer
 from biigma_cli.engine.teachers import Teachers
 from biigma_cli.errors import BiigmaError, Interrupted, TrainingDiverged, UsageError
-from biigma_cli.metrics import evaluate
 from biigma_cli.storage import atomic_write_text, write_json
 
 SELECTION = {
@@ -151,8 +150,11 @@ class _Training:
         self.device = device = ranks.device
         self.codes = list(manifest.taxonomy.codes)
         self.split = make_split(manifest, config.data)
+        with distributed.shared_errors():
+            self.extras = find_extra(manifest, config.data)
+        self.joined = [extra.summary() for extra in self.extras]
         if ranks.world > 1:
-            _check_for_ranks(config, self.split, ranks)
+            _check_for_ranks(config, self.split, self.joined, ranks)
         # Read by one: the others need not see its disk.
         found: tuple[Checkpoint, Path] | None = None
         if resume:
@@ -164,10 +166,8 @@ class _Training:
         self.teachers = Teachers(
             config.train.teachers, classes=self.codes, split=self.split, device=device
         )
-        self.extras = find_extra(manifest, config.data)
-        told = [extra.summary() for extra in self.extras]
         if self.last is not None:
-            check_resumable(self.last, config, self.split, self.teachers.digests, told)
+            check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
         self.model = self._build()
         if ranks.is_main:
             atomic_write_text(files.run / "config.toml", to_toml(config))
@@ -230,8 +230,7 @@ class _Training:
             )
 
     def _with_extra(self, part: Part) -> Part:
-        for extra in self.extras:
-            told = extra.summary()
+        for told in self.joined:
             self.tell(NoteEvent(text=f"{told['images']} training images of {told['dataset']} join"))
         return add_extra(
             part, self.manifest, self.extras, self.config.data,
@@ -376,15 +375,12 @@ class _Training:
         judged = self.average.network(self.model) if self.average else self.model
         # In float32, as the exported model will run: in bf16 other epochs look best.
         proba = self._validate(judged)
-        labels = self.val_part.labels
-        figures = evaluate(labels, proba.argmax(1), self.codes)
-        picked = np.clip(proba[np.arange(len(proba)), labels], 1e-12, 1)
-        row |= {f"val_{k}": v for k, v in figures.headline().items()}
-        row["val_log_loss"] = float(-np.log(picked).mean())
+        figures = validation_figures(self.val_part.labels, proba, self.codes)
+        row |= figures
         row["seconds"] = state.spent + time.perf_counter() - began
         score = {
-            "macro_f1": figures.macro_f1,
-            "log_loss": -row["val_log_loss"],
+            "macro_f1": figures["val_macro_f1"],
+            "log_loss": -figures["val_log_loss"],
             "last": float(state.epoch),
         }[self.config.train.select]
         first_loss, best = state.first_loss, not state.best_epoch or score > state.best_score
@@ -483,7 +479,7 @@ class _Training:
             "validation": {k: v for k, v in row.items() if k.startswith("val_")},
             "versions": versions(),
             "teachers": self.teachers.digests,
-            "extra": [extra.summary() for extra in self.extras],
+            "extra": self.joined,
             "processes": self.ranks.world,
             "command": self.command,
         }
@@ -510,7 +506,9 @@ class _Training:
         }
 
 
-def _check_for_ranks(config: Config, split: Split, ranks: Ranks) -> None:
+def _check_for_ranks(
+    config: Config, split: Split, joined: list[dict[str, Any]], ranks: Ranks
+) -> None:
     """What several processes need to be one training."""
     if config.loss.class_weights == "batch":
         raise UsageError(
@@ -518,7 +516,8 @@ def _check_for_ranks(config: Config, split: Split, ranks: Ranks) -> None:
             fix="use inverse or inverse_sqrt with several processes",
         )
     ranks.slice_of(config.train.batch_size)
-    hashes = distributed.gather_objects((split.data_hash, split.split_hash))
+    others = tuple((e["data_hash"], e["split_hash"]) for e in joined)
+    hashes = distributed.gather_objects((split.data_hash, split.split_hash, others))
     if len(set(hashes)) > 1:
         raise UsageError(
             "the processes do not have the same data: their data or split hashes differ",

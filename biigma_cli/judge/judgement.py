@@ -46,9 +46,14 @@ class Flagged(NamedTuple):
     high: float
     accuracy: float | None
 
+    @property
+    def share(self) -> float:
+        """Of the images."""
+        return self.flagged / self.n
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the share among them."""
-        return {**self._asdict(), "share": self.flagged / self.n}
+        return {**self._asdict(), "share": self.share}
 
 
 class Rival(NamedTuple):

@@ -141,4 +141,8 @@ def test_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     refused(run_of(pair, tmp_path, "--share", "1.5"), "outside 0 to 1")
     refused(run_of(pair, tmp_path, "--select", "accuracy"), "unknown --select")
     refused(run_of((pair[0], tmp_path), tmp_path), "no weights/best.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    whole = (pair[1] / "weights" / "best.safetensors").read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    refused(run_of((pair[0], cut), tmp_path), "is not a readable checkpoint", code=3)
     assert not (tmp_path / "mean").exists()

@@ -63,6 +63,19 @@ def test_export_keeps_what_was_there(tiny_run: Path, small_disk: Path) -> None:
     assert left_in(small_disk) == ["model.onnx"]
 
 
+def test_average(tiny_run: Path, small_disk: Path) -> None:
+    """The network does not fit: nothing is left, and the name can be used again."""
+    for _ in range(2):
+        done = call(
+            "average", tiny_run, tiny_run, "--name", "mean", "--share", "0.5", "--runs", small_disk,
+            "--device", "cpu",
+        )  # fmt: skip
+        assert done.code == 1
+        assert "No space left" in done.err
+        assert done.err.count("error:") == 1
+        assert left_in(small_disk) == []
+
+
 def test_predict(tiny_onnx: Path, picture: Path, small_disk: Path) -> None:
     """The answers do not fit: one message; whole rows stay in a part to go on with, none torn."""
     (small_disk / "filler").write_bytes(b"x" * (ROOM - 4096))
