@@ -211,6 +211,7 @@ def _commands(
     base = DERIVED.get(dataset, dataset)
     return [
         *([f"biigma download {base}"] if base in TAXONOMIES and base != SYNTHETIC.dataset else []),
+        *(entry["command"] for entry in checkpoint.meta.get("ancestors", []) if entry["command"]),
         checkpoint.meta.get("command") or "biigma train",
         *(f"biigma eval --run runs/{run} --split {part}" for part in metrics),
         f"biigma export onnx --run runs/{run} -o {target}"

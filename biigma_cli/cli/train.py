@@ -48,7 +48,8 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights", help="Backbone: imagenet (torchvision's download), none, or a file."
+            "--weights",
+            help="Backbone: imagenet (torchvision's download), none, a file, or a checkpoint's.",
         ),
     ] = None,
     protocol: Annotated[

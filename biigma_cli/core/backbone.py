@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,7 +218,15 @@ def resolve_normalisation(config: ModelConfig) -> str:
     if config.weights == "none":
         return "unit"
     with _open(Path(config.weights)) as file:
-        stated = (file.metadata() or {}).get("input", "")
+        metadata = file.metadata() or {}
+    stated = metadata.get("input", "")
+    if "biigma" in metadata:  # a checkpoint: as its network had it
+        try:
+            return str(json.loads(metadata["biigma"])["config"]["model"]["normalisation"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(
+                f"{config.weights} has a damaged header: {error}", fix="use another checkpoint"
+            ) from error
     return "symmetric" if "x/127.5-1" in stated.replace(" ", "") else "imagenet"
 
 
@@ -249,12 +258,18 @@ def _open(path: Path) -> safe_open:
 
 def _file_state(path: Path) -> dict[str, Tensor]:
     with _open(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        # Of a checkpoint neither the head nor the optimizer's state.
+        ours = "biigma" in (file.metadata() or {})
+        return {
+            key: file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118
+            if not ours or key.startswith("model.trunk.")
+        }
 
 
 def _load(trunk: nn.Module, state: dict[str, Tensor], config: ModelConfig) -> None:
     wanted = trunk.state_dict()
-    state = {k.removeprefix("trunk."): v for k, v in state.items()}
+    state = {k.removeprefix("model.").removeprefix("trunk."): v for k, v in state.items()}
     # Counters of batch norm are not weights; files often leave them out.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]

@@ -43,6 +43,15 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
     atomic_write_bytes(path, save(plain, metadata=header))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a safetensors file is a checkpoint of ours; False where it cannot be read."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises `ModelFileError` where it is missing, corrupt or not ours."""
     if not path.is_file():

@@ -16,6 +16,7 @@ from torch import Tensor
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
 from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
+from biigma_cli.engine.provenance import ancestry, line_of, versions
 from biigma_cli.errors import CheckpointMismatch
 
 #: What of a network's settings may differ: where its first weights came from.
@@ -131,9 +132,12 @@ def average_meta(
         "validation": chosen.figures,
         "extra": list(joined.values()),
         "command": command,
+        "versions": versions(),
+        "ancestors": ancestry(
+            *(line_of(n, c) for n, c in zip(names, (first, second), strict=True))
+        ),
         "average": {
             "of": list(names),
-            "commands": [c.meta.get("command", "") for c in (first, second)],
             "share": chosen.share,
             "shares": [{"share": row.share, **row.figures} for row in rows],
         },

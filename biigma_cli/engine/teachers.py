@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.augment import resize_batch
 from biigma_cli.data.splits import Split, check_same_split
 from biigma_cli.engine.evaluate import prepare
+from biigma_cli.engine.provenance import ancestry, line_of, run_of
 from biigma_cli.storage import content_digest
 
 
@@ -23,6 +25,7 @@ class Teachers:
 
     Attributes:
         digests: of each teacher's file, by its path: a resumed run must have the same ones.
+        ancestors: the teachers and what is behind them (`provenance.line_of`).
     """
 
     def __init__(
@@ -38,11 +41,14 @@ class Teachers:
         self.models = []
         self.sides = []
         self.digests: dict[str, str] = {}
+        self.ancestors: list[dict[str, Any]] = []
         for path in paths:
             checkpoint = load_checkpoint(Path(path))
             check_same_split(split, checkpoint.meta["split"], source=path)
             self.models.append(prepare(load_model(checkpoint, classes=classes), device).eval())
             self.sides.append(checkpoint.config.data.side)
+            line = line_of(run_of(Path(path)), checkpoint)
+            self.ancestors = ancestry(self.ancestors, line)
             self.digests[path] = content_digest(Path(path).read_bytes())
 
     def __bool__(self) -> bool:

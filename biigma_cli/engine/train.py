@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from biigma_cli import __version__
 from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
 from biigma_cli.core.loss import Criterion
@@ -51,6 +49,14 @@ from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, S
 from biigma_cli.engine.feed import Batch, Feed, epoch_batches
 from biigma_cli.engine.interrupt import StopRequest
 from biigma_cli.engine.lock import held
+from biigma_cli.engine.provenance import (
+    ancestry,
+    check_unseen,
+    line_of,
+    run_of,
+    trunk_source,
+    versions,
+)
 from biigma_cli.engine.schedule import learning_rate, side_at
 from biigma_cli.engine.step import Stepper, build_optimizer
 from biigma_cli.engine.teachers import Teachers
@@ -166,6 +172,7 @@ class _Training:
         self.teachers = Teachers(
             config.train.teachers, classes=self.codes, split=self.split, device=device
         )
+        self.ancestors = self.teachers.ancestors
         if self.last is not None:
             check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
         self.model = self._build()
@@ -199,11 +206,21 @@ class _Training:
 
     def _build(self) -> BiigmaNet:
         config, tc = self.config, self.config.train
-        first = None
-        if tc.init and self.last is None:
-            first = load_checkpoint(Path(tc.init))
+        first = behind = None
+        if self.last is not None:
+            self.ancestors = self.last.meta.get("ancestors", [])
+        elif tc.init:
+            behind = first = load_checkpoint(Path(tc.init))
             # Another split would have shown the network images that are test images here.
             check_same_split(self.split, first.meta["split"], source=tc.init)
+            check_unseen(self.split, tc.init, first)
+        else:
+            behind = trunk_source(config.model)
+            if behind is not None:
+                check_unseen(self.split, config.model.weights, behind)
+        if behind is not None:
+            line = line_of(run_of(Path(tc.init or config.model.weights)), behind)
+            self.ancestors = ancestry(line, self.ancestors)
         torch.manual_seed(tc.seed)
         fresh = self.last is None and first is None
         model = BiigmaNet(config.model, len(self.codes), load_weights=fresh)
@@ -482,6 +499,7 @@ class _Training:
             "extra": self.joined,
             "processes": self.ranks.world,
             "command": self.command,
+            "ancestors": self.ancestors,
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -532,19 +550,6 @@ def _moment(state: State) -> str:
     return f"after epoch {state.epoch}"
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    import torchvision
-
-    return {
-        "biigma": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def _as_csv(rows: Sequence[Row]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -555,4 +560,4 @@ def _as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-__all__ = ["train", "versions"]
+__all__ = ["train"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
+from biigma_cli.taxonomy import DERIVED
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 _SOURCES = {
@@ -14,6 +15,19 @@ _SOURCES = {
     "isic19": "Austria, Australia, Barcelona and New York",
     "synthetic": "a program: no patient is among them",
 }
+
+_VIEWS = {
+    "none": "as it is",
+    "standard": "under standard augmentation",
+    "strong": "under strong augmentation",
+    "painted": "with artefacts painted on",
+}
+
+_USE = """\
+Research on dermoscopic images, and software that needs a small, checked example of such a model. It
+is not for diagnosis, for triage, or for deciding whether a doctor looks at a lesion. Feed it one
+dermoscopic image of one lesion, roughly in the middle; what it says is a share of {classes} known
+classes, never "healthy"."""
 
 _LIMITS = """\
 - {other}
@@ -70,6 +84,8 @@ def model_card(
         "paper's Eq. 5. "
         f"{_head(model)}",
         _table(("class", "diagnosis"), classes),
+        "## Intended use",
+        _USE.format(classes=len(classes)),
         "## Data and split",
         f"{metadata['citation']}",
         f"- protocol: {metadata['protocol']}\n"
@@ -96,7 +112,7 @@ def model_card(
         ],
         "## Limits",
         _LIMITS.format(
-            sources=_SOURCES.get(metadata["dataset"], "one data set"),
+            sources=_sources(metadata),
             side=pre["side"],
             other=_CHECKED if metadata.get("input_check") else _UNCHECKED,
             probabilities=_CALIBRATED if metadata.get("calibration") else _UNCALIBRATED,
@@ -106,6 +122,13 @@ def model_card(
         "Versions: " + ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sources(metadata: dict[str, Any]) -> str:
+    """Where the training images come from."""
+    names = [metadata["dataset"], *(extra["dataset"] for extra in metadata.get("extra", []))]
+    bases = dict.fromkeys(DERIVED.get(name, name) for name in names)
+    return ", and ".join(_SOURCES.get(base, f"one data set, {base}") for base in bases)
 
 
 def _extra(found: dict[str, Any]) -> str:
@@ -178,11 +201,17 @@ def _input_check(found: dict[str, Any] | None) -> list[str]:
     val = found["validation"]
     return [
         "## Input check",
-        f"`novelty`: {found['method']}. Fitted on {found['train']['n']} training images, each as "
-        "it is and under two strengths of augmentation; the limit is exceeded by "
-        f"{val['false_alarms']:.0%} of the {val['n']} validation images and their augmented views. "
-        f"As they are, {val['flagged']:.1%} of the validation images are flagged.",
+        f"`novelty`: {found['method']}. Fitted on {found['train']['n']} training images, each "
+        f"{_views(found['train']['views'])}; the limit is exceeded by {val['false_alarms']:.0%} "
+        f"of the {val['n']} validation images and their augmented views. As they are, "
+        f"{val['flagged']:.1%} of the validation images are flagged.",
     ]
+
+
+def _views(names: Sequence[str]) -> str:
+    """In words what each image was shown as."""
+    told = [_VIEWS.get(name, name) for name in names]
+    return ", ".join(told[:-1]) + f" and {told[-1]}" if len(told) > 1 else told[0]
 
 
 def _figures(part: str, values: dict[str, Any], *, calibrated: bool) -> str:

@@ -102,7 +102,9 @@ def test_validation_chooses(pair: tuple[Path, Path], tmp_path: Path, select: str
     assert written.meta["average"]["share"] == shares[chosen]
     assert f"best of 3 by {select}" in written.meta["selection"]
     assert written.meta["extra"] == [{"dataset": "other"}]
-    assert written.meta["average"]["commands"][1] == "biigma train more"
+    assert [e["command"] for e in written.meta["ancestors"]][-1] == "biigma train more"
+    assert [e["run"] for e in written.meta["ancestors"]] == [p.name for p in pair]
+    assert written.meta["versions"]["torch"] == torch.__version__
     assert not [p for p in (tmp_path / "mean").rglob("*") if p.name.endswith("~")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from biigma_cli.config import ModelConfig
+from biigma_cli.config import Config, ModelConfig
 from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
+from biigma_cli.core.model import BiigmaNet
+from biigma_cli.core.weights import model_state, save_checkpoint
 from biigma_cli.errors import ModelFileError
 from tests.core.tiny import images, normal
 
@@ -145,6 +148,33 @@ def test_local_weights_load(tmp_path: Path, prefix: str) -> None:
     assert all(torch.equal(loaded[k], v) for k, v in state.items())
     left = {k.rsplit(".", 1)[1] for k in set(loaded) - set(state)}
     assert left == {"num_batches_tracked"}
+
+
+@pytest.mark.parametrize("normalisation", ["symmetric", "imagenet"])
+def test_trunk_of_a_checkpoint(tmp_path: Path, normalisation: str) -> None:
+    """Of a checkpoint the trunk is taken, neither head nor optimizer, and its normalisation."""
+    own = dataclasses.replace(config("mobilenet_v2", "none"), normalisation=normalisation)
+    model = BiigmaNet(own, 3)
+    with torch.no_grad():
+        for i, value in enumerate(model.trunk.parameters()):
+            value.copy_(normal(*value.shape, seed=i))
+    path = tmp_path / "best.safetensors"
+    meta = {"config": Config(model=own).to_dict(), "classes": ["a", "b", "c"]}
+    save_checkpoint(path, {**model_state(model), "optim.x": torch.ones(1)}, meta)
+    wanted = config("mobilenet_v2", str(path))
+    loaded, expected = build_trunk(wanted).state_dict(), model.trunk.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in expected.items())
+    assert resolve_normalisation(wanted) == normalisation
+    with pytest.raises(ModelFileError, match="does not fit densenet121"):
+        build_trunk(config("densenet121", str(path)))
+
+
+def test_damaged_checkpoint_header(tmp_path: Path) -> None:
+    """A header that is no JSON is one message."""
+    path = tmp_path / "best.safetensors"
+    save_file({"model.trunk.x": torch.ones(1)}, path, metadata={"biigma": "{"})
+    with pytest.raises(ModelFileError, match="damaged header"):
+        resolve_normalisation(config("mobilenet_v2", str(path)))
 
 
 def test_load_weights_false_reads_nothing() -> None:

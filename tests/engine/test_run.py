@@ -540,6 +540,8 @@ def test_extra_data(
     assert 0 < owned.count(False) <= len(joined)
     assert 0 < owned.count(True) <= len(make_split(small, config.data).train)
     assert last(run).meta["split"] == last(whole.run).meta["split"]
+    assert [entry["run"] for entry in last(run).meta["ancestors"]] == ["run"]
+    assert last(whole.run).meta["ancestors"] == []
     fewer = dataclasses.replace(other, records=tuple(others[:-5]))
     monkeypatch.setattr(extra, "load_manifest", lambda name: {"other": fewer}[name])
     with pytest.raises(CheckpointMismatch, match=r"data\.extra, other: "):

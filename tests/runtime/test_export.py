@@ -457,6 +457,8 @@ def test_card(stored: dict[str, Any], calibration: Calibration) -> None:
         "lesion-safe, seed 7",
         "The Others.",
         "CC0-1.0",
+        "and one data set, other.",
+        'never "healthy"',
     ):
         assert words in text
 
