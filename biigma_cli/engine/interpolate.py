@@ -16,7 +16,7 @@ from torch import Tensor
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
 from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
-from biigma_cli.engine.provenance import ancestry, line_of, versions
+from biigma_cli.engine.provenance import ancestry, joint_terms, line_of, terms_of, versions
 from biigma_cli.errors import CheckpointMismatch
 
 #: What of a network's settings may differ: where its first weights came from.
@@ -132,6 +132,7 @@ def average_meta(
         "validation": chosen.figures,
         "extra": list(joined.values()),
         "command": command,
+        **joint_terms([terms_of(c.meta) for c in (first, second)])._asdict(),
         "versions": versions(),
         "ancestors": ancestry(
             *(line_of(n, c) for n, c in zip(names, (first, second), strict=True))

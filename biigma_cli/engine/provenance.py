@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from biigma_cli.core.weights import Checkpoint, is_checkpoint, load_checkpoint
 from biigma_cli.data.splits import Split, check_same_split
 from biigma_cli.taxonomy import DERIVED
 
+#: From the freest to the strictest; each allows what is made to go under one further on.
+LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0")
 #: Data sets whose images are among another's.
 WITHIN = {"isic19": ("isic17", "isic18")}
 
@@ -89,6 +92,36 @@ def _images_of(dataset: str) -> set[str]:
 def run_of(path: Path) -> str:
     """Name of the run that a checkpoint file belongs to; the file's own where it is in none."""
     return path.parent.parent.name if path.parent.name == "weights" else path.stem
+
+
+class Terms(NamedTuple):
+    """What a network owes to those whose images it has learnt from, itself or through others.
+
+    Attributes:
+        licence: an SPDX expression.
+        citation: to be passed on with it.
+    """
+
+    licence: str
+    citation: str
+
+
+def terms_of(meta: dict[str, Any]) -> Terms:
+    """Those of a checkpoint, or of a data set that joined (`data.extra`)."""
+    return Terms(meta.get("licence") or "unknown", meta.get("citation") or "")
+
+
+def joint_terms(terms: Sequence[Terms]) -> Terms:
+    """Those of what is made from several: the strictest of `LICENCES`, with any other beside it."""
+    licences = dict.fromkeys(t.licence for t in terms)
+    known = [name for name in LICENCES if name in licences]
+    others = [name for name in licences if name not in LICENCES]
+    if known and not (others and known[-1] == LICENCES[0]):  # the freest asks for nothing
+        others.insert(0, known[-1])
+    texts = list(dict.fromkeys(t.citation for t in terms if t.citation))
+    # What is from several names each once.
+    citations = [a for a in texts if not any(a != b and a in b for b in texts)]
+    return Terms(" AND ".join(others), " ".join(citations))
 
 
 def line_of(name: str, checkpoint: Checkpoint) -> list[dict[str, Any]]:

@@ -52,8 +52,10 @@ from biigma_cli.engine.lock import held
 from biigma_cli.engine.provenance import (
     ancestry,
     check_unseen,
+    joint_terms,
     line_of,
     run_of,
+    terms_of,
     trunk_source,
     versions,
 )
@@ -207,20 +209,16 @@ class _Training:
     def _build(self) -> BiigmaNet:
         config, tc = self.config, self.config.train
         first = behind = None
-        if self.last is not None:
-            self.ancestors = self.last.meta.get("ancestors", [])
-        elif tc.init:
+        if self.last is None and tc.init:
             behind = first = load_checkpoint(Path(tc.init))
             # Another split would have shown the network images that are test images here.
             check_same_split(self.split, first.meta["split"], source=tc.init)
             check_unseen(self.split, tc.init, first)
-        else:
+        elif self.last is None:
             behind = trunk_source(config.model)
             if behind is not None:
                 check_unseen(self.split, config.model.weights, behind)
-        if behind is not None:
-            line = line_of(run_of(Path(tc.init or config.model.weights)), behind)
-            self.ancestors = ancestry(line, self.ancestors)
+        self._record_sources(behind)
         torch.manual_seed(tc.seed)
         fresh = self.last is None and first is None
         model = BiigmaNet(config.model, len(self.codes), load_weights=fresh)
@@ -237,6 +235,21 @@ class _Training:
             # In place, so that names in checkpoints stay. Only the trunk: it is the cost.
             model.trunk.compile(mode="reduce-overhead" if tc.compile == "graphs" else None)
         return model
+
+    def _record_sources(self, behind: Checkpoint | None) -> None:
+        """Whose weights, answers and images this network comes from, and on which terms."""
+        if self.last is not None:
+            self.terms = terms_of(self.last.meta)
+            self.ancestors = self.last.meta.get("ancestors", [])
+            return
+        owed = [terms_of(vars(self.manifest)), *map(terms_of, self.joined), *self.teachers.terms]
+        if behind is not None:
+            owed.append(terms_of(behind.meta))
+            line = line_of(
+                run_of(Path(self.config.train.init or self.config.model.weights)), behind
+            )
+            self.ancestors = ancestry(line, self.ancestors)
+        self.terms = joint_terms(owed)
 
     def _decoding(self, done: int, total: int) -> None:
         self.tell(PhaseEvent(phase="decoding", done=done, total=total))
@@ -489,8 +502,7 @@ class _Training:
             "classes": self.codes,
             "split": self.split.summary(),
             "protocol": self.split.title,
-            "licence": self.manifest.licence,
-            "citation": self.manifest.citation,
+            **self.terms._asdict(),
             "epoch": self.state.epoch,
             "selection": SELECTION[self.config.train.select],
             "validation": {k: v for k, v in row.items() if k.startswith("val_")},

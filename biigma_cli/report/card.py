@@ -26,7 +26,7 @@ _VIEWS = {
 _USE = """\
 Research on dermoscopic images, and software that needs a small, checked example of such a model. It
 is not for diagnosis, for triage, or for deciding whether a doctor looks at a lesion. Feed it one
-dermoscopic image of one lesion, roughly in the middle; what it says is a share of {classes} known
+dermoscopic image of one lesion, roughly in the middle; its answer is one of {classes} known
 classes, never "healthy"."""
 
 _LIMITS = """\

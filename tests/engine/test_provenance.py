@@ -12,11 +12,14 @@ from biigma_cli import config as cfg
 from biigma_cli.core.weights import Checkpoint
 from biigma_cli.data.splits import Split
 from biigma_cli.engine.provenance import (
+    Terms,
     ancestry,
     check_unseen,
     commit,
+    joint_terms,
     line_of,
     run_of,
+    terms_of,
     trunk_source,
     versions,
 )
@@ -77,6 +80,27 @@ def test_ancestry() -> None:
     assert both[0] == {"run": "first", "command": "train first", "versions": {"biigma": "1"}}
     assert run_of(Path("runs/a/weights/best.safetensors")) == "a"
     assert run_of(Path("kept/a.safetensors")) == "a"
+
+
+@pytest.mark.parametrize(
+    ("licences", "joint"),
+    [
+        (["CC0-1.0"], "CC0-1.0"),
+        (["CC0-1.0", "CC-BY-NC-4.0", "CC0-1.0"], "CC-BY-NC-4.0"),
+        (["CC-BY-4.0", "CC0-1.0"], "CC-BY-4.0"),
+        (["CC0-1.0", "my own"], "my own"),
+        (["my own", "CC-BY-NC-4.0"], "CC-BY-NC-4.0 AND my own"),
+        (["unknown", "my own"], "unknown AND my own"),
+    ],
+)
+def test_joint_terms(licences: list[str], joint: str) -> None:
+    """The strictest licence holds, one of its own kind beside it; each citation once."""
+    found = joint_terms([Terms(licence, f"by {licence}") for licence in licences])
+    assert found.licence == joint
+    assert all(f"by {licence}" in found.citation for licence in licences)
+    assert joint_terms([Terms("a", "b"), Terms("a", "b"), Terms("a", "")]) == Terms("a", "b")
+    assert joint_terms([Terms("a", "one"), Terms("a", "one two")]).citation == "one two"
+    assert terms_of({}) == Terms("unknown", "")
 
 
 def split(dataset: str) -> Split:
