@@ -54,6 +54,7 @@ def average(
         check_alike,
         judge_shares,
     )
+    from biigma_cli.engine.provenance import run_of
     from biigma_cli.errors import UsageError
     from biigma_cli.storage import atomic_write_text, without_folders
 
@@ -92,7 +93,14 @@ def average(
             + ("  chosen" if row is chosen else "")
         )
     meta = average_meta(
-        early, late, chosen, rows, names=names, select=select, command=command_given()
+        early,
+        late,
+        chosen,
+        rows,
+        names=names,
+        runs=(run_of(paths[0]), run_of(paths[1])),
+        select=select,
+        command=command_given(),
     )
     target = run / "weights" / "best.safetensors"
     save_checkpoint(target, between(early, late, chosen.share), meta)

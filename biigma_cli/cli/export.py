@@ -207,12 +207,27 @@ def _commands(
     checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any], precision: str
 ) -> list[str]:
     """What made the exported file, as far as is recorded; without anyone's folders."""
-    dataset = checkpoint.config.data.dataset
-    base = DERIVED.get(dataset, dataset)
+    from biigma_cli.core.sources import sources_of
+
+    names = [entry["dataset"] for entry in sources_of(checkpoint)]
+    bases = dict.fromkeys(DERIVED.get(name, name) for name in names)
+    own = {
+        "command": checkpoint.meta.get("command") or "biigma train",
+        "versions": checkpoint.meta.get("versions", {}),
+    }
+    lines, commit = [], None
+    for entry in (*checkpoint.meta.get("ancestors", []), own):
+        if entry["versions"].get("commit") not in (None, commit):
+            commit = entry["versions"]["commit"]
+            lines.append(f"# commit {commit}")
+        lines.append(entry["command"] or f"# {entry['run']}, whose command is not recorded")
     return [
-        *([f"biigma download {base}"] if base in TAXONOMIES and base != SYNTHETIC.dataset else []),
-        *(entry["command"] for entry in checkpoint.meta.get("ancestors", []) if entry["command"]),
-        checkpoint.meta.get("command") or "biigma train",
+        *(
+            f"biigma download {base}"
+            for base in bases
+            if base in TAXONOMIES and base != SYNTHETIC.dataset
+        ),
+        *lines,
         *(f"biigma eval --run runs/{run} --split {part}" for part in metrics),
         f"biigma export onnx --run runs/{run} -o {target}"
         + ("" if precision == "fp32" else f" --precision {precision}"),

@@ -64,6 +64,7 @@ def describe(path: Path) -> dict[str, Any]:
         "input_check": None if check is None else check["validation"],
         "licence": info.metadata["licence"],
         "protocol": info.metadata.get("protocol", ""),
+        "sources": list(dict.fromkeys(s["dataset"] for s in info.metadata.get("sources", []))),
         "test": test and {"n": test["n"], **{k: test["intervals"][k] for k in _FIGURES}},
     }
 
@@ -77,6 +78,8 @@ def _lines(model: dict[str, Any]) -> str:
         f"classes: {', '.join(model['classes'])}",
         f"trained and judged on: {model['protocol'] or 'not said'}",
     ]
+    if more := model["sources"][1:]:
+        lines.append(f"has also learnt from images of: {', '.join(more)}")
     if test:
         figures = ", ".join(
             f"{title} {test[key]['value']:.3f} ({test[key]['low']:.3f}-{test[key]['high']:.3f})"

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from biigma_cli.config import ModelConfig
 from biigma_cli.errors import ModelFileError, UsageError
 
+#: `format` in the header of a checkpoint of ours.
+CHECKPOINT = "biigma-checkpoint-1"
+
 
 class Taps(NamedTuple):
     """Feature maps at strides 8, 16 and 32, all after a ReLU.
@@ -220,7 +223,7 @@ def resolve_normalisation(config: ModelConfig) -> str:
     with _open(Path(config.weights)) as file:
         metadata = file.metadata() or {}
     stated = metadata.get("input", "")
-    if "biigma" in metadata:  # a checkpoint: as its network had it
+    if metadata.get("format") == CHECKPOINT:  # as its network had it
         try:
             return str(json.loads(metadata["biigma"])["config"]["model"]["normalisation"])
         except (KeyError, TypeError, ValueError) as error:
@@ -259,7 +262,7 @@ def _open(path: Path) -> safe_open:
 def _file_state(path: Path) -> dict[str, Tensor]:
     with _open(path) as file:
         # Of a checkpoint neither the head nor the optimizer's state.
-        ours = "biigma" in (file.metadata() or {})
+        ours = (file.metadata() or {}).get("format") == CHECKPOINT
         return {
             key: file.get_tensor(key)
             for key in file.keys()  # noqa: SIM118

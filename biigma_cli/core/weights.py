@@ -12,11 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from biigma_cli.config import Config, fill_older, from_dict
+from biigma_cli.core.backbone import CHECKPOINT
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.errors import CheckpointMismatch, ModelFileError
 from biigma_cli.storage import atomic_write_bytes
-
-FORMAT = "biigma-checkpoint-1"
 
 
 class Checkpoint(NamedTuple):
@@ -39,7 +38,7 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write a checkpoint atomically: the old file stays whole until the new one is complete."""
     plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    header = {"format": FORMAT, "biigma": json.dumps(meta, sort_keys=True)}
+    header = {"format": CHECKPOINT, "biigma": json.dumps(meta, sort_keys=True)}
     atomic_write_bytes(path, save(plain, metadata=header))
 
 
@@ -47,7 +46,7 @@ def is_checkpoint(path: Path) -> bool:
     """Whether a safetensors file is a checkpoint of ours; False where it cannot be read."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return (file.metadata() or {}).get("format") == CHECKPOINT
     except (SafetensorError, OSError):
         return False
 
@@ -59,7 +58,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
-            if meta.get("format") != FORMAT:
+            if meta.get("format") != CHECKPOINT:
                 raise ModelFileError(
                     f"{path} was not written by biigma (format {meta.get('format')!r})",
                     fix="give a checkpoint from a run's weights folder",

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from biigma_cli.core.sources import joined, joint_citation, joint_licence, sources_of
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
 from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
-from biigma_cli.engine.provenance import ancestry, joint_terms, line_of, terms_of, versions
+from biigma_cli.engine.provenance import ancestry, line_of, versions
 from biigma_cli.errors import CheckpointMismatch
 
 #: What of a network's settings may differ: where its first weights came from.
@@ -118,25 +119,34 @@ def average_meta(
     rows: Sequence[Judged],
     *,
     names: tuple[str, str],
+    runs: tuple[str, str],
     select: str,
     command: str,
 ) -> dict[str, Any]:
-    """What the averaged checkpoint says of itself: the second's, and what was done."""
+    """What the averaged checkpoint says of itself: the second's, and what was done.
+
+    Args:
+        names: of the two as given.
+        runs: that they belong to.
+        select: by what the share was chosen.
+        command: that was given.
+    """
     how = f"{chosen.share:g} of the way from {names[0]} to {names[1]}"
     if len(rows) > 1:
         how += f", best of {len(rows)} by {select} on the validation part"
-    joined = {e["dataset"]: e for c in (first, second) for e in c.meta.get("extra", [])}
+    extra = {e["dataset"]: e for c in (first, second) for e in c.meta.get("extra", [])}
+    sources = joined(sources_of(first), sources_of(second))
     return {
         **second.meta,
         "selection": how,
         "validation": chosen.figures,
-        "extra": list(joined.values()),
+        "extra": list(extra.values()),
         "command": command,
-        **joint_terms([terms_of(c.meta) for c in (first, second)])._asdict(),
+        "licence": joint_licence(sources),
+        "citation": joint_citation(sources),
+        "sources": sources,
         "versions": versions(),
-        "ancestors": ancestry(
-            *(line_of(n, c) for n, c in zip(names, (first, second), strict=True))
-        ),
+        "ancestors": ancestry(line_of(runs[0], first), line_of(runs[1], second)),
         "average": {
             "of": list(names),
             "share": chosen.share,

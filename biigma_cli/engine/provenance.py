@@ -5,23 +5,18 @@ from __future__ import annotations
 import itertools
 import platform
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from biigma_cli import __version__
 from biigma_cli.config import ModelConfig
+from biigma_cli.core.sources import shares_images, sources_of
 from biigma_cli.core.weights import Checkpoint, is_checkpoint, load_checkpoint
-from biigma_cli.data.splits import Split, check_same_split
-from biigma_cli.taxonomy import DERIVED
-
-#: From the freest to the strictest; each allows what is made to go under one further on.
-LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0")
-#: Data sets whose images are among another's.
-WITHIN = {"isic19": ("isic17", "isic18")}
+from biigma_cli.data.splits import Split
+from biigma_cli.errors import CheckpointMismatch
 
 
 def versions() -> dict[str, str]:
@@ -50,7 +45,16 @@ def commit(root: Path | None = None) -> str | None:
     root = root or Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # a folder above might be somebody else's
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+    ]
     try:
         done = subprocess.run(
             [*command, "--abbrev=12"], capture_output=True, text=True, timeout=10, check=True
@@ -71,57 +75,24 @@ def trunk_source(config: ModelConfig) -> Checkpoint | None:
 
 
 def check_unseen(split: Split, source: str, checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointMismatch` where a network may have been trained on test images of `split`.
+    """Raise `CheckpointMismatch` where a network may have learnt from test images of `split`.
 
-    A network of another data set has not; one of the same images has, unless their split is the
-    same. Only the data sets of ISIC are known to share images under different names.
+    It may where it, or a network behind it, was trained on the same images in another split. Only
+    the data sets of ISIC are known to share images under different names.
     """
-    meta = checkpoint.meta
-    for joined in meta.get("extra", []):
-        if _images_of(joined["dataset"]) & _images_of(split.dataset):
-            check_same_split(split, joined, source=source)
-    if _images_of(checkpoint.config.data.dataset) & _images_of(split.dataset):
-        check_same_split(split, meta["split"], source=source)
-
-
-def _images_of(dataset: str) -> set[str]:
-    base = DERIVED.get(dataset, dataset)
-    return {base, *WITHIN.get(base, ())}
+    for entry in sources_of(checkpoint):
+        if shares_images(entry, split.dataset) and entry["split_hash"] != split.split_hash:
+            raise CheckpointMismatch(
+                f"{source} has learnt from {entry['dataset']} in another split (split hash "
+                f"{entry['split_hash'][:12]}, that of {split.dataset} here is "
+                f"{split.split_hash[:12]}): test images may be among the ones it has seen",
+                fix="use the split it was trained with, or other weights",
+            )
 
 
 def run_of(path: Path) -> str:
     """Name of the run that a checkpoint file belongs to; the file's own where it is in none."""
     return path.parent.parent.name if path.parent.name == "weights" else path.stem
-
-
-class Terms(NamedTuple):
-    """What a network owes to those whose images it has learnt from, itself or through others.
-
-    Attributes:
-        licence: an SPDX expression.
-        citation: to be passed on with it.
-    """
-
-    licence: str
-    citation: str
-
-
-def terms_of(meta: dict[str, Any]) -> Terms:
-    """Those of a checkpoint, or of a data set that joined (`data.extra`)."""
-    return Terms(meta.get("licence") or "unknown", meta.get("citation") or "")
-
-
-def joint_terms(terms: Sequence[Terms]) -> Terms:
-    """Those of what is made from several: the strictest of `LICENCES`, with any other beside it."""
-    licences = dict.fromkeys(t.licence for t in terms)
-    known = [name for name in LICENCES if name in licences]
-    others = [name for name in licences if name not in LICENCES]
-    if known and not (others and known[-1] == LICENCES[0]):  # the freest asks for nothing
-        others.insert(0, known[-1])
-    texts = list(dict.fromkeys(t.citation for t in terms if t.citation))
-    # What is from several names each once.
-    citations = [a for a in texts if not any(a != b and a in b for b in texts)]
-    return Terms(" AND ".join(others), " ".join(citations))
 
 
 def line_of(name: str, checkpoint: Checkpoint) -> list[dict[str, Any]]:

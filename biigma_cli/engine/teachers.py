@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biigma_cli.core.sources import Source, joined, sources_of
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.augment import resize_batch
 from biigma_cli.data.splits import Split, check_same_split
 from biigma_cli.engine.evaluate import prepare
-from biigma_cli.engine.provenance import Terms, ancestry, line_of, run_of, terms_of
+from biigma_cli.engine.provenance import ancestry, line_of, run_of
 from biigma_cli.storage import content_digest
 
 
@@ -26,7 +27,7 @@ class Teachers:
     Attributes:
         digests: of each teacher's file, by its path: a resumed run must have the same ones.
         ancestors: the teachers and what is behind them (`provenance.line_of`).
-        terms: of each, the licence and citation of what it has learnt from.
+        sources: the data that they have learnt from.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Teachers:
         self.sides = []
         self.digests: dict[str, str] = {}
         self.ancestors: list[dict[str, Any]] = []
-        self.terms: list[Terms] = []
+        self.sources: list[Source] = []
         for path in paths:
             checkpoint = load_checkpoint(Path(path))
             check_same_split(split, checkpoint.meta["split"], source=path)
@@ -51,7 +52,7 @@ class Teachers:
             self.sides.append(checkpoint.config.data.side)
             line = line_of(run_of(Path(path)), checkpoint)
             self.ancestors = ancestry(self.ancestors, line)
-            self.terms.append(terms_of(checkpoint.meta))
+            self.sources = joined(self.sources, sources_of(checkpoint))
             self.digests[path] = content_digest(Path(path).read_bytes())
 
     def __bool__(self) -> bool:

@@ -21,6 +21,13 @@ from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
+from biigma_cli.core.sources import (
+    joined,
+    joint_citation,
+    joint_licence,
+    source,
+    sources_of,
+)
 from biigma_cli.core.weights import (
     Checkpoint,
     load_checkpoint,
@@ -52,17 +59,21 @@ from biigma_cli.engine.lock import held
 from biigma_cli.engine.provenance import (
     ancestry,
     check_unseen,
-    joint_terms,
     line_of,
     run_of,
-    terms_of,
     trunk_source,
     versions,
 )
 from biigma_cli.engine.schedule import learning_rate, side_at
 from biigma_cli.engine.step import Stepper, build_optimizer
 from biigma_cli.engine.teachers import Teachers
-from biigma_cli.errors import BiigmaError, Interrupted, TrainingDiverged, UsageError
+from biigma_cli.errors import (
+    BiigmaError,
+    CheckpointMismatch,
+    Interrupted,
+    TrainingDiverged,
+    UsageError,
+)
 from biigma_cli.storage import atomic_write_text, write_json
 
 SELECTION = {
@@ -123,7 +134,7 @@ def train(
         config,
         model=dataclasses.replace(
             config.model,
-            normalisation=resolve_normalisation(config.model),  # type: ignore[arg-type]
+            normalisation=_normalisation(config),  # type: ignore[arg-type]
         ),
     )
     tell = on_event if ranks.is_main else _silent
@@ -136,6 +147,13 @@ def train(
 
 def _silent(_: Event) -> None:
     """What the other ranks tell."""
+
+
+def _normalisation(config: Config) -> str:
+    """That of the network or the backbone weights it begins with, unless one is chosen."""
+    if config.model.normalisation == "auto" and config.train.init:
+        return load_checkpoint(Path(config.train.init)).config.model.normalisation
+    return resolve_normalisation(config.model)
 
 
 class _Training:
@@ -175,6 +193,8 @@ class _Training:
             config.train.teachers, classes=self.codes, split=self.split, device=device
         )
         self.ancestors = self.teachers.ancestors
+        # As they are now: a commit or an edit in the checkout does not change what runs.
+        self.versions = versions()
         if self.last is not None:
             check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
         self.model = self._build()
@@ -214,6 +234,12 @@ class _Training:
             # Another split would have shown the network images that are test images here.
             check_same_split(self.split, first.meta["split"], source=tc.init)
             check_unseen(self.split, tc.init, first)
+            scaled = first.config.model.normalisation
+            if scaled != config.model.normalisation:
+                raise CheckpointMismatch(
+                    f"{tc.init} takes its input as {scaled}, not {config.model.normalisation}",
+                    fix=f"leave model.normalisation at auto, or set it to {scaled}",
+                )
         elif self.last is None:
             behind = trunk_source(config.model)
             if behind is not None:
@@ -237,19 +263,19 @@ class _Training:
         return model
 
     def _record_sources(self, behind: Checkpoint | None) -> None:
-        """Whose weights, answers and images this network comes from, and on which terms."""
+        """Whose weights and answers this network has learnt from, and which images."""
+        own = source({**self.split.summary(), **vars(self.manifest)})
+        beside = [source(extra, beside=self.manifest.dataset) for extra in self.joined]
+        self.sources = joined([own, *beside], self.teachers.sources)
         if self.last is not None:
-            self.terms = terms_of(self.last.meta)
-            self.ancestors = self.last.meta.get("ancestors", [])
-            return
-        owed = [terms_of(vars(self.manifest)), *map(terms_of, self.joined), *self.teachers.terms]
+            self.sources = joined(sources_of(self.last), self.sources)
+            self.ancestors = self.last.meta.get("ancestors", self.ancestors)
         if behind is not None:
-            owed.append(terms_of(behind.meta))
+            self.sources = joined(self.sources, sources_of(behind))
             line = line_of(
                 run_of(Path(self.config.train.init or self.config.model.weights)), behind
             )
             self.ancestors = ancestry(line, self.ancestors)
-        self.terms = joint_terms(owed)
 
     def _decoding(self, done: int, total: int) -> None:
         self.tell(PhaseEvent(phase="decoding", done=done, total=total))
@@ -502,11 +528,13 @@ class _Training:
             "classes": self.codes,
             "split": self.split.summary(),
             "protocol": self.split.title,
-            **self.terms._asdict(),
+            "licence": joint_licence(self.sources),
+            "citation": joint_citation(self.sources),
+            "sources": self.sources,
             "epoch": self.state.epoch,
             "selection": SELECTION[self.config.train.select],
             "validation": {k: v for k, v in row.items() if k.startswith("val_")},
-            "versions": versions(),
+            "versions": self.versions,
             "teachers": self.teachers.digests,
             "extra": self.joined,
             "processes": self.ranks.world,
@@ -532,7 +560,7 @@ class _Training:
             "seed": self.config.train.seed,
             "seconds": round(state.seconds, 1),
             "device_hours": round(state.seconds * ranks.world / 3600, 4),
-            "versions": versions(),
+            "versions": self.versions,
         }
 
 

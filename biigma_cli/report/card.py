@@ -126,7 +126,8 @@ def model_card(
 
 def _sources(metadata: dict[str, Any]) -> str:
     """Where the training images come from."""
-    names = [metadata["dataset"], *(extra["dataset"] for extra in metadata.get("extra", []))]
+    sources = metadata.get("sources") or [metadata, *metadata.get("extra", [])]
+    names = [entry["dataset"] for entry in sources]
     bases = dict.fromkeys(DERIVED.get(name, name) for name in names)
     return ", and ".join(_SOURCES.get(base, f"one data set, {base}") for base in bases)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from biigma_cli import __version__
 from biigma_cli.core.input_check import InputCheck
 from biigma_cli.core.model import BiigmaNet
+from biigma_cli.core.sources import joint_citation, joint_licence, sources_of
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.errors import ParityError
@@ -291,6 +292,7 @@ def metadata(
     config = checkpoint.config
     lesions = [lesion_class(code) for code in meta["classes"]]
     rule = config.data.resize
+    sources = sources_of(checkpoint)
     settings = config.to_dict()
     # No one's folders.
     settings["model"]["weights"] = without_folders(config.model.weights)
@@ -308,13 +310,14 @@ def metadata(
             "Pillow bilinear with antialiasing",
             "normalisation": f"{config.model.normalisation}, inside the graph",
         },
-        "licence": meta["licence"],
-        "citation": meta["citation"],
+        "licence": joint_licence(sources),
+        "citation": joint_citation(sources),
         "disclaimer": DISCLAIMER,
         "dataset": config.data.dataset,
         "protocol": meta["protocol"],
         "split": meta["split"],
         "extra": meta.get("extra", []),
+        "sources": sources,
         "selection": meta["selection"],
         "epoch": meta["epoch"],
         "validation": meta["validation"],

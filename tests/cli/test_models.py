@@ -15,14 +15,20 @@ def test_all_that_ship() -> None:
     """Each with its size, precision, classes, figures beside their protocol, and check."""
     shown = call("models").out
     assert f"{DEFAULT_MODEL} (default)\n  float32, 15.8 MB" in shown
-    assert f"{DEFAULT_MODEL}-int8\n  int8, 4.5 MB" in shown
+    assert "biigma-edge-isic18\n  int8, 4.5 MB" in shown
+    assert "biigma-light-isic17\n  int8, 4.5 MB, images of 224 x 224, CC-BY-NC-4.0" in shown
     assert "classes: MEL, NV, BCC, AKIEC, BKL, DF, VASC" in shown
-    assert "test part, 2006 images: accuracy 0.814 (0.792-0.836), macro-F1 0.702" in shown
-    assert "test part, 2006 images, in float32: accuracy 0.814" in shown
-    assert shown.count("lesion-safe") == shown.count("input check: flags 0.5% of 1007") == 2
+    assert "classes: MEL, SK, NV" in shown
+    assert "test part, 2006 images: accuracy 0.811 (0.789-0.833), macro-F1 0.691" in shown
+    assert "test part, 2006 images, in float32: accuracy 0.807" in shown
+    assert "test part, 430 images, in float32: accuracy 0.753" in shown
+    assert shown.count("lesion-safe") == shown.count("input check: flags 0.5% of ") == 3
+    assert shown.count("has also learnt from images of: isic17") == 2
+    assert shown.count("has also learnt from images of: isic18") == 1
     found = {m["name"]: m for m in json.loads(call("models", "--json").out)}
     assert [m["default"] for m in found.values()].count(True) == 1
-    assert found[f"{DEFAULT_MODEL}-int8"]["precision"] == "int8"
+    assert found["biigma-edge-isic18"]["precision"] == "int8"
+    assert found["biigma-light-isic17"]["sources"] == ["isic17", "isic18"]
     assert found[DEFAULT_MODEL]["id"].startswith(f"{DEFAULT_MODEL}@")
 
 

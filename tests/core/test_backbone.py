@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from biigma_cli.config import Config, ModelConfig
-from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
+from biigma_cli.core.backbone import CHECKPOINT, TRUNKS, build_trunk, resolve_normalisation
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import model_state, save_checkpoint
 from biigma_cli.errors import ModelFileError
@@ -172,7 +172,9 @@ def test_trunk_of_a_checkpoint(tmp_path: Path, normalisation: str) -> None:
 def test_damaged_checkpoint_header(tmp_path: Path) -> None:
     """A header that is no JSON is one message."""
     path = tmp_path / "best.safetensors"
-    save_file({"model.trunk.x": torch.ones(1)}, path, metadata={"biigma": "{"})
+    save_file(
+        {"model.trunk.x": torch.ones(1)}, path, metadata={"format": CHECKPOINT, "biigma": "{"}
+    )
     with pytest.raises(ModelFileError, match="damaged header"):
         resolve_normalisation(config("mobilenet_v2", str(path)))
 

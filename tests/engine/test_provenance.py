@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from biigma_cli import config as cfg
-from biigma_cli.core.weights import Checkpoint
+from biigma_cli.core.sources import joined, joint_citation, joint_licence, source, sources_of
+from biigma_cli.core.weights import Checkpoint, save_checkpoint
 from biigma_cli.data.splits import Split
 from biigma_cli.engine.provenance import (
-    Terms,
     ancestry,
     check_unseen,
     commit,
-    joint_terms,
     line_of,
     run_of,
-    terms_of,
     trunk_source,
     versions,
 )
@@ -54,12 +53,14 @@ def test_commit(tmp_path: Path) -> None:
 def test_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder inside somebody's checkout is not that checkout; without git there is none."""
     git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "a")
     inside = tmp_path / "site-packages"
     inside.mkdir()
+    assert commit(tmp_path) is not None
     assert commit(inside) is None
     monkeypatch.setenv("PATH", str(inside))
     assert commit(tmp_path) is None
-    assert "commit" not in versions() or versions()["commit"]
+    assert "commit" not in versions()
 
 
 def checkpoint(**meta: Any) -> Checkpoint:
@@ -90,17 +91,29 @@ def test_ancestry() -> None:
         (["CC-BY-4.0", "CC0-1.0"], "CC-BY-4.0"),
         (["CC0-1.0", "my own"], "my own"),
         (["my own", "CC-BY-NC-4.0"], "CC-BY-NC-4.0 AND my own"),
-        (["unknown", "my own"], "unknown AND my own"),
+        (["CC-BY-NC-4.0 AND my own", "my own", "CC-BY-NC-4.0"], "CC-BY-NC-4.0 AND my own"),
+        (["", "my own"], "unknown AND my own"),
     ],
 )
-def test_joint_terms(licences: list[str], joint: str) -> None:
-    """The strictest licence holds, one of its own kind beside it; each citation once."""
-    found = joint_terms([Terms(licence, f"by {licence}") for licence in licences])
-    assert found.licence == joint
-    assert all(f"by {licence}" in found.citation for licence in licences)
-    assert joint_terms([Terms("a", "b"), Terms("a", "b"), Terms("a", "")]) == Terms("a", "b")
-    assert joint_terms([Terms("a", "one"), Terms("a", "one two")]).citation == "one two"
-    assert terms_of({}) == Terms("unknown", "")
+def test_joint_licence(licences: list[str], joint: str) -> None:
+    """The strictest licence holds, one of its own kind beside it."""
+    assert joint_licence([source({"licence": licence}) for licence in licences]) == joint
+
+
+def test_sources() -> None:
+    """Of a checkpoint of an earlier version its own data; each once; each citation once."""
+    extra = {"dataset": "isic17", "split_hash": "y", "licence": "CC0-1.0", "citation": "B."}
+    old = checkpoint(
+        split={"data_hash": "d", "split_hash": "s"}, licence="CC-BY-NC-4.0", citation="A.",
+        extra=[extra],
+    )  # fmt: skip
+    own, beside = sources_of(old)
+    assert (own["dataset"], own["split_hash"], own["beside"]) == ("isic18", "s", "")
+    assert (beside["dataset"], beside["split_hash"], beside["beside"]) == ("isic17", "y", "isic18")
+    assert sources_of(checkpoint(sources=[own])) == [own]
+    assert joined([own], [beside, own]) == [own, beside]
+    assert joint_citation(joined([own, beside], [beside])) == "A. B."
+    assert joint_licence([own, beside]) == "CC-BY-NC-4.0"
 
 
 def split(dataset: str) -> Split:
@@ -126,6 +139,12 @@ OTHER = {**SAME, "split_hash": "x"}
         ("isic17-mel", "isic17", {"split": OTHER}, False),
         ("isic19", "isic18", {"split": OTHER}, False),
         ("isic17", "isic19", {"split": OTHER}, False),
+        ("isic17-mel", "isic17", {"split": SAME}, True),
+        # Own images were left out of what joined: no test image of the own data set is in it.
+        ("isic18", "isic18", {"split": SAME, "extra": [{"dataset": "isic19", **OTHER}]}, True),
+        ("isic17", "isic18", {"split": SAME, "extra": [{"dataset": "isic19", **OTHER}]}, False),
+        # Of the network's own data nothing is wrong; of one behind it there is.
+        ("isic18", "isic17", {"sources": [source({"dataset": "isic18", **OTHER})]}, False),
     ],
 )
 def test_check_unseen(own: str, trained: str, meta: dict[str, Any], fine: bool) -> None:
@@ -134,8 +153,18 @@ def test_check_unseen(own: str, trained: str, meta: dict[str, Any], fine: bool) 
     if fine:
         check_unseen(split(own), "x", source)
         return
-    with pytest.raises(CheckpointMismatch, match="x was trained on another"):
+    with pytest.raises(CheckpointMismatch, match="x has learnt from"):
         check_unseen(split(own), "x", source)
+
+
+def test_trunk_source(tmp_path: Path) -> None:
+    """A checkpoint given as backbone weights is found; its header is read."""
+    path = tmp_path / "best.safetensors"
+    meta = checkpoint(command="train it").meta
+    save_checkpoint(path, {"model.x": torch.ones(1)}, meta)
+    found = trunk_source(cfg.ModelConfig(weights=str(path)))
+    assert found is not None
+    assert found.meta["command"] == "train it"
 
 
 def test_other_weights_have_no_source(tmp_path: Path) -> None:

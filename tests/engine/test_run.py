@@ -523,7 +523,7 @@ def test_extra_data(
         },
         settings(epochs=1),
     )
-    run, events = tmp_path / "run", []
+    run, events = tmp_path / "student", []
     owned: list[float] = []
     plain = engine.Stepper.__call__
 
@@ -546,6 +546,36 @@ def test_extra_data(
     monkeypatch.setattr(extra, "load_manifest", lambda name: {"other": fewer}[name])
     with pytest.raises(CheckpointMismatch, match=r"data\.extra, other: "):
         train(config, small, run, device=CPU, resume=True)
+
+
+@pytest.mark.parametrize("begin", ["init", "weights"])
+def test_from_another_run(whole: Whole, small: Manifest, tmp_path: Path, begin: str) -> None:
+    """Weights, normalisation, ancestors and sources are those of the other run."""
+    first = str(whole.run / "weights" / "best.safetensors")
+    begun = {"train": {"init": first}} if begin == "init" else {"model": {"weights": first}}
+    config = cfg.from_dict(begun, settings(epochs=1, lr=1e-30, ema=0.0))
+    run = tmp_path / "next"
+    train(config, small, run, device=CPU, command="biigma train next")
+    meta, before = last(run).meta, last(whole.run).meta
+    assert meta["config"]["model"]["normalisation"] == "unit"
+    assert [entry["run"] for entry in meta["ancestors"]] == ["run"]
+    assert meta["ancestors"][0]["versions"] == before["versions"]
+    assert meta["sources"] == before["sources"]
+    assert len(meta["sources"]) == 1
+    assert meta["licence"] == small.licence
+    ours, theirs = (load_checkpoint(r / "weights" / "best.safetensors") for r in (run, whole.run))
+    names = [k for k in ours.tensors if k.startswith("model.") and k.endswith("weight")]
+    same = {k for k in names if torch.equal(ours.tensors[k], theirs.tensors[k])}
+    trunk = {k for k in names if k.startswith("model.trunk.")}
+    assert trunk <= same
+    assert (same == set(names)) == (begin == "init")
+    other = cfg.from_dict({"data": {"split_seed": 5}}, config)
+    with pytest.raises(CheckpointMismatch):
+        train(other, small, tmp_path / "leak", device=CPU)
+    if begin == "init":
+        scaled = cfg.from_dict({"model": {"normalisation": "imagenet"}}, config)
+        with pytest.raises(CheckpointMismatch, match="takes its input as unit, not imagenet"):
+            train(scaled, small, tmp_path / "scaled", device=CPU)
 
 
 # --- killed processes ------------------------------------------------------------------------

@@ -451,7 +451,7 @@ def test_card(stored: dict[str, Any], calibration: Calibration) -> None:
         "split_hash": "d", "images": 12, "classes": {"NV": 8, "SK": 4}, "known": 1, "classless": {},
         "licence": "CC0-1.0", "citation": "The Others.",
     }  # fmt: skip
-    text = card({**stored, "extra": [joined]})
+    text = card({**stored, "extra": [joined], "sources": [*stored["sources"], joined]})
     for words in (
         "12 images of other (8 NV, 4 SK)",
         "lesion-safe, seed 7",
