@@ -255,8 +255,9 @@ class TrainConfig:
         precision: `auto` takes bf16 where the device has it, else fp32.
         teachers: checkpoints of runs on the same split whose mean answer is distilled into the
             network, with weight `loss.distillation`.
-        teacher_view: what the teachers see: the `same` view as the network, or a `clean` one, with
-            its geometry and colours but without blur, lower resolution, sharpening and noise.
+        teacher_view: what the teachers see: the `same` view as the network; a `clean` one, with
+            its geometry and colours but without blur, lower resolution, sharpening and noise; or
+            each image `once`, as it is, before the first epoch: cheap where teachers cost much.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
         seed: seed of weights, order, augmentation and background draws.
@@ -287,7 +288,7 @@ class TrainConfig:
     gather_background: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     teachers: tuple[str, ...] = ()
-    teacher_view: Literal["same", "clean"] = "same"
+    teacher_view: Literal["same", "clean", "once"] = "same"
     init: str = ""
     seed: int = 0
 

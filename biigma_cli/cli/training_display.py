@@ -257,8 +257,10 @@ class TrainingDisplay:
 
     def _progress_line(self, now: float) -> str:
         work, step = self._pace.work, self._pace.at
-        if work is not None and work.phase == "decoding":
-            return f"decoding: {work.done}/{work.total} images" if work.done < work.total else ""
+        if work is not None and work.phase != "validation":
+            if work.done == work.total:
+                return ""
+            return f"{work.phase}: {work.done}/{work.total} images"
         if step is None:
             return f"validation: {work.done}/{work.total} images" if work is not None else ""
         epoch = f"epoch {step.epoch}/{step.epochs}"
@@ -289,11 +291,11 @@ class TrainingDisplay:
         draw = _Lines(options.max_width, ascii_only=options.ascii_only)
         pace, now = self._pace, monotonic()
         work = pace.work
-        if work is not None and work.phase == "decoding":
+        if work is not None and work.phase != "validation":
             rate = pace.work_rate(now)
             speed = [Item("", f"{_rate(rate)} images/s")] if rate else []
             left = f"{clock((work.total - work.done) / rate)} left" if rate else ""
-            draw.row("decoding", [Item("", f"{work.done}/{work.total} images"), *speed])
+            draw.row(work.phase, [Item("", f"{work.done}/{work.total} images"), *speed])
             draw.bars([("images", work.done / max(work.total, 1), left)])
         else:
             self._draw_progress(draw, now)

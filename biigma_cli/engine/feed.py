@@ -24,11 +24,13 @@ class Batch(NamedTuple):
         pixels_BSS3: uint8.
         label_B: class indices.
         own_B: bool: of the run's own data set, not of an extra one.
+        taught_BY: the teachers' probabilities, where they were asked once for all.
     """
 
     pixels_BSS3: Tensor
     label_B: Tensor
     own_B: Tensor
+    taught_BY: Tensor | None = None
 
 
 class Feed:
@@ -40,6 +42,7 @@ class Feed:
         own: images, from the first on, of the run's own data set; None: all.
         resident: keep the whole part on the device; None decides: always on the CPU, where
             nothing has to move, and on CUDA where it takes at most half of the free memory.
+        taught: `(N, Y)`, the teachers' probabilities for the own images.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Feed:
         *,
         own: int | None = None,
         resident: bool | None = None,
+        taught: Tensor | None = None,
     ) -> None:
         self.device = device
         self.pixels = torch.from_numpy(part.pixels)
         self.labels = torch.from_numpy(part.labels).to(device)
         self.own = len(part.labels) if own is None else own
+        self.taught = None if taught is None else taught.to(device)
         if resident is None:
             resident = device.type != "cuda" or (
                 self.pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2
@@ -72,7 +77,9 @@ class Feed:
         yield from self._prefetched(indices)
 
     def _batch(self, pixels: Tensor, at: Tensor) -> Batch:
-        return Batch(pixels, self.labels.index_select(0, at), at < self.own)
+        # The teachers have no say on images of extra data sets: any row will do there.
+        taught = None if self.taught is None else self.taught[at.clamp_max(self.own - 1)]
+        return Batch(pixels, self.labels.index_select(0, at), at < self.own, taught)
 
     def _prefetched(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
         """A thread gathers the next batches in pinned memory while the device computes."""

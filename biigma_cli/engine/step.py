@@ -76,6 +76,15 @@ class Stepper:
             self._wrapped = (all_used, wrapper)
         return self._wrapped[1]
 
+    def _answers(self, batch: Batch, view: Tensor, mix: augment.Mix | None) -> Tensor | None:
+        """The teachers' probabilities, `(B, Y)`: of the view, or of the images as they are."""
+        if self.config.train.teacher_view != "once":
+            return self.teachers(view) if self.teachers else None
+        own = batch.taught_BY
+        if own is None or mix is None:
+            return own
+        return own.lerp(own[mix.partner_B], 1 - mix.lam_B[:, None])
+
     def _taught(self, batch: Batch, mix: augment.Mix | None) -> Tensor | None:
         """Images that the teachers, who know the run's own data set alone, have a say on."""
         if not self.config.data.extra:
@@ -131,7 +140,7 @@ class Stepper:
             draw_P = draw_P.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self._network(sample)(image, sample=sample, draw_P=draw_P, gather=gather)
-            taught = self.teachers(view if clean else image) if self.teachers else None
+            taught = self._answers(batch, view if clean else image, mix)
         loss: Loss = self.criterion(
             output,
             batch.label_B,

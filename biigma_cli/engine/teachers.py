@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ from torch import Tensor
 from biigma_cli.core.sources import Source, joined, sources_of
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.augment import resize_batch
+from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import Split, check_same_split
-from biigma_cli.engine.evaluate import prepare
+from biigma_cli.engine.evaluate import prepare, to_batch
 from biigma_cli.engine.provenance import ancestry, line_of, run_of
 from biigma_cli.storage import content_digest
+
+_BATCH = 64
 
 
 class Teachers:
     """Trained networks that answer for the student's own augmented images.
 
-    Each sees the very view the student sees: answers for other views of the image would ask the
-    student to ignore what it is shown.
+    Each sees the very view the student sees, unless `train.teacher_view` says otherwise: answers
+    for other views of the image ask the student to ignore what it is shown.
 
     Attributes:
         digests: of each teacher's file, by its path: a resumed run must have the same ones.
@@ -57,6 +60,17 @@ class Teachers:
 
     def __bool__(self) -> bool:
         return bool(self.models)
+
+    def once(
+        self, pixels_NSS3: Pixels, device: torch.device, progress: Callable[[int, int], None]
+    ) -> Tensor:
+        """Mean probabilities, `(N, Y)` on the CPU, for images as they are, uint8."""
+        answers = []
+        for start in range(0, len(pixels_NSS3), _BATCH):
+            batch = torch.from_numpy(pixels_NSS3[start : start + _BATCH])
+            answers.append(self(to_batch(batch, device)).cpu())
+            progress(start + len(batch), len(pixels_NSS3))
+        return torch.cat(answers)
 
     @torch.no_grad()
     def __call__(self, image_B3SS: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class _Training:
         criterion = Criterion(config.loss, config.model, counts).to(device)
         self.optimizer = build_optimizer(self.model, config, device)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
-        self.feed = Feed(self.train_part, device, own=own)
+        self.feed = Feed(self.train_part, device, own=own, taught=self._ask_once(own))
         self.state = State()
         if self.last is not None:
             self.state = restore(self.last, self.model, self.optimizer, self.average)
@@ -279,11 +279,27 @@ class _Training:
 
     def _decoding(self, done: int, total: int) -> None:
         self.tell(PhaseEvent(phase="decoding", done=done, total=total))
+        self._give_up_if_stopped()
+
+    def _give_up_if_stopped(self) -> None:
         if self.stop:
             raise Interrupted(
                 "stopped before the first step; there is nothing to go on from",
                 exit_code=self.stop.exit_code,
             )
+
+    def _ask_once(self, own: int) -> Tensor | None:
+        """The teachers' answers for the own training images, where they are asked once."""
+        if not self.teachers or self.config.train.teacher_view != "once":
+            return None
+
+        def told(done: int, total: int) -> None:
+            self.tell(PhaseEvent(phase="teachers", done=done, total=total))
+            self._give_up_if_stopped()
+
+        device = self.ranks.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.teachers.once(self.train_part.pixels[:own], device, told)
 
     def _with_extra(self, part: Part) -> Part:
         for told in self.joined:

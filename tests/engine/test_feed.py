@@ -44,6 +44,18 @@ def test_batches_are_the_images_asked_for(part: Part, resident: bool) -> None:
         assert batch.own_B.tolist() == (index < 25).tolist()
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_answers_of_teachers_go_with_their_images(part: Part, resident: bool) -> None:
+    """Each own image has its own row."""
+    rows = torch.arange(25.0)[:, None].expand(25, 3)
+    indices = epoch_batches(torch.from_numpy(part.labels), TrainConfig(batch_size=6), 0)
+    feed = Feed(part, CPU, own=25, resident=resident, taught=rows)
+    for index, batch in zip(indices, feed(indices), strict=True):
+        assert batch.taught_BY is not None
+        own = index < 25
+        assert batch.taught_BY[own, 0].tolist() == index[own].tolist()
+
+
 def test_prefetching_ends_with_its_reader(part: Part) -> None:
     """A reader that leaves early leaves no thread behind."""
     before = threading.active_count()

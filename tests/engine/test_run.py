@@ -503,6 +503,56 @@ def test_teachers_may_see_a_clean_view(
     assert softened == len(seen["same strong"])
 
 
+@pytest.mark.parametrize("mix", ["none", "mixup"])
+def test_teachers_may_be_asked_once(
+    whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: str
+) -> None:
+    """For each image as it is, before the first step; mixed as the images are."""
+    teacher = whole.run / "weights" / "best.safetensors"
+    config = cfg.from_dict(
+        {
+            "train": {"teachers": [str(teacher)], "teacher_view": "once", "mix": mix},
+            "loss": {"distillation": 1.0},
+        },
+        settings(epochs=2, mix_probability=1.0),
+    )
+    asked: list[int] = []
+    plain = engine.Teachers.__call__
+
+    def noted(self: Any, image: torch.Tensor) -> torch.Tensor:
+        asked.append(len(image))
+        return plain(self, image)
+
+    told: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
+    answers = engine.Stepper._answers
+
+    def kept(self: Any, batch: Any, view: torch.Tensor, mixed: Any) -> torch.Tensor | None:
+        found = answers(self, batch, view, mixed)
+        assert found is not None
+        told.append((batch.pixels_BSS3.clone(), found.clone(), mixed))
+        return found
+
+    monkeypatch.setattr(engine.Teachers, "__call__", noted)
+    monkeypatch.setattr(engine.Stepper, "_answers", kept)
+    events: list[Event] = []
+    train(config, small, tmp_path / "run", device=CPU, on_event=events.append)
+    count = len(make_split(small, config.data).train)
+    assert sum(asked) == count
+    assert float(rows_of(tmp_path / "run")[1]["distillation"]) > 0
+    phases = [e for e in events if isinstance(e, PhaseEvent) and e.phase == "teachers"]
+    assert (phases[-1].done, phases[-1].total) == (count, count)
+    network = load_model(load_checkpoint(teacher))
+    for pixels, found, mixed in told:
+        expected = torch.from_numpy(predict_proba(network, pixels.numpy(), device=CPU))
+        if mixed is not None:
+            lam = mixed.lam_B[:, None]
+            expected = lam * expected + (1 - lam) * expected[mixed.partner_B]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert any(mixed is not None and (mixed.lam_B < 1).any() for _, _, mixed in told) == (
+        mix == "mixup"
+    )
+
+
 def test_extra_data(
     whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
