@@ -10,6 +10,7 @@ import pytest
 
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model, shipped_models
+from biigma_cli.taxonomy import DERIVED
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -19,7 +20,7 @@ GOLDEN = Path(__file__).parent / "shipped_golden.json"
 
 def images_of(dataset: str) -> Path:
     """Folder of that data set's images; skips the test where it is absent."""
-    folder = DATA / FOLDERS[dataset]
+    folder = DATA / FOLDERS[DERIVED.get(dataset, dataset)]
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} at ../shared/data/{folder.name}")
     return folder
@@ -147,12 +148,15 @@ def test_stated_figures(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     import torch
 
     from biigma_cli.data.datasets import read_copy
+    from biigma_cli.data.manifest import load_manifest, save_manifest
     from biigma_cli.judge import judge, open_candidate
 
     metadata = Predictor(path, device="cpu").info.metadata
     folder = images_of(metadata["dataset"])
     monkeypatch.setenv("BIIGMA_HOME", str(tmp_path))
-    manifest = read_copy(metadata["dataset"], [folder], allow_missing=True)
+    name = metadata["dataset"]
+    save_manifest(read_copy(DERIVED.get(name, name), [folder], allow_missing=True))
+    manifest = load_manifest(name)
     candidate = open_candidate(path, torch.device("cpu"))
     result = judge(candidate, manifest, "test", resamples=0).to_dict()
     stated = metadata["metrics"]["test"]
