@@ -140,6 +140,9 @@ def report_changes(predictor: Predictor, split: str, count: int) -> None:
 def report_isic17(predictor: Predictor, manifest: Manifest, split: str) -> None:
     """Three classes that both archives have."""
     codes = list(predictor.info.classes)
+    if not set(SHARED.values()) <= set(codes):
+        print(f"ISIC 2017 asks for {', '.join(SHARED.values())}, which {codes} are not")
+        return
     columns = [codes.index(code) for code in SHARED.values()]
     records = manifest.by_id()
     part = make_split(manifest, DataConfig(dataset=manifest.dataset)).part(split)

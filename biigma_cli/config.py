@@ -253,11 +253,13 @@ class TrainConfig:
         gather_background: draw background vectors from the batches of all processes, so that B is
             the global batch's; else each process has its own B.
         precision: `auto` takes bf16 where the device has it, else fp32.
-        teachers: checkpoints of runs on the same split whose mean answer is distilled into the
-            network, with weight `loss.distillation`.
+        teachers: checkpoints of runs on the same split, exported models of such runs or names of
+            shipped ones, whose mean answer is distilled into the network, with weight
+            `loss.distillation`.
         teacher_view: what the teachers see: the `same` view as the network; a `clean` one, with
             its geometry and colours but without blur, lower resolution, sharpening and noise; or
-            each image `once`, as it is, before the first epoch: cheap where teachers cost much.
+            each image `once`, as it is and at their own side, before the first epoch: cheap where
+            teachers cost much.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
         seed: seed of weights, order, augmentation and background draws.

@@ -60,7 +60,10 @@ def call(*arguments: str | Path) -> Outcome:
     """Run the command line in this process."""
     from biigma_cli.cli.app import app
 
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    words = [str(a) for a in arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["biigma", *words])  # checkpoints record it
+        result = CliRunner().invoke(app, words)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biigma_cli.config import ModelConfig
+from biigma_cli.config import ModelConfig, fill_older, from_dict
+from biigma_cli.core.header import decoded, is_ours
 from biigma_cli.errors import ModelFileError, UsageError
-
-#: `format` in the header of a checkpoint of ours.
-CHECKPOINT = "biigma-checkpoint-1"
 
 
 class Taps(NamedTuple):
@@ -222,14 +219,10 @@ def resolve_normalisation(config: ModelConfig) -> str:
         return "unit"
     with _open(Path(config.weights)) as file:
         metadata = file.metadata() or {}
+    if is_ours(metadata):  # as its network had it
+        meta = decoded(metadata, Path(config.weights))
+        return from_dict(fill_older(meta["config"])).model.normalisation
     stated = metadata.get("input", "")
-    if metadata.get("format") == CHECKPOINT:  # as its network had it
-        try:
-            return str(json.loads(metadata["biigma"])["config"]["model"]["normalisation"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(
-                f"{config.weights} has a damaged header: {error}", fix="use another checkpoint"
-            ) from error
     return "symmetric" if "x/127.5-1" in stated.replace(" ", "") else "imagenet"
 
 
@@ -262,7 +255,7 @@ def _open(path: Path) -> safe_open:
 def _file_state(path: Path) -> dict[str, Tensor]:
     with _open(path) as file:
         # Of a checkpoint neither the head nor the optimizer's state.
-        ours = (file.metadata() or {}).get("format") == CHECKPOINT
+        ours = is_ours(file.metadata())
         return {
             key: file.get_tensor(key)
             for key in file.keys()  # noqa: SIM118

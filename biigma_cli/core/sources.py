@@ -18,7 +18,7 @@ WITHIN = {"isic19": ("isic17", "isic18")}
 _KEYS = ("dataset", "data_hash", "split_hash", "licence", "citation")
 
 
-def source(values: Mapping[str, Any], *, beside: str = "") -> Source:
+def as_source(values: Mapping[str, Any], *, beside: str = "") -> Source:
     """A data set's name, hashes, licence and citation.
 
     Args:
@@ -34,11 +34,11 @@ def sources_of(checkpoint: Checkpoint) -> list[Source]:
     if "sources" in meta:
         return list(meta["sources"])
     dataset = checkpoint.config.data.dataset
-    own = source({**meta.get("split", {}), **meta, "dataset": dataset})
-    return [own, *(source(extra, beside=dataset) for extra in meta.get("extra", []))]
+    own = as_source({**meta.get("split", {}), **meta, "dataset": dataset})
+    return [own, *(as_source(extra, beside=dataset) for extra in meta.get("extra", []))]
 
 
-def joined(*lists: Iterable[Source]) -> list[Source]:
+def merged(*lists: Iterable[Source]) -> list[Source]:
     """Several lists as one, each data set of a split once."""
     found: dict[tuple[str, str, str], Source] = {}
     for entry in (entry for entries in lists for entry in entries):

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from biigma_cli.config import Config, fill_older, from_dict
-from biigma_cli.core.backbone import CHECKPOINT
+from biigma_cli.core.header import CHECKPOINT, decoded, is_ours
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.errors import CheckpointMismatch, ModelFileError
 from biigma_cli.storage import atomic_write_bytes
@@ -46,38 +46,32 @@ def is_checkpoint(path: Path) -> bool:
     """Whether a safetensors file is a checkpoint of ours; False where it cannot be read."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("format") == CHECKPOINT
+            return is_ours(file.metadata())
     except (SafetensorError, OSError):
         return False
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises `ModelFileError` where it is missing, corrupt or not ours."""
+def load_checkpoint(path: Path, *, tensors: bool = True) -> Checkpoint:
+    """Read a checkpoint, or with `tensors=False` its header alone.
+
+    Raises `ModelFileError` where it is missing, corrupt or not ours.
+    """
     if not path.is_file():
         raise ModelFileError(f"no checkpoint at {path}", fix="check the path, or train first")
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
-            if meta.get("format") != CHECKPOINT:
+            if not is_ours(meta):
                 raise ModelFileError(
                     f"{path} was not written by biigma (format {meta.get('format')!r})",
                     fix="give a checkpoint from a run's weights folder",
                 )
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            found = {k: file.get_tensor(k) for k in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
             f"{path} is not a readable checkpoint: {error}", fix="use another checkpoint"
         ) from error
-    try:
-        decoded = json.loads(meta["biigma"])
-        absent = [k for k in ("config", "classes") if k not in decoded]
-        if absent:
-            raise ValueError(f"it lacks {', '.join(absent)}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(
-            f"{path} has a damaged header: {error}", fix="use another checkpoint"
-        ) from error
-    return Checkpoint(tensors, decoded)
+    return Checkpoint(found, decoded(meta, path))
 
 
 def model_state(model: BiigmaNet) -> dict[str, Tensor]:
@@ -109,13 +103,7 @@ def load_into(model: BiigmaNet, checkpoint: Checkpoint, *, classes: list[str]) -
     Raises:
         CheckpointMismatch: its classes are others, or its tensors do not fit the model.
     """
-    own = list(checkpoint.meta["classes"])
-    if classes != own:
-        raise CheckpointMismatch(
-            f"the checkpoint has {len(own)} classes ({', '.join(own)}), the data has "
-            f"{len(classes)} ({', '.join(classes)})",
-            fix="use the data set it was trained on",
-        )
+    check_classes(list(checkpoint.meta["classes"]), classes)
     state = {
         k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")
     }
@@ -132,3 +120,13 @@ def load_into(model: BiigmaNet, checkpoint: Checkpoint, *, classes: list[str]) -
         )
     with torch.no_grad():
         model.load_state_dict(state)
+
+
+def check_classes(own: list[str], classes: list[str], *, source: str = "the checkpoint") -> None:
+    """Raise `CheckpointMismatch` where a network's classes are not those of the data."""
+    if classes != own:
+        raise CheckpointMismatch(
+            f"{source} has {len(own)} classes ({', '.join(own)}), the data has "
+            f"{len(classes)} ({', '.join(classes)})",
+            fix="use the data set it was trained on",
+        )

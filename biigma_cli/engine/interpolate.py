@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from biigma_cli.core.sources import joined, joint_citation, joint_licence, sources_of
+from biigma_cli.core.sources import joint_citation, joint_licence, merged, sources_of
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
 from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
@@ -135,7 +135,7 @@ def average_meta(
     if len(rows) > 1:
         how += f", best of {len(rows)} by {select} on the validation part"
     extra = {e["dataset"]: e for c in (first, second) for e in c.meta.get("extra", [])}
-    sources = joined(sources_of(first), sources_of(second))
+    sources = merged(sources_of(first), sources_of(second))
     return {
         **second.meta,
         "selection": how,

@@ -45,19 +45,11 @@ def commit(root: Path | None = None) -> str | None:
     root = root or Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # a folder above might be somebody else's
         return None
-    command = [
-        "git",
-        "--no-optional-locks",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-    ]
+    where = ["git", "--no-optional-locks", "-C", str(root)]
+    asked = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
         done = subprocess.run(
-            [*command, "--abbrev=12"], capture_output=True, text=True, timeout=10, check=True
+            [*where, *asked], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -71,7 +63,7 @@ def trunk_source(config: ModelConfig) -> Checkpoint | None:
     """
     if config.weights in ("imagenet", "none") or not is_checkpoint(Path(config.weights)):
         return None
-    return load_checkpoint(Path(config.weights))
+    return load_checkpoint(Path(config.weights), tensors=False)
 
 
 def check_unseen(split: Split, source: str, checkpoint: Checkpoint) -> None:

@@ -22,10 +22,10 @@ from biigma_cli.core.backbone import resolve_normalisation
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import (
-    joined,
+    as_source,
     joint_citation,
     joint_licence,
-    source,
+    merged,
     sources_of,
 )
 from biigma_cli.core.weights import (
@@ -38,6 +38,7 @@ from biigma_cli.core.weights import (
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import Split, check_same_split, make_split
 from biigma_cli.engine import distributed
 from biigma_cli.engine.average import Average
@@ -152,7 +153,7 @@ def _silent(_: Event) -> None:
 def _normalisation(config: Config) -> str:
     """That of the network or the backbone weights it begins with, unless one is chosen."""
     if config.model.normalisation == "auto" and config.train.init:
-        return load_checkpoint(Path(config.train.init)).config.model.normalisation
+        return load_checkpoint(Path(config.train.init), tensors=False).config.model.normalisation
     return resolve_normalisation(config.model)
 
 
@@ -213,7 +214,9 @@ class _Training:
         criterion = Criterion(config.loss, config.model, counts).to(device)
         self.optimizer = build_optimizer(self.model, config, device)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
-        self.feed = Feed(self.train_part, device, own=own, taught=self._ask_once(own))
+        with distributed.shared_errors():
+            taught = self._ask_once()
+        self.feed = Feed(self.train_part, device, own=own, taught=taught)
         self.state = State()
         if self.last is not None:
             self.state = restore(self.last, self.model, self.optimizer, self.average)
@@ -264,14 +267,14 @@ class _Training:
 
     def _record_sources(self, behind: Checkpoint | None) -> None:
         """Whose weights and answers this network has learnt from, and which images."""
-        own = source({**self.split.summary(), **vars(self.manifest)})
-        beside = [source(extra, beside=self.manifest.dataset) for extra in self.joined]
-        self.sources = joined([own, *beside], self.teachers.sources)
+        own = as_source({**self.split.summary(), **vars(self.manifest)})
+        beside = [as_source(extra, beside=self.manifest.dataset) for extra in self.joined]
+        self.sources = merged([own, *beside], self.teachers.sources)
         if self.last is not None:
-            self.sources = joined(sources_of(self.last), self.sources)
+            self.sources = merged(sources_of(self.last), self.sources)
             self.ancestors = self.last.meta.get("ancestors", self.ancestors)
         if behind is not None:
-            self.sources = joined(self.sources, sources_of(behind))
+            self.sources = merged(self.sources, sources_of(behind))
             line = line_of(
                 run_of(Path(self.config.train.init or self.config.model.weights)), behind
             )
@@ -283,12 +286,14 @@ class _Training:
 
     def _give_up_if_stopped(self) -> None:
         if self.stop:
-            raise Interrupted(
-                "stopped before the first step; there is nothing to go on from",
-                exit_code=self.stop.exit_code,
-            )
+            if self.last is None:
+                said, fix = "the first step; there is nothing to go on from", ""
+            else:
+                said = "the next step; the checkpoint is as it was"
+                fix = f"go on with: biigma train --resume {self.files.run}"
+            raise Interrupted(f"stopped before {said}", fix=fix, exit_code=self.stop.exit_code)
 
-    def _ask_once(self, own: int) -> Tensor | None:
+    def _ask_once(self) -> Tensor | None:
         """The teachers' answers for the own training images, where they are asked once."""
         if not self.teachers or self.config.train.teacher_view != "once":
             return None
@@ -297,9 +302,12 @@ class _Training:
             self.tell(PhaseEvent(phase="teachers", done=done, total=total))
             self._give_up_if_stopped()
 
+        def load(side: int, rule: str) -> Pixels:
+            return self._decoded("train", side, rule).pixels
+
         device = self.ranks.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.teachers.once(self.train_part.pixels[:own], device, told)
+            return self.teachers.once(load, device, told)
 
     def _with_extra(self, part: Part) -> Part:
         for told in self.joined:
@@ -310,18 +318,15 @@ class _Training:
         )  # fmt: skip
 
     def _load(self, name: str) -> Part:
-        config = self.config.data
-        part = load_part(
-            self.manifest,
-            self.split.part(name),
-            config.side,
-            rule=config.resize,
-            build=True,
-            progress=self._decoding,
-            warn=lambda text: self.tell(NoteEvent(text=text)),
-        )
+        part = self._decoded(name, self.config.data.side, self.config.data.resize)
         self.tell(NoteEvent(text=f"{len(part.ids)} {name} images"))
         return part
+
+    def _decoded(self, name: str, side: int, rule: str) -> Part:
+        return load_part(
+            self.manifest, self.split.part(name), side, rule=rule, build=True,
+            progress=self._decoding, warn=lambda text: self.tell(NoteEvent(text=text)),
+        )  # fmt: skip
 
     # --- the loop -----------------------------------------------------------------------------
 

@@ -326,6 +326,8 @@ def metadata(
         **({} if check is None else {"input_check": check.to_dict()}),
         "export": export or {"precision": "fp32"},
         "config": settings,
+        "command": meta.get("command", ""),
+        "ancestors": meta.get("ancestors", []),
         "versions": {**meta["versions"], "export": __version__},
     }
     return {"biigma_format": FORMAT, **{k: json.dumps(v) for k, v in values.items()}}

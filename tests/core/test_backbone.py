@@ -11,7 +11,8 @@ import torchvision
 from safetensors.torch import save_file
 
 from biigma_cli.config import Config, ModelConfig
-from biigma_cli.core.backbone import CHECKPOINT, TRUNKS, build_trunk, resolve_normalisation
+from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
+from biigma_cli.core.header import CHECKPOINT
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import model_state, save_checkpoint
 from biigma_cli.errors import ModelFileError

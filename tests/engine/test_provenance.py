@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from biigma_cli import config as cfg
-from biigma_cli.core.sources import joined, joint_citation, joint_licence, source, sources_of
+from biigma_cli.core.sources import as_source, joint_citation, joint_licence, merged, sources_of
 from biigma_cli.core.weights import Checkpoint, save_checkpoint
 from biigma_cli.data.splits import Split
 from biigma_cli.engine.provenance import (
@@ -97,7 +97,7 @@ def test_ancestry() -> None:
 )
 def test_joint_licence(licences: list[str], joint: str) -> None:
     """The strictest licence holds, one of its own kind beside it."""
-    assert joint_licence([source({"licence": licence}) for licence in licences]) == joint
+    assert joint_licence([as_source({"licence": licence}) for licence in licences]) == joint
 
 
 def test_sources() -> None:
@@ -111,8 +111,8 @@ def test_sources() -> None:
     assert (own["dataset"], own["split_hash"], own["beside"]) == ("isic18", "s", "")
     assert (beside["dataset"], beside["split_hash"], beside["beside"]) == ("isic17", "y", "isic18")
     assert sources_of(checkpoint(sources=[own])) == [own]
-    assert joined([own], [beside, own]) == [own, beside]
-    assert joint_citation(joined([own, beside], [beside])) == "A. B."
+    assert merged([own], [beside, own]) == [own, beside]
+    assert joint_citation(merged([own, beside], [beside])) == "A. B."
     assert joint_licence([own, beside]) == "CC-BY-NC-4.0"
 
 
@@ -144,7 +144,7 @@ OTHER = {**SAME, "split_hash": "x"}
         ("isic18", "isic18", {"split": SAME, "extra": [{"dataset": "isic19", **OTHER}]}, True),
         ("isic17", "isic18", {"split": SAME, "extra": [{"dataset": "isic19", **OTHER}]}, False),
         # Of the network's own data nothing is wrong; of one behind it there is.
-        ("isic18", "isic17", {"sources": [source({"dataset": "isic18", **OTHER})]}, False),
+        ("isic18", "isic17", {"sources": [as_source({"dataset": "isic18", **OTHER})]}, False),
     ],
 )
 def test_check_unseen(own: str, trained: str, meta: dict[str, Any], fine: bool) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from biigma_cli import config as cfg
 from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model
-from biigma_cli.data import extra
+from biigma_cli.data import augment, extra
 from biigma_cli.data.cache import build_cache, cache_path
 from biigma_cli.data.manifest import Manifest, load_manifest
 from biigma_cli.data.splits import make_split
@@ -32,8 +32,16 @@ from biigma_cli.engine import train as engine
 from biigma_cli.engine.evaluate import predict_proba
 from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
 from biigma_cli.engine.interrupt import StopRequest
+from biigma_cli.engine.teachers import Teachers
 from biigma_cli.engine.train import train
-from biigma_cli.errors import BiigmaError, CheckpointMismatch, Interrupted, TrainingDiverged
+from biigma_cli.errors import (
+    BiigmaError,
+    CheckpointMismatch,
+    Interrupted,
+    ModelFileError,
+    TrainingDiverged,
+)
+from biigma_cli.runtime.export import export_onnx
 from tests.conftest import TINY, call
 
 CPU = torch.device("cpu")
@@ -517,11 +525,11 @@ def test_teachers_may_be_asked_once(
         settings(epochs=2, mix_probability=1.0),
     )
     asked: list[int] = []
-    plain = engine.Teachers.__call__
+    plain = engine.Teachers._ask
 
-    def noted(self: Any, image: torch.Tensor) -> torch.Tensor:
+    def noted(self: Any, one: Any, image: torch.Tensor) -> torch.Tensor:
         asked.append(len(image))
-        return plain(self, image)
+        return plain(self, one, image)
 
     told: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
     answers = engine.Stepper._answers
@@ -532,7 +540,7 @@ def test_teachers_may_be_asked_once(
         told.append((batch.pixels_BSS3.clone(), found.clone(), mixed))
         return found
 
-    monkeypatch.setattr(engine.Teachers, "__call__", noted)
+    monkeypatch.setattr(engine.Teachers, "_ask", noted)
     monkeypatch.setattr(engine.Stepper, "_answers", kept)
     events: list[Event] = []
     train(config, small, tmp_path / "run", device=CPU, on_event=events.append)
@@ -551,6 +559,109 @@ def test_teachers_may_be_asked_once(
     assert any(mixed is not None and (mixed.lam_B < 1).any() for _, _, mixed in told) == (
         mix == "mixup"
     )
+
+
+def test_teachers_may_be_exported(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """An exported model answers as its checkpoint does, and what is behind it goes with it."""
+    best = whole.run / "weights" / "best.safetensors"
+    split = make_split(small, settings().data)
+    part = engine.load_part(small, split.val, 64)
+    exported = tmp_path / "shipped.onnx"
+    export_onnx(load_checkpoint(best), exported, part.pixels, source="validation images")
+    codes = list(small.taxonomy.codes)
+    views = torch.rand(5, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
+
+    def opened(path: Path) -> Teachers:
+        return Teachers([str(path)], classes=codes, split=split, device=CPU)
+
+    ours, theirs = opened(exported), opened(best)
+    # Exported models take whole numbers, at their own side.
+    views = augment.resize_batch(views, 64).round().clamp(0, 255)
+    torch.testing.assert_close(ours(views), theirs(views), atol=1e-4, rtol=1e-3)
+    assert ours.sources == theirs.sources
+    command = {"command": "", "run": "shipped"}
+    assert [{k: e[k] for k in command} for e in ours.ancestors] == [command]
+    config = cfg.from_dict(
+        {
+            "train": {"teachers": [str(exported)], "teacher_view": "once"},
+            "loss": {"distillation": 1.0},
+        },
+        settings(epochs=1),
+    )
+    train(config, small, tmp_path / "run", device=CPU)
+    assert float(rows_of(tmp_path / "run")[0]["distillation"]) > 0
+    other = make_split(small, dataclasses.replace(settings().data, split_seed=7))
+    with pytest.raises(CheckpointMismatch, match="another split"):
+        Teachers([str(exported)], classes=codes, split=other, device=CPU)
+    with pytest.raises(CheckpointMismatch, match=r"shipped\.onnx has 7 classes"):
+        Teachers([str(exported)], classes=codes[:3], split=split, device=CPU)
+    with pytest.raises(ModelFileError, match="no model 'nobody'"):
+        opened(Path("nobody"))
+
+
+def test_teachers_see_their_own_side(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """Asked once, they get the files decoded at their side, not the student's pixels enlarged."""
+    teacher = whole.run / "weights" / "best.safetensors"
+    config = cfg.from_dict(
+        {
+            "data": {"side": 96},
+            "train": {"teachers": [str(teacher)], "teacher_view": "once"},
+            "loss": {"distillation": 1.0},
+        },
+        settings(epochs=1),
+    )
+    asked: list[torch.Tensor] = []
+    plain = Teachers._ask
+
+    def noted(self: Any, one: Any, image: torch.Tensor) -> torch.Tensor:
+        asked.append(image)
+        return plain(self, one, image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teachers, "_ask", noted)
+        train(config, small, tmp_path / "run", device=CPU)
+    whole_part = engine.load_part(small, make_split(small, config.data).train, 64)
+    expected = torch.from_numpy(whole_part.pixels).permute(0, 3, 1, 2).float()
+    assert torch.equal(torch.cat(asked), expected)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_stop_while_teachers_are_asked(
+    whole: Whole, small: Manifest, tmp_path: Path, resumed: bool
+) -> None:
+    """Before the first step there is nothing to keep; a resumed run keeps its checkpoint."""
+    config = cfg.from_dict(
+        {
+            "train": {
+                "teachers": [str(whole.run / "weights" / "best.safetensors")],
+                "teacher_view": "once",
+            },
+            "loss": {"distillation": 1.0},
+        },
+        settings(),
+    )
+    run = tmp_path / "run"
+    if resumed:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, small, run, device=CPU, on_event=stopper(2, 1))
+    before = {p.name: p.read_bytes() for p in run.glob("weights/*")}
+    stop = StopRequest()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, PhaseEvent) and event.phase == "teachers":
+            stop.signum = signal.SIGTERM
+
+    with pytest.raises(Interrupted) as caught:
+        train(config, small, run, device=CPU, resume=resumed, stop=stop, on_event=on_event)
+    assert caught.value.exit_code == 143
+    assert {p.name: p.read_bytes() for p in run.glob("weights/*")} == before
+    if resumed:
+        assert "the checkpoint is as it was" in caught.value.message
+        assert caught.value.fix == f"go on with: biigma train --resume {run}"
+        train(config, small, run, device=CPU, resume=True)
+    else:
+        assert "nothing to go on from" in caught.value.message
+    assert bool(before) == resumed
 
 
 def test_extra_data(
