@@ -65,7 +65,10 @@ def evaluate(
         ),
     ] = None,
     subgroups: Annotated[
-        bool, typer.Option("--subgroups", help="Also the figures by sex, age and site.")
+        bool,
+        typer.Option(
+            "--subgroups", help="Also the figures by sex, age and site, and by what leaked."
+        ),
     ] = False,
     saliency: Annotated[
         bool,

@@ -1,19 +1,21 @@
-"""Figures apart by sex, age band and site, where the data set says them."""
+"""Figures apart by sex, age band and site, where the data set says them, and by what leaked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.judge.judgement import Judgement
 from biigma_cli.metrics import score_weight
 from biigma_cli.metrics.subgroups import Subgroup, assess_subgroups
 
 UNKNOWN = "unknown"
+#: Whether another image of the lesion was trained on; told apart where that is so of any.
+LEAK = "lesion in train"
 #: First year after the band, and its name.
 AGE_BANDS = ((30, "<30"), (45, "30-44"), (60, "45-59"), (75, "60-74"), (np.inf, "75+"))
 # What publishers write where they do not know.
@@ -26,8 +28,8 @@ class Subgroups:
 
     Attributes:
         asked: class that sensitivity and specificity are to; None where there is no melanoma.
-        rows: by sex, then age, then site; the unknown last.
-        absent: of these three, what the data set says of no image of the part.
+        rows: by sex, then age, then site, then `LEAK`; the unknown last.
+        absent: of the first three, what the data set says of no image of the part.
         resamples: of the intervals.
         grouped: whether lesions were resampled; else images.
     """
@@ -58,8 +60,10 @@ def judge_subgroups(
 ) -> Subgroups:
     """The judgement's answers by sex, age band and site, with 95% intervals by lesion.
 
-    A variable that the manifest says of no image of the part is left out and named. Images of
-    weight 0 do not count, as elsewhere.
+    Where the split has lesions on two sides, also by whether the lesion was trained on: what the
+    leak is worth, though the two kinds of lesion differ in their mix of diagnoses, too. A variable
+    that the manifest says of no image of the part is left out and named. Images of weight 0 do not
+    count, as elsewhere.
 
     Args:
         manifest: that was judged on.
@@ -75,6 +79,9 @@ def judge_subgroups(
         "site": [_word(r.site) for r in kept],
     }
     known = {by: own for by, own in values.items() if set(own) != {UNKNOWN}}
+    leaked = _in_train(judged, manifest, kept)
+    if "yes" in leaked:
+        known[LEAK] = leaked
     codes = judged.assessment.codes
     asked = codes[0] if judged.binary else "MEL"
     rows = assess_subgroups(
@@ -90,11 +97,20 @@ def judge_subgroups(
     )
     return Subgroups(
         asked=asked if asked in codes else None,
-        rows=tuple(sorted(rows, key=lambda row: _order(row, list(values)))),
+        rows=tuple(sorted(rows, key=lambda row: _order(row, [*values, LEAK]))),
         absent=tuple(by for by in values if by not in known),
         resamples=resamples,
         grouped=judged.assessment.grouped,
     )
+
+
+def _in_train(judged: Judgement, manifest: Manifest, kept: Sequence[Record]) -> list[str]:
+    """Of each image whether its lesion has another one in the training part."""
+    if judged.part == "train":
+        return []
+    records = manifest.by_id()
+    trained = {records[image].lesion_id for image in judged.split.train} - {""}
+    return [("yes" if r.lesion_id in trained else "no") if r.lesion_id else UNKNOWN for r in kept]
 
 
 def age_band(age: str) -> str:
@@ -121,4 +137,4 @@ def _order(row: Subgroup, by: list[str]) -> tuple[int, bool, int, str]:
     return by.index(row.by), row.value == UNKNOWN, rank, row.value
 
 
-__all__ = ["AGE_BANDS", "UNKNOWN", "Subgroups", "age_band", "judge_subgroups"]
+__all__ = ["AGE_BANDS", "LEAK", "UNKNOWN", "Subgroups", "age_band", "judge_subgroups"]

@@ -13,7 +13,7 @@ from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.splits import Split
 from biigma_cli.errors import DataError
 from biigma_cli.judge import Judgement
-from biigma_cli.judge.subgroups import age_band, judge_subgroups
+from biigma_cli.judge.subgroups import LEAK, age_band, judge_subgroups
 from biigma_cli.metrics import assess, score_weight
 from biigma_cli.metrics.subgroups import SUBGROUP_FIGURES, Subgroup, assess_subgroups
 
@@ -194,6 +194,24 @@ def test_from_the_manifest(judged: tuple[Judgement, Manifest]) -> None:
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["absent"] == ["site"]
     assert plain["rows"][0]["value"] == "female"
+
+
+def test_leak(judged: tuple[Judgement, Manifest]) -> None:
+    """Where lesions lie on both sides, those are apart from the rest; where none does, no word."""
+    made, manifest = judged
+    other = dataclasses.replace(manifest.records[0], image_id="T1", lesion_id="L3")
+    single = dataclasses.replace(manifest.records[0], image_id="T2", lesion_id="")
+    unsaid = [dataclasses.replace(r, lesion_id="") for r in manifest.records[-3:]]
+    more = dataclasses.replace(manifest, records=(*manifest.records[:-3], *unsaid, other, single))
+    for train, leaks in ((("T2",), False), (("T1", "T2"), True)):
+        split = dataclasses.replace(made.split, train=train)
+        found = judge_subgroups(dataclasses.replace(made, split=split), more, resamples=0)
+        rows = {row.value: row.images for row in found.rows if row.by == LEAK}
+        # The last image has weight 0.
+        assert rows == ({"yes": 2, "no": 75, "unknown": 2} if leaks else {})
+        assert found.absent == ("site",)
+    on_train = dataclasses.replace(made, split=split, part="train")
+    assert all(row.by != LEAK for row in judge_subgroups(on_train, more, resamples=0).rows)
 
 
 def test_nothing_known(judged: tuple[Judgement, Manifest]) -> None:

@@ -76,7 +76,7 @@ class EvaluationReport:
         label_n: `(n,)` class indices of the images that count.
         proba_nY: `(n, Y)`, of the same images.
         reliability: diagrams by what they are of.
-        subgroups: by sex, age and site.
+        subgroups: by sex, age and site, and by what leaked.
         asked: class that the subgroups' sensitivity is to; None where there is none.
         absent: what the data set does not tell apart.
         mistakes: the most confident ones.
@@ -350,9 +350,8 @@ def _subgroups(report: EvaluationReport) -> PageTable | None:
         counts = [row.images, row.lesions, *([row.positives] if asked is not None else [])]
         rows.append([head, *(Cell(str(n)) for n in counts), *cells])
     counted = ["images", "lesions", *([f"{asked} images"] if asked is not None else [])]
-    return PageTable(
-        caption="By sex, age and site", columns=("subgroup", *counted, *heads), rows=rows
-    )
+    caption = f"By {', '.join(dict.fromkeys(row.by for row in report.subgroups))}"
+    return PageTable(caption=caption, columns=("subgroup", *counted, *heads), rows=rows)
 
 
 def _saliency_remarks(found: Mapping[str, Any]) -> list[str]:

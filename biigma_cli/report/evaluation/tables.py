@@ -56,7 +56,7 @@ def subgroup_tables(rows: Sequence[Subgroup], *, asked: str | None) -> list[Tabl
     """Two tables, which fit 80 columns: all classes, and the class asked for."""
     tables = [
         _subgroup_table(
-            "by sex, age and site",
+            f"by {', '.join(dict.fromkeys(row.by for row in rows))}",
             rows,
             {"accuracy": "accuracy", "macro_recall": "balanced acc.", "macro_f1": "macro-F1"},
             ("images", "lesions"),
