@@ -46,7 +46,8 @@ class ModelConfig:
     Attributes:
         trunk: convolutional backbone; the paper's is `densenet121`, `inception_v3` a good teacher.
         weights: backbone weights: `imagenet` (torchvision's download), `none`, or a local file:
-            safetensors named as torchvision does, or a checkpoint, whose trunk is taken.
+            safetensors named as torchvision does, or a checkpoint or an exported model (a shipped
+            one by its name), whose trunk is taken.
         normalisation: `auto` follows the weights (`imagenet` for torchvision's, what the file
             states for a file, `unit` for none); `unit` is the paper's x / 255.
         mica: multi-head channel attention (2.1); off gives global pooling + linear.

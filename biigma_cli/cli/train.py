@@ -49,7 +49,8 @@ def train(
         str | None,
         typer.Option(
             "--weights",
-            help="Backbone: imagenet (torchvision's download), none, a file, or a checkpoint's.",
+            help="Backbone: imagenet (torchvision's download), none, a file, or that of a "
+            "checkpoint or an exported model.",
         ),
     ] = None,
     protocol: Annotated[

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biigma_cli.config import ModelConfig, fill_older, from_dict
+from biigma_cli.core.exported import exported_file, read_metadata, trunk_state
 from biigma_cli.core.header import decoded, is_ours
 from biigma_cli.errors import ModelFileError, UsageError
 
@@ -191,6 +192,9 @@ def build_trunk(
 ) -> DenseNet121 | MobileNetV2 | InceptionV3:
     """The trunk of `config`, with its backbone weights where `load_weights`.
 
+    From an exported model its batch norms add a bias alone: `exported.settle_norms` makes them fit
+    to be trained.
+
     Raises:
         ModelFileError: the weights file is missing, corrupt or of another network.
         UsageError: torchvision's weights cannot be fetched.
@@ -198,8 +202,11 @@ def build_trunk(
     trunk = TRUNKS[config.trunk]()
     if not load_weights or config.weights == "none":
         return trunk
+    exported = exported_file(config.weights)
     if config.weights == "imagenet":
         state = _torchvision_state(config.trunk)
+    elif exported is not None:
+        state = trunk_state(exported, trunk, config.trunk)
     else:
         state = _file_state(Path(config.weights))
     _load(trunk, state, config)
@@ -217,6 +224,9 @@ def resolve_normalisation(config: ModelConfig) -> str:
         return "symmetric" if config.trunk == "inception_v3" else "imagenet"
     if config.weights == "none":
         return "unit"
+    exported = exported_file(config.weights)
+    if exported is not None:
+        return str(read_metadata(exported)["config"]["model"]["normalisation"])
     with _open(Path(config.weights)) as file:
         metadata = file.metadata() or {}
     if is_ours(metadata):  # as its network had it
@@ -242,7 +252,10 @@ def _torchvision_state(trunk: str) -> dict[str, Tensor]:
 
 def _open(path: Path) -> safe_open:
     if not path.is_file():
-        raise ModelFileError(f"no weights file at {path}", fix="check model.weights")
+        raise ModelFileError(
+            f"no weights file at {path}, and no shipped model of that name",
+            fix="check model.weights; 'biigma models' lists what ships",
+        )
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The header of a checkpoint file, which weights and trunks both read."""
+"""How our files call themselves, and the header of a checkpoint, which weights and trunks read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from biigma_cli.errors import ModelFileError
 
 #: `format` in the header of a checkpoint of ours.
 CHECKPOINT = "biigma-checkpoint-1"
+#: `biigma_format` in the metadata of an exported model of ours.
+EXPORTED = "biigma-onnx-1"
 
 
 def is_ours(metadata: Mapping[str, str] | None) -> bool:

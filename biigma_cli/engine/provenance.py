@@ -13,6 +13,7 @@ import torch
 
 from biigma_cli import __version__
 from biigma_cli.config import ModelConfig
+from biigma_cli.core.exported import exported_file, read_metadata
 from biigma_cli.core.sources import shares_images, sources_of
 from biigma_cli.core.weights import Checkpoint, is_checkpoint, load_checkpoint
 from biigma_cli.data.splits import Split
@@ -57,10 +58,13 @@ def commit(root: Path | None = None) -> str | None:
 
 
 def trunk_source(config: ModelConfig) -> Checkpoint | None:
-    """The checkpoint that the trunk's weights come from; None for any other weights.
+    """What the network that the trunk's weights come from says of itself; None for other weights.
 
     Raises `ModelFileError` where the file cannot be read.
     """
+    exported = exported_file(config.weights)
+    if exported is not None:
+        return Checkpoint({}, read_metadata(exported))
     if config.weights in ("imagenet", "none") or not is_checkpoint(Path(config.weights)):
         return None
     return load_checkpoint(Path(config.weights), tensors=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
+from biigma_cli.core.exported import exported_file, settle_norms
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import (
@@ -35,6 +36,7 @@ from biigma_cli.core.weights import (
     model_state,
     save_checkpoint,
 )
+from biigma_cli.data.augment import resize_batch
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
@@ -52,7 +54,7 @@ from biigma_cli.engine.checkpoints import (
 )
 from biigma_cli.engine.device import device_name, memory_in_use, pick_precision
 from biigma_cli.engine.distributed import Ranks
-from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
+from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch, validation_figures
 from biigma_cli.engine.events import EpochEvent, Event, NoteEvent, PhaseEvent, StepEvent
 from biigma_cli.engine.feed import Batch, Feed, epoch_batches
 from biigma_cli.engine.interrupt import StopRequest
@@ -85,6 +87,9 @@ SELECTION = {
 
 # A loss that grew to this many times the first one will not come back.
 DIVERGED = 100.0
+
+# Images whose statistics the batch norms of an exported trunk begin with.
+SETTLING = 256
 
 # Reading a number off a GPU makes it wait, so there the figures are read once in so many steps.
 READ_EVERY_CUDA = 10
@@ -212,6 +217,7 @@ class _Training:
         tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
         counts = torch.from_numpy(np.bincount(self.train_part.labels, minlength=len(self.codes)))
         criterion = Criterion(config.loss, config.model, counts).to(device)
+        self._settle()
         self.optimizer = build_optimizer(self.model, config, device)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
         with distributed.shared_errors():
@@ -264,6 +270,17 @@ class _Training:
             # In place, so that names in checkpoints stay. Only the trunk: it is the cost.
             model.trunk.compile(mode="reduce-overhead" if tc.compile == "graphs" else None)
         return model
+
+    def _settle(self) -> None:
+        """Make a trunk that comes from an exported model fit to be trained."""
+        config = self.config
+        fresh = self.last is None and not config.train.init
+        if not fresh or exported_file(config.model.weights) is None:
+            return
+        pixels = self.train_part.pixels[:: max(1, len(self.train_part.ids) // SETTLING)]
+        image = to_batch(torch.from_numpy(pixels), self.device)
+        image = resize_batch(image, side_at(config.train, 0, config.data.side))
+        settle_norms(self.model.trunk, image * self.model.pixel_scale + self.model.pixel_shift)
 
     def _record_sources(self, behind: Checkpoint | None) -> None:
         """Whose weights and answers this network has learnt from, and which images."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from biigma_cli import __version__
+from biigma_cli.core.header import EXPORTED
 from biigma_cli.core.input_check import InputCheck
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import joint_citation, joint_licence, sources_of
@@ -38,7 +39,7 @@ from biigma_cli.runtime.parity import (
 )
 from biigma_cli.runtime.quantise import METHOD as QUANTISATION
 from biigma_cli.runtime.quantise import quantise
-from biigma_cli.runtime.session import FORMAT, Predictor
+from biigma_cli.runtime.session import Predictor
 from biigma_cli.storage import atomic_write_bytes, without_folders
 from biigma_cli.taxonomy import lesion_class
 
@@ -330,7 +331,7 @@ def metadata(
         "ancestors": meta.get("ancestors", []),
         "versions": {**meta["versions"], "export": __version__},
     }
-    return {"biigma_format": FORMAT, **{k: json.dumps(v) for k, v in values.items()}}
+    return {"biigma_format": EXPORTED, **{k: json.dumps(v) for k, v in values.items()}}
 
 
 def _run(predictor: Predictor, images: Pixels) -> dict[str, npt.NDArray[np.float32]]:

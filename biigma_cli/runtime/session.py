@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.core.header import EXPORTED
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
 from biigma_cli.errors import DeviceError, ModelFileError
 from biigma_cli.runtime import providers
 from biigma_cli.runtime.providers import PROVIDERS, first_line
 from biigma_cli.storage import available_cpus, models_dir
 
-FORMAT = "biigma-onnx-1"
 DEFAULT_MODEL = "biigma-light-isic18"
 
 # What must be in a model's metadata for it to be used here.
@@ -311,7 +311,7 @@ def stated(info: ModelInfo, *keys: str) -> Any:
 def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
     """Decode an exported model's metadata. Raises `ModelFileError` where it is not ours."""
     missing = [k for k in REQUIRED_KEYS if k not in metadata]
-    if metadata.get("biigma_format") != FORMAT or missing:
+    if metadata.get("biigma_format") != EXPORTED or missing:
         raise ModelFileError(
             f"{path} is an ONNX model, but not one exported by biigma"
             + (f" (no {', '.join(missing)} in its metadata)" if missing else ""),

@@ -14,12 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from biigma_cli.core.header import EXPORTED
 from biigma_cli.data.preprocess import RESIZE_RULES, load_image
 from biigma_cli.errors import BiigmaError, ModelFileError
 from biigma_cli.runtime import pipeline
 from biigma_cli.runtime.inputs import Source
 from biigma_cli.runtime.pipeline import classify, model_id, turned
-from biigma_cli.runtime.session import FORMAT, Predictor
+from biigma_cli.runtime.session import Predictor
 from biigma_cli.storage import available_cpus, cgroup_cpus
 from tests.data.samples import encode, noise
 
@@ -66,7 +67,7 @@ def toy_model(path: Path, *, scale: float = 1.0, **changes: Any) -> Path:
         **changes,
     }
     stored = {
-        "biigma_format": FORMAT,
+        "biigma_format": EXPORTED,
         **{k: json.dumps(v) for k, v in values.items() if v is not None},
     }
     for key, value in stored.items():

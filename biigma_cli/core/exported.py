@@ -1,0 +1,175 @@
+"""The trunk of an exported model, to begin a training with.
+
+An export folds each batch norm into the convolution before it, so that its file holds neither the
+norms' scales nor the statistics of their inputs. Both come back in two steps: norms that add a bias
+and nothing else, then, from some images, the statistics, with the scale that cancels them. The
+network computes the same all the while; only now it can be trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from biigma_cli.core.header import EXPORTED
+from biigma_cli.errors import ModelFileError
+from biigma_cli.storage import models_dir
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def exported_file(weights: str) -> Path | None:
+    """The exported model that `model.weights` names; None where it names something else.
+
+    Args:
+        weights: an `.onnx` file or the name of a shipped model, among other things.
+    """
+    if Path(weights).suffix == ".onnx":
+        return Path(weights)
+    shipped = models_dir() / f"{weights}.onnx"
+    named = Path(weights).name == weights and not Path(weights).exists()
+    return shipped if named and shipped.is_file() else None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What an exported model says of itself. Raises `ModelFileError` where it cannot be read."""
+    return _metadata(_read(path), path)
+
+
+def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
+    """The trunk's tensors, its batch norms adding a bias alone.
+
+    Args:
+        trunk: one of that kind, for the names.
+        name: of the kind, as in `config.ModelConfig.trunk`.
+
+    Raises:
+        ModelFileError: the file is damaged, not ours, of another trunk, in int8, or of a trunk
+            whose norms are not all folded.
+    """
+    proto = _read(path)
+    said = _metadata(proto, path)
+    own = said["config"]["model"]["trunk"]
+    if own != name:
+        raise ModelFileError(
+            f"{path} has the trunk {own}, not {name}",
+            fix=f"choose it with --set model.trunk={own}",
+        )
+    precision = said.get("export", {}).get("precision", "fp32")
+    if precision == "int8":
+        raise ModelFileError(
+            f"{path} is in int8: its weights are rounded too far to be trained on",
+            fix="take one in float32 or float16",
+        )
+    held = {i.name: i for i in proto.graph.initializer}
+    state: dict[str, Tensor] = {}
+    for conv in _folded(trunk):
+        weight = f"model.trunk.{conv.conv}.weight"
+        if not {weight, f"{weight}_bias"} <= held.keys():
+            raise ModelFileError(
+                f"{path} does not hold the convolution {conv.conv} with its norm folded in",
+                fix="begin with the run's checkpoint, weights/best.safetensors",
+            )
+        bias = _tensor(held[f"{weight}_bias"])
+        state |= {
+            f"{conv.conv}.weight": _tensor(held[weight]),
+            f"{conv.norm}.weight": torch.full_like(bias, (1 + conv.eps) ** 0.5),
+            f"{conv.norm}.bias": bias,
+            f"{conv.norm}.running_mean": torch.zeros_like(bias),
+            f"{conv.norm}.running_var": torch.ones_like(bias),
+        }
+    return state
+
+
+@torch.no_grad()
+def settle_norms(trunk: nn.Module, image_B3SS: Tensor) -> None:
+    """Give batch norms that add a bias alone the statistics of what these images bring them.
+
+    What the trunk computes in eval mode stays the same; in training it now is what it was.
+
+    Args:
+        image_B3SS: as the trunk takes them; all go through at once.
+    """
+    norms = [m for m in trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def look(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        var_C, mean_C = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+        found[norm] = mean_C, var_C
+
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    was_training = trunk.training
+    try:
+        trunk.eval().forward(image_B3SS)  # itself: a compiled one would not call the hooks
+    finally:
+        trunk.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    for norm in norms:
+        mean_C, var_C = found[norm]
+        norm.bias.add_(mean_C)
+        norm.weight.copy_((var_C + norm.eps).sqrt())
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean_C)
+        norm.running_var.copy_(var_C)
+
+
+class _Pair(NamedTuple):
+    """Names of a convolution and of the norm behind it, and that norm's epsilon."""
+
+    conv: str
+    norm: str
+    eps: float
+
+
+def _folded(trunk: nn.Module) -> Iterator[_Pair]:
+    """Each convolution with the norm that stands right behind it."""
+    before = ""
+    for name, module in trunk.named_modules():
+        if isinstance(module, nn.Conv2d):
+            before = name
+        elif isinstance(module, nn.BatchNorm2d):
+            yield _Pair(before, name, module.eps)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
+
+    if not path.is_file():
+        raise ModelFileError(f"no model at {path}", fix="check model.weights")
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own is another in each of its implementations
+        raise ModelFileError(
+            f"{path} is not a readable ONNX model: {error}", fix="export it again"
+        ) from error
+
+
+def _metadata(proto: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    values = {entry.key: entry.value for entry in proto.metadata_props}
+    if values.pop("biigma_format", None) != EXPORTED:
+        raise ModelFileError(
+            f"{path} was not exported by biigma", fix="use a model made by 'biigma export onnx'"
+        )
+    try:
+        said = {key: json.loads(value) for key, value in values.items()}
+        for key in ("trunk", "normalisation"):
+            said["config"]["model"][key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} has damaged metadata: {error}", fix="export it again"
+        ) from error
+    return said
+
+
+def _tensor(held: onnx.TensorProto) -> Tensor:
+    from onnx import numpy_helper
+
+    return torch.from_numpy(numpy_helper.to_array(held).copy()).float()

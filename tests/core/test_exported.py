@@ -1,0 +1,119 @@
+"""A trunk that comes out of an exported model: the same function, fit to be trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from biigma_cli.config import ModelConfig
+from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
+from biigma_cli.core.exported import exported_file, read_metadata, settle_norms, trunk_state
+from biigma_cli.core.weights import load_checkpoint, load_model
+from biigma_cli.errors import ModelFileError
+from tests.conftest import TINY, call
+
+SHIPPED = "biigma-light-isic18"
+
+
+def draw(count: int, side: int = 64) -> torch.Tensor:
+    """Images as a trunk takes them."""
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(count)) * 2 - 1
+
+
+def test_the_same_trunk(tiny_run: Path, tiny_onnx: Path) -> None:
+    """All taps are those of the checkpoint it was exported from, before and after settling."""
+    stored = load_checkpoint(tiny_run / "weights" / "best.safetensors")
+    expected = load_model(stored).trunk(draw(4))
+    config = ModelConfig(trunk="mobilenet_v2", weights=str(tiny_onnx))
+    assert resolve_normalisation(config) == stored.config.model.normalisation
+    trunk = build_trunk(config).eval()
+    for ours, theirs in zip(trunk(draw(4)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    settle_norms(trunk, draw(16))
+    assert not trunk.training
+    for ours, theirs in zip(trunk(draw(4)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_settled_norms_can_be_trained() -> None:
+    """In training mode a settled trunk gives what it gives in eval; an unsettled one does not."""
+    trunk = build_trunk(ModelConfig(trunk="mobilenet_v2", weights=SHIPPED))
+    raw, images = copy.deepcopy(trunk), draw(8, 96)
+    expected = trunk.eval()(images).last.detach()
+    settle_norms(trunk, images)
+    off = [
+        (t.train()(images).last.detach() - expected).abs().mean() / expected.abs().mean()
+        for t in (trunk, raw)
+    ]
+    assert off[0] < 1e-3
+    assert off[1] > 0.1
+
+
+def test_which_weights_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An .onnx file, or a shipped model's name where no file has it."""
+    monkeypatch.chdir(tmp_path)
+    assert exported_file("somewhere/a.onnx") == Path("somewhere/a.onnx")
+    found = exported_file(SHIPPED)
+    assert found is not None
+    assert found.is_file()
+    for other in ("imagenet", "none", "a.safetensors", f"x/{SHIPPED}"):
+        assert exported_file(other) is None
+    Path(SHIPPED).touch()
+    assert exported_file(SHIPPED) is None
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    """Each with one message that says what to take instead."""
+
+    def refused(path: Path, trunk: str, match: str) -> None:
+        with pytest.raises(ModelFileError, match=match):
+            trunk_state(path, TRUNKS[trunk](), trunk)
+
+    shipped = exported_file(SHIPPED)
+    assert shipped is not None
+    refused(tmp_path / "no.onnx", "mobilenet_v2", "no model at")
+    refused(shipped, "densenet121", "has the trunk mobilenet_v2, not densenet121")
+    refused(shipped.with_stem("biigma-edge-isic18"), "mobilenet_v2", "in int8")
+    junk = tmp_path / "junk.onnx"
+    junk.write_bytes(b"no model at all")
+    refused(junk, "mobilenet_v2", "not a readable ONNX model|not exported by biigma")
+    proto = onnx.load(shipped)
+    # As in a network whose norms stand before the convolutions: no bias was folded in.
+    for held in proto.graph.initializer:
+        if held.name.endswith("features.3.conv.2.weight_bias"):
+            held.name = "another"
+    onnx.save(proto, junk)
+    refused(junk, "mobilenet_v2", r"convolution features\.3\.conv\.2 .* folded in")
+    for entry in proto.metadata_props:
+        if entry.key == "config":
+            entry.value = "{}"
+    onnx.save(proto, junk)
+    with pytest.raises(ModelFileError, match="damaged metadata"):
+        read_metadata(junk)
+    del proto.metadata_props[:]
+    onnx.save(proto, junk)
+    with pytest.raises(ModelFileError, match="not exported by biigma"):
+        read_metadata(junk)
+
+
+def test_training_from_an_exported_model(home: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    """By file; its data and command go with the run, and another split's network is refused."""
+    words = [w if w != "none" else str(tiny_onnx) for w in TINY]
+    done = call(*words, "--epochs", "1", "--name", "a", "--runs", tmp_path)
+    assert done.code == 0, done.err
+    meta = load_checkpoint(tmp_path / "a" / "weights" / "best.safetensors").meta
+    (behind,) = meta["ancestors"]
+    assert behind["run"] == "tiny"
+    assert "--name tiny" in behind["command"]
+    done = call(*words, "--epochs", "1", "--name", "b", "--runs", tmp_path, "--seed", "5",
+                "--set", "data.split_seed=5")  # fmt: skip
+    assert done.code != 0
+    assert "in another split" in done.err
+    assert not (tmp_path / "b").exists()
+    done = call(*TINY[:4], "biigma-nothing", *TINY[5:], "--runs", tmp_path)
+    assert done.code == 3
+    assert "no shipped model of that name" in done.err
