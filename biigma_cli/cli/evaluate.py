@@ -115,6 +115,13 @@ def evaluate(
             help="Show every perturbation of a few images there (.png).",
         ),
     ] = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Judge the mean over flips and quarter turns, as 'predict --tta' gives it.",
+        ),
+    ] = False,
     resamples: Annotated[
         int,
         typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
@@ -179,6 +186,8 @@ def evaluate(
     if against is not None:
         other = best_checkpoint(against) if against.is_dir() else against
         second = open_candidate(other, device)
+    if tta:
+        candidate, second = candidate.over_views(), second and second.over_views()
     for opened in (candidate, second):
         if opened is not None and opened.fallback:
             note(f"{opened.name} is not on the GPU: {opened.fallback}")
@@ -216,7 +225,7 @@ def evaluate(
             resamples=resamples, bar=bar,
         )  # fmt: skip
     saved = []
-    if run is not None:
+    if run is not None and not tta:  # those of a run are of one view: an export takes them along
         from biigma_cli.storage import write_json
 
         saved.append(run / f"eval-{split}.json")
@@ -248,7 +257,7 @@ def evaluate(
         with Progress("mapping mistakes", "images") as mapping:
             evaluate_report.write_report(
                 page, judged, candidate, manifest,
-                probabilities=probabilities_title(judged.temperature),
+                probabilities=probabilities_title(judged.temperature, judged.views),
                 reliability=_reliability_panels(judged), subgroups=apart,
                 notes=[*told, *(f"input check: {line}" for line in _flagged(judged))],
                 saliency=insight.to_dict().get("saliency"),
@@ -308,11 +317,12 @@ def best_checkpoint(run: Path) -> Path:
     return path
 
 
-def probabilities_title(temperature: float | None) -> str:
+def probabilities_title(temperature: float | None, views: int) -> str:
     """Which probabilities are judged, in words."""
+    mean = "" if views == 1 else f", the mean of {views} views"
     if temperature is None:
-        return "probabilities as trained (not calibrated)"
-    return f"calibrated probabilities (T = {temperature:.3f})"
+        return f"probabilities as trained (not calibrated){mean}"
+    return f"calibrated probabilities (T = {temperature:.3f}){mean}"
 
 
 def _told(judged: Judgement) -> list[str]:
@@ -357,6 +367,8 @@ def _reliability_panels(judged: Judgement) -> dict[str, Reliability]:
 
     counted = score_weight(judged.ids)
     label_n, proba_nY = judged.label_n[counted], judged.proba_nY[counted].astype("float64")
+    if judged.views > 1:  # of a mean the temperature cannot be taken back
+        return {f"Mean of {judged.views} views": reliability(label_n, proba_nY)}
     panels = {"As trained": reliability(label_n, proba_nY)}
     if judged.temperature is not None:
         raw_nY = apply_temperature(proba_nY, 1 / judged.temperature)
@@ -385,12 +397,12 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
     from biigma_cli.report.tables import assessment_tables, paper_table, render, table_width
 
     own, other = judged.assessment, judged.against
-    title = probabilities_title(judged.temperature)
+    title = probabilities_title(judged.temperature, judged.views)
     if own.resamples:
         title += f"\n{own.bootstrap}"
     against = ""
     if other is not None:
-        against = f"{other.model}, {probabilities_title(other.temperature)}"
+        against = f"{other.model}, {probabilities_title(other.temperature, judged.views)}"
     tables: list[Table | str] = [
         *assessment_tables(
             own,

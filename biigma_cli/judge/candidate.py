@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.errors import ModelFileError, UsageError
+from biigma_cli.runtime.pipeline import VIEWS, turned
 from biigma_cli.runtime.session import Predictor, stated
 
 Progress = Callable[[int, int], None]
@@ -66,6 +67,7 @@ class Candidate:
         maps: the same pixels to what the model shows of them.
         temperature: T that these are calibrated with; None where they are as trained.
         device: what it runs on, as torch or ONNX Runtime calls it.
+        views: of each image whose mean probabilities are its answer.
         fallback: why `auto` runs on the CPU although there is a GPU; empty where it does not.
     """
 
@@ -78,7 +80,29 @@ class Candidate:
     maps: Callable[[Pixels, Progress], Maps]
     temperature: float | None = None
     device: str = ""
+    views: int = 1
     fallback: str = ""
+
+    def over_views(self) -> Candidate:
+        """One that answers as `biigma predict --tta`: the mean over the square's symmetries.
+
+        Its maps and its input check stay those of the upright image.
+        """
+
+        def run(pixels: Pixels, progress: Progress) -> Answers:
+            total, count = np.zeros(()), len(pixels)
+            novelty = None
+            for view in range(VIEWS):
+
+                def told(done: int, _: int, before: int = view * count) -> None:
+                    progress(before + done, VIEWS * count)
+
+                answers = self.run(turned(pixels, view), told)
+                total = total + answers.proba_nY.astype(np.float64)
+                novelty = answers.novelty_n if view == 0 else novelty
+            return Answers((total / VIEWS).astype(np.float32), novelty)
+
+        return replace(self, run=run, views=VIEWS)
 
 
 def open_candidate(path: Path, device: str | torch.device) -> Candidate:

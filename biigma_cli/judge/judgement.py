@@ -72,6 +72,7 @@ class Judgement:
     Attributes:
         model: its name.
         temperature: T that its probabilities are calibrated with; None where they are as trained.
+        views: of each image whose mean probabilities are its answer.
         device: what it ran on, as torch or ONNX Runtime calls it.
         split: that the part is of.
         part: `train`, `val` or `test`.
@@ -86,6 +87,7 @@ class Judgement:
 
     model: str
     temperature: float | None
+    views: int = 1
     device: str = ""
     split: Split
     part: str
@@ -117,6 +119,7 @@ class Judgement:
             "data_hash": self.split.data_hash,
             "split_hash": self.split.split_hash,
             "temperature": self.temperature,
+            "views": self.views,
             "device": self.device,
             "bootstrap": own.bootstrap,
             **own.figures.to_dict(),
@@ -214,6 +217,7 @@ def judge(
     return Judgement(
         model=candidate.name,
         temperature=candidate.temperature,
+        views=candidate.views,
         device=candidate.device,
         split=split,
         part=part_name,

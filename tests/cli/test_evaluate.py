@@ -147,6 +147,42 @@ def load_split(run: Path) -> dict[str, list[str]]:
     return dict(json.loads((run / "split.json").read_text()))
 
 
+def test_views(tiny_onnx: Path, run_copy: Path, tmp_path: Path) -> None:
+    """--tta judges what `predict --tta` answers, says so, and leaves the run's own figures be."""
+    table, diagram = tmp_path / "answers.csv", tmp_path / "r.svg"
+    words = ("eval", "--model", tiny_onnx, "--resamples", "0")
+    done = call(*words, "--tta", "--json", "--predictions-out", table, "--reliability", diagram)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["views"] == 8
+    assert "Mean of 8 views: ECE" in diagram.read_text()
+    judged = read_predictions(table)
+    manifest = load_manifest("isic18")
+    records = manifest.by_id()
+    files = [manifest.root / records[image].path for image in judged.ids]
+    done = call("predict", *files, "--tta", "--model", tiny_onnx, "--format", "json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)["predictions"]
+    answers = [[entry["probabilities"][code] for code in CODES] for entry in told]
+    np.testing.assert_allclose(judged.score_nY, answers, atol=2e-4)
+    plain = call(*words, "--json")
+    assert json.loads(plain.out)["views"] == 1
+    kept = {p.name: p.read_bytes() for p in run_copy.glob("eval-*.json")}
+    done = call("eval", "--run", run_copy, "--tta", *FAST)
+    assert done.code == 0, done.err
+    assert "(not calibrated), the mean of 8 views" in done.out
+    assert {p.name: p.read_bytes() for p in run_copy.glob("eval-*.json")} == kept
+    candidate = open_candidate(run_copy / "weights" / "best.safetensors", "cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    steps: list[tuple[int, int]] = []
+    mean = candidate.over_views().run(pixels, lambda *at: steps.append(at)).proba_nY
+    views = [np.rot90(p, k, (1, 2)) for p in (pixels, pixels[:, :, ::-1]) for k in range(4)]
+    alone = [candidate.run(np.ascontiguousarray(v), lambda *_: None).proba_nY for v in views]
+    np.testing.assert_allclose(mean, np.mean(alone, 0), atol=1e-6)
+    assert np.abs(mean - alone[0]).max() > 1e-4
+    assert steps[-1] == (24, 24)
+    assert steps == sorted(steps)
+
+
 def test_reliability(tiny_run: Path, tiny_onnx: Path, tmp_path: Path) -> None:
     """Before and after for a calibrated model, one diagram for a checkpoint."""
     both, one = tmp_path / "both.svg", tmp_path / "one.svg"
