@@ -109,6 +109,11 @@ def counterpart(code: str, taxonomy: Taxonomy) -> str | None:
     return None
 
 
+def base_of(dataset: str) -> str:
+    """The data set whose images these are: of a binary task the one it relabels."""
+    return DERIVED.get(dataset, dataset)
+
+
 def taxonomy(dataset: str) -> Taxonomy:
     """Taxonomy by data-set name. Raises `UsageError` naming the known ones."""
     if dataset not in TAXONOMIES:

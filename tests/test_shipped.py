@@ -10,7 +10,7 @@ import pytest
 
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model, shipped_models
-from biigma_cli.taxonomy import DERIVED
+from biigma_cli.taxonomy import base_of
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "shipped_golden.json"
 
 def images_of(dataset: str) -> Path:
     """Folder of that data set's images; skips the test where it is absent."""
-    folder = DATA / FOLDERS[DERIVED.get(dataset, dataset)]
+    folder = DATA / FOLDERS[base_of(dataset)]
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} at ../shared/data/{folder.name}")
     return folder
@@ -155,7 +155,7 @@ def test_stated_figures(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     folder = images_of(metadata["dataset"])
     monkeypatch.setenv("BIIGMA_HOME", str(tmp_path))
     name = metadata["dataset"]
-    save_manifest(read_copy(DERIVED.get(name, name), [folder], allow_missing=True))
+    save_manifest(read_copy(base_of(name), [folder], allow_missing=True))
     manifest = load_manifest(name)
     candidate = open_candidate(path, torch.device("cpu"))
     result = judge(candidate, manifest, "test", resamples=0).to_dict()

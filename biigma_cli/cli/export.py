@@ -11,7 +11,7 @@ import typer
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
 from biigma_cli.errors import DataError, UsageError
-from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
+from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
 if TYPE_CHECKING:
     import torch
@@ -210,7 +210,7 @@ def _commands(
     from biigma_cli.core.sources import sources_of
 
     names = [entry["dataset"] for entry in sources_of(checkpoint)]
-    bases = dict.fromkeys(DERIVED.get(name, name) for name in names)
+    bases = dict.fromkeys(base_of(name) for name in names)
     own = {
         "command": checkpoint.meta.get("command") or "biigma train",
         "versions": checkpoint.meta.get("versions", {}),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from biigma_cli.core.weights import Checkpoint
-from biigma_cli.taxonomy import DERIVED
+from biigma_cli.taxonomy import base_of
 
 Source = dict[str, Any]
 
@@ -53,7 +53,7 @@ def shares_images(entry: Source, dataset: str) -> bool:
 
 
 def _images_of(dataset: str) -> set[str]:
-    base = DERIVED.get(dataset, dataset)
+    base = base_of(dataset)
     return {base, *WITHIN.get(base, ())}
 
 

@@ -36,7 +36,7 @@ from biigma_cli.storage import (
     make_readable,
     write_json,
 )
-from biigma_cli.taxonomy import DERIVED, SYNTHETIC
+from biigma_cli.taxonomy import SYNTHETIC, base_of
 
 FORMAT = "biigma-cache-1"
 # NAME-SIDE-RULE-KEY; with a dot before and something behind while it is made.
@@ -77,7 +77,7 @@ def cache_path(manifest: Manifest, side: int, rule: str) -> Path:
     for record in manifest.records:  # not the labels: a relabelled set shares its pixels
         content.update(f"{record.image_id}\t{record.digest}\n".encode())
     content.update(f"{side}\t{RESIZE_RULES[rule]}\tPillow {PIL.__version__}\t{FORMAT}".encode())
-    base = DERIVED.get(manifest.dataset, manifest.dataset)
+    base = base_of(manifest.dataset)
     return cache_root() / f"{base}-{side}-{rule}-{content.hexdigest()[:12]}"
 
 
@@ -191,7 +191,7 @@ def _decode_into(
         folder / "meta.json",
         {
             "format": FORMAT,
-            "dataset": DERIVED.get(manifest.dataset, manifest.dataset),
+            "dataset": base_of(manifest.dataset),
             "side": side,
             "rule": RESIZE_RULES[rule],
             "images": count,
@@ -236,7 +236,7 @@ def _again(manifest: Manifest) -> str:
         return f"remove {manifest.root}; it is drawn again when it is needed"
     if manifest.codes:
         return f"record it again: biigma datasets add {manifest.dataset} {manifest.root}"
-    base = DERIVED.get(manifest.dataset, manifest.dataset)
+    base = base_of(manifest.dataset)
     return f"record it again: biigma download {base} --from {manifest.root}"
 
 
@@ -292,7 +292,7 @@ def clear_cache(dataset: str | None = None) -> list[CacheEntry]:
     """
     from filelock import FileLock
 
-    wanted = DERIVED.get(dataset, dataset) if dataset is not None else None
+    wanted = base_of(dataset) if dataset is not None else None
     gone = []
     for entry in cache_entries():
         if wanted is not None and entry.dataset != wanted:

@@ -23,7 +23,7 @@ from biigma_cli.data.manifest import (
 from biigma_cli.data.scan import Draft, Progress, Warn, check_images, read_csv
 from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.storage import home
-from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
+from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES, base_of
 
 OFFICIAL = tuple(official.CHALLENGES)
 SYNTHETIC_LICENCE = "CC0-1.0"
@@ -154,7 +154,7 @@ def statuses() -> list[Status]:
 
 def _status(name: str) -> Status:
     title = TAXONOMIES[name].title if name in TAXONOMIES else name
-    if not record_path(DERIVED.get(name, name)).is_file():
+    if not record_path(base_of(name)).is_file():
         return Status(name=name, title=title, state="not here")
     try:
         if name.startswith(f"{SYNTHETIC.dataset}-"):

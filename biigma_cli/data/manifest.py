@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 from biigma_cli.errors import DataError, UsageError
 from biigma_cli.storage import home, sha256_lines, write_json
 from biigma_cli.taxonomy import (
-    DERIVED,
     SYNTHETIC,
     TAXONOMIES,
     Taxonomy,
+    base_of,
     custom_taxonomy,
     taxonomy,
 )
@@ -141,7 +141,7 @@ def load_manifest(dataset: str) -> Manifest:
         UsageError: `dataset` is unknown.
         DataError: it was never recorded, its record is damaged, or its folder is gone.
     """
-    base = DERIVED.get(dataset, dataset)
+    base = base_of(dataset)
     path = record_path(base)
     drawn = base.startswith(f"{SYNTHETIC.dataset}-")
     if base == SYNTHETIC.dataset or drawn:

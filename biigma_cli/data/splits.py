@@ -17,7 +17,7 @@ from biigma_cli.data.duplicates import twin_key
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.errors import CheckpointMismatch, DataError
 from biigma_cli.storage import sha256_lines
-from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES
+from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
 PARTS = ("train", "val", "test")
 
@@ -128,7 +128,7 @@ def _official(manifest: Manifest, config: DataConfig, parts: dict[str, list[str]
         by_part[record.part].append(record)
     for part in ("train", "test"):
         if not by_part[part]:
-            base = DERIVED.get(manifest.dataset, manifest.dataset)
+            base = base_of(manifest.dataset)
             fix = f"get it with: biigma download {base} --parts {part}"
             if manifest.codes:
                 fix = "add a column split with train, val and test to its CSV"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
-from biigma_cli.taxonomy import DERIVED
+from biigma_cli.taxonomy import base_of
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 _SOURCES = {
@@ -128,7 +128,7 @@ def _sources(metadata: dict[str, Any]) -> str:
     """Where the training images come from."""
     sources = metadata.get("sources") or [metadata, *metadata.get("extra", [])]
     names = [entry["dataset"] for entry in sources]
-    bases = dict.fromkeys(DERIVED.get(name, name) for name in names)
+    bases = dict.fromkeys(base_of(name) for name in names)
     return ", and ".join(_SOURCES.get(base, f"one data set, {base}") for base in bases)
 
 
