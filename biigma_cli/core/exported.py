@@ -68,17 +68,19 @@ def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
             fix="take one in float32 or float16",
         )
     held = {i.name: i for i in proto.graph.initializer}
+    convolutions = [node.input for node in proto.graph.node if node.op_type == "Conv"]
+    biases = {names[1]: names[2] for names in convolutions if len(names) > 2}
     state: dict[str, Tensor] = {}
     for conv in _folded(trunk):
         weight = f"model.trunk.{conv.conv}.weight"
-        if not {weight, f"{weight}_bias"} <= held.keys():
+        if not {weight, biases.get(weight)} <= held.keys():
             raise ModelFileError(
                 f"{path} does not hold the convolution {conv.conv} with its norm folded in",
                 fix="begin with the run's checkpoint, weights/best.safetensors",
             )
-        bias = _tensor(held[f"{weight}_bias"])
+        bias = _tensor(held[biases[weight]], path)
         state |= {
-            f"{conv.conv}.weight": _tensor(held[weight]),
+            f"{conv.conv}.weight": _tensor(held[weight], path),
             f"{conv.norm}.weight": torch.full_like(bias, (1 + conv.eps) ** 0.5),
             f"{conv.norm}.bias": bias,
             f"{conv.norm}.running_mean": torch.zeros_like(bias),
@@ -169,7 +171,14 @@ def _metadata(proto: onnx.ModelProto, path: Path) -> dict[str, Any]:
     return said
 
 
-def _tensor(held: onnx.TensorProto) -> Tensor:
+def _tensor(held: onnx.TensorProto, path: Path) -> Tensor:
     from onnx import numpy_helper
 
-    return torch.from_numpy(numpy_helper.to_array(held).copy()).float()
+    try:
+        if held.data_location:  # in another file, which could lie anywhere
+            raise ValueError("it lies in another file")
+        return torch.from_numpy(numpy_helper.to_array(held).copy()).float()
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} has a damaged tensor, {held.name}: {error}", fix="export it again"
+        ) from error

@@ -82,6 +82,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
     junk.write_bytes(b"no model at all")
     refused(junk, "mobilenet_v2", "not a readable ONNX model|not exported by biigma")
     proto = onnx.load(shipped)
+    first = next(i for i in proto.graph.initializer if i.name.endswith("features.0.0.weight"))
+    whole, first.raw_data = first.raw_data, first.raw_data[:-4]
+    onnx.save(proto, junk)
+    refused(junk, "mobilenet_v2", r"damaged tensor, .*features\.0\.0\.weight")
+    first.raw_data, first.data_location = b"", onnx.TensorProto.EXTERNAL
+    first.external_data.add(key="location", value="/etc/passwd")
+    junk.write_bytes(proto.SerializeToString())
+    refused(junk, "mobilenet_v2", "it lies in another file")
+    first.raw_data, first.data_location = whole, onnx.TensorProto.DEFAULT
+    del first.external_data[:]
     # As in a network whose norms stand before the convolutions: no bias was folded in.
     for held in proto.graph.initializer:
         if held.name.endswith("features.3.conv.2.weight_bias"):
