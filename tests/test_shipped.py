@@ -58,11 +58,15 @@ def test_stored_answers(path: Path) -> None:
     np.testing.assert_allclose(answer.probabilities_BY, expected, atol=0.05 if int8 else 2e-3)
 
 
-def test_the_small_one() -> None:
-    """The one for small devices ships in int8, in at most 5 MB."""
-    path = find_model("biigma-edge-isic18")
-    assert path.stat().st_size <= 5e6
-    assert Predictor(path, device="cpu").info.metadata["export"]["precision"] == "int8"
+@pytest.mark.parametrize(
+    ("name", "precision", "most"),
+    [("biigma-edge-isic18", "int8", 5e6), ("biigma-densenet-isic18", "fp16", 20e6)],
+)
+def test_the_other_sizes(name: str, precision: str, most: float) -> None:
+    """The one for small devices ships in int8, the paper's own trunk in float16."""
+    path = find_model(name)
+    assert path.stat().st_size <= most
+    assert Predictor(path, device="cpu").info.metadata["export"]["precision"] == precision
 
 
 @pytest.mark.parametrize("path", shipped_models(), ids=lambda p: p.stem)

@@ -23,8 +23,8 @@ def test_all_that_ship() -> None:
     assert "test part, 2006 images: accuracy 0.811 (0.789-0.833), macro-F1 0.691" in shown
     assert "test part, 2006 images, in float32: accuracy 0.807" in shown
     assert "test part, 430 images, in float32: accuracy 0.753" in shown
-    assert shown.count("lesion-safe") == shown.count("input check: flags ") == 4
-    assert shown.count("has also learnt from images of: isic17") == 2
+    assert shown.count("lesion-safe") == shown.count("input check: flags ") == 5
+    assert shown.count("has also learnt from images of: isic17") == 3
     assert shown.count("has also learnt from images of: isic18") == 2
     found = {m["name"]: m for m in json.loads(call("models", "--json").out)}
     assert [m["default"] for m in found.values()].count(True) == 1
