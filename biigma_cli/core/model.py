@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biigma_cli.config import NORMALISATIONS, ModelConfig
-from biigma_cli.core.backbone import Taps, build_trunk
+from biigma_cli.core.backbone import build_trunk
 from biigma_cli.core.mica import MICA, Heads
 from biigma_cli.core.saliency import Saliency
 from biigma_cli.core.sampling import Gather, background_draw, hybrid_feature
+from biigma_cli.core.taps import Taps
 
 
 class Output(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biigma_cli.core.backbone import Taps
+from biigma_cli.core.taps import Taps
 
 
 class Saliency(nn.Module):

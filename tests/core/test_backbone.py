@@ -22,6 +22,9 @@ REAL_WEIGHTS = Path(__file__).parents[2] / "../shared/weights/mobilenet_v2_image
 CHANNELS = {
     "densenet121": (512, 1024, 1024),
     "mobilenet_v2": (192, 576, 1280),
+    "efficientnet_lite0": (240, 672, 1280),
+    "efficientnet_lite1": (240, 672, 1280),
+    "efficientnet_lite2": (288, 720, 1280),
     "inception_v3": (288, 768, 2048),
 }
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from biigma_cli.config import LossConfig
-from biigma_cli.core.backbone import Taps
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sampling import background_draw, hybrid_feature
+from biigma_cli.core.taps import Taps
 from tests.core.tiny import images, normal, seeded, tiny_net
 from tests.reference import equations as ref
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from biigma_cli.core.backbone import Taps
 from biigma_cli.core.saliency import Saliency, saliency_map
+from biigma_cli.core.taps import Taps
 from tests.core.tiny import normal
 from tests.reference import equations as ref
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from biigma_cli.config import LossConfig
-from biigma_cli.core.backbone import Taps
 from biigma_cli.core.loss import Criterion
+from biigma_cli.core.taps import Taps
 from tests.core.tiny import normal, seeded, settle_norms, tiny_net
 
 GOLDEN = Path(__file__).with_name("golden_loss.json")

@@ -82,12 +82,16 @@ def test_centres_are_those_of_the_trunk(trunk: str) -> None:
     # Of Inception's parallel branches, one; its other blocks keep the centre where it is.
     one_way = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "maxpool1", "Conv2d_4a_3x3", "maxpool2"]
     one_way += ["Mixed_6a.branch3x3", "Mixed_7a.branch3x3_2"]
-    inception = trunk == "inception_v3"
-    parts = [net.get_submodule(n) for n in one_way] if inception else [net.features]
+    if trunk == "inception_v3":
+        parts = [net.get_submodule(n) for n in one_way]
+    else:
+        parts = [net if trunk.startswith("efficientnet") else net.features]
     kinds = (torch.nn.Conv2d, torch.nn.MaxPool2d, torch.nn.AvgPool2d)
     centre, step = 0.5, 1
     for layer in (m for part in parts for m in part.modules()):
-        if isinstance(layer, kinds):
+        if isinstance(layer, torch.nn.ZeroPad2d):
+            centre -= layer.padding[0] * step
+        elif isinstance(layer, kinds):
             kernel, stride, padding = (
                 v[0] if isinstance(v, tuple) else v
                 for v in (layer.kernel_size, layer.stride, layer.padding)
