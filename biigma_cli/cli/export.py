@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from biigma_cli.runtime.export import Precision
     from biigma_cli.runtime.input_check import FittedCheck
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "fp16-weights", "int8")
 OUTPUTS = ("probabilities", "logits", "evidence", "saliency", "novelty")
 # Of a run's stored figures: what names the machine's files, or is far larger than the figures.
 NOT_STORED = ("model", "against", "saliency", "heads", "robustness")
@@ -60,7 +60,9 @@ def export_onnx(
     precision: Annotated[
         str,
         typer.Option(
-            "--precision", help="fp32, fp16 (for GPUs) or int8 (for CPUs and small devices)."
+            "--precision",
+            help="fp32, fp16 (for GPUs), fp16-weights (half the size, computed in float32) or "
+            "int8 (for CPUs and small devices).",
         ),
     ] = "fp32",
     outputs: Annotated[

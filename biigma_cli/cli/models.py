@@ -11,7 +11,12 @@ from biigma_cli.cli.boundary import boundary
 from biigma_cli.cli.options import JsonOption
 
 _FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced accuracy"}
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+_PRECISIONS = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "fp16-weights": "float16 weights",
+    "int8": "int8",
+}
 
 
 @boundary

@@ -68,7 +68,13 @@ def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
             fix="take one in float32 or float16",
         )
     held = {i.name: i for i in proto.graph.initializer}
-    convolutions = [node.input for node in proto.graph.node if node.op_type == "Conv"]
+    # Weights in float16 may have become float32 again on their way to where they are used.
+    cast = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "Cast"}
+    convolutions = [
+        [cast.get(name, name) for name in node.input]
+        for node in proto.graph.node
+        if node.op_type == "Conv"
+    ]
     biases = {names[1]: names[2] for names in convolutions if len(names) > 2}
     state: dict[str, Tensor] = {}
     for conv in _folded(trunk):

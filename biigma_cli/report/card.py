@@ -8,7 +8,12 @@ from typing import Any
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
 from biigma_cli.taxonomy import base_of
 
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+_PRECISIONS = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "fp16-weights": "float16 weights",
+    "int8": "int8",
+}
 _SOURCES = {
     "isic17": "several centres of the ISIC archive up to 2017",
     "isic18": "one Austrian and one Australian centre",

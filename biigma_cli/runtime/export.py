@@ -28,6 +28,7 @@ from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.errors import ParityError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
+from biigma_cli.runtime.halve import halve_weights
 from biigma_cli.runtime.input_check import FALSE_ALARMS, FittedCheck, judged_views
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
@@ -45,7 +46,7 @@ from biigma_cli.taxonomy import lesion_class
 
 OPSET = 18
 REQUIRED_OUTPUTS = ("probabilities", "logits")
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "fp16-weights", "int8"]
 _T = TypeVar("_T")
 DISCLAIMER = "For research use only. Not a medical device."
 
@@ -172,6 +173,8 @@ def export_onnx(
         if train is None:
             raise ValueError("int8 needs training images")
         proto = quantise(proto, train)
+    if precision == "fp16-weights":
+        halve_weights(proto, spared="novelty")
     about: dict[str, Any] = {"precision": precision}
     if precision == "int8" and train is not None:
         about["quantisation"] = {"method": QUANTISATION, "train": len(train)}
@@ -196,7 +199,8 @@ def export_onnx(
                 raise ParityError(
                     f"{precision} loses too much: {accuracy.summary()}; at most "
                     f"{100 * LARGEST_LOSS:g} points are allowed",
-                    fix="nothing was written; export fp16, or add --force",
+                    fix="nothing was written; export "
+                    f"{'fp16-weights' if precision == 'int8' else 'fp32'}, or add --force",
                 )
             about["accuracy"] = accuracy._asdict()
     about["parity"] = parity._asdict()

@@ -14,6 +14,7 @@ from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
 from biigma_cli.core.exported import exported_file, read_metadata, settle_norms, trunk_state
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.errors import ModelFileError
+from biigma_cli.runtime.halve import halve_weights
 from tests.conftest import TINY, call
 
 SHIPPED = "biigma-light-isic18"
@@ -37,6 +38,21 @@ def test_the_same_trunk(tiny_run: Path, tiny_onnx: Path) -> None:
     assert not trunk.training
     for ours, theirs in zip(trunk(draw(4)), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_the_same_trunk_from_halved_weights(tiny_onnx: Path, tmp_path: Path) -> None:
+    """Through the casts that make float16 weights float32 again."""
+    proto = onnx.load(tiny_onnx)
+    halve_weights(proto, spared="novelty")
+    onnx.save(proto, tmp_path / "halved.onnx")
+    whole, halved = (
+        trunk_state(path, TRUNKS["mobilenet_v2"](), "mobilenet_v2")
+        for path in (tiny_onnx, tmp_path / "halved.onnx")
+    )
+    assert whole.keys() == halved.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(halved[name], value, rtol=1e-3, atol=1e-6)
+    assert any(not torch.equal(halved[name], value) for name, value in whole.items())
 
 
 def test_settled_norms_can_be_trained() -> None:

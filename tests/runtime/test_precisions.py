@@ -15,8 +15,8 @@ from PIL import Image
 
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.images import Part
-from biigma_cli.errors import ModelFileError
-from biigma_cli.runtime import input_check, parity, quantise
+from biigma_cli.errors import ModelFileError, ParityError
+from biigma_cli.runtime import halve, input_check, parity, quantise
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
@@ -206,6 +206,62 @@ def test_fp16(fp16: Path, checked: Path, part: Part) -> None:
     assert about(fp16)["export"]["precision"] == "fp16"
 
 
+@pytest.fixture(scope="module")
+def halved(tiny_run: Path, folder: Path) -> Path:
+    """Weights in float16, an input check."""
+    path = folder / "halved.onnx"
+    done = exported(tiny_run, path, "--precision", "fp16-weights", "--force")
+    assert done.code == 0, done.err
+    return path
+
+
+def test_fp16_weights(halved: Path, checked: Path, part: Part, tmp_path: Path) -> None:
+    """Half the size; the input check is float32's to the bit, the answers nearly so."""
+    assert halved.stat().st_size < 0.56 * checked.stat().st_size
+    before = Predictor(checked, device="cpu")(part.pixels)
+    after = Predictor(halved, device="cpu")(part.pixels)
+    assert 0 < np.abs(before.logits_BY - after.logits_BY).max() < 0.01
+    np.testing.assert_allclose(after.novelty_B, before.novelty_B, rtol=0.01)
+    held = {i.name: i for i in onnx.load(halved).graph.initializer}
+    assert held["check.mean_C"].data_type == onnx.TensorProto.FLOAT
+    large = [i for i in held.values() if np.prod(i.dims) >= 1024 and "axes" not in i.name]
+    kinds = [i.data_type for i in large if not i.name.startswith("permute")]
+    assert kinds.count(onnx.TensorProto.FLOAT16) == len(kinds) > 50
+    assert about(halved)["export"]["precision"] == "fp16-weights"
+
+
+def test_fp16_weights_are_float32_once_opened(halved: Path, checked: Path, tmp_path: Path) -> None:
+    """ONNX Runtime runs the very nodes of the float32 file: no cast is left for each image."""
+
+    def opened(path: Path) -> list[str]:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / path.name)
+        # The levels beyond fuse and lay out by the CPU, and say that their file is for this one.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(tmp_path / path.name).graph
+        assert onnx.TensorProto.FLOAT16 not in {i.data_type for i in graph.initializer}
+        return sorted(n.op_type for n in graph.node)
+
+    assert opened(halved) == opened(checked)
+
+
+def test_fp16_weights_out_of_range() -> None:
+    """A weight of 70,000 is no float16: named, and nothing is written."""
+    info = onnx.helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.full((40, 40), 7e4, np.float32), "huge")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "huge"], ["y"])],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, [1, 40])],
+        [info("y", onnx.TensorProto.FLOAT, [1, 40])],
+        [weight],
+    )
+    with pytest.raises(ParityError, match="huge holds a weight beyond") as caught:
+        halve.halve_weights(onnx.helper.make_model(graph), spared="novelty")
+    assert "fp32" in caught.value.fix
+
+
 def test_a_loss_writes_nothing(
     tiny_run: Path, fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +319,7 @@ def test_what_cannot_be(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """Unknown names and a missing package are said before anything is done."""
     path = tmp_path / "m.onnx"
     done = exported(tiny_run, path, "--precision", "int4")
-    assert (done.code, "choose one of: fp32, fp16, int8" in done.err) == (2, True)
+    assert (done.code, "choose one of: fp32, fp16, fp16-weights, int8" in done.err) == (2, True)
     done = exported(tiny_run, path, "--outputs", "salency")
     assert (done.code, "did you mean saliency?" in done.err) == (2, True)
     monkeypatch.setitem(sys.modules, "nncf", None)
