@@ -126,6 +126,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_metadata(junk)
 
 
+def test_efficientnet_lite_there_and_back(home: Path, tmp_path: Path) -> None:
+    """It trains, exports, and its trunk comes back from the file, padding and all."""
+    words = [*TINY, "--set", "model.trunk=efficientnet_lite0", "--name", "lite"]
+    done = call(*words, "--epochs", "1", "--runs", tmp_path)
+    assert done.code == 0, done.err
+    path = tmp_path / "lite.onnx"
+    done = call("export", "onnx", "--run", tmp_path / "lite", "-o", path, "--no-input-check")
+    assert done.code == 0, done.err
+    stored = load_checkpoint(tmp_path / "lite" / "weights" / "best.safetensors")
+    expected = load_model(stored).trunk(draw(4))
+    trunk = build_trunk(ModelConfig(trunk="efficientnet_lite0", weights=str(path))).eval()
+    settle_norms(trunk, draw(16))
+    for ours, theirs in zip(trunk(draw(4)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
 def test_training_from_an_exported_model(home: Path, tiny_onnx: Path, tmp_path: Path) -> None:
     """By file; its data and command go with the run, and another split's network is refused."""
     words = [w if w != "none" else str(tiny_onnx) for w in TINY]
