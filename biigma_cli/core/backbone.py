@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biigma_cli.config import ModelConfig, fill_older, from_dict
-from biigma_cli.core.efficientnet import SCALING, EfficientNetLite, published_weights
+from biigma_cli.core.efficientnet import (
+    SCALING,
+    EfficientNetLite,
+    own_names,
+    published_weights,
+)
 from biigma_cli.core.exported import exported_file, read_metadata, trunk_state
 from biigma_cli.core.header import decoded, is_ours
 from biigma_cli.core.taps import Taps
@@ -207,12 +212,15 @@ def build_trunk(config: ModelConfig, *, load_weights: bool = True) -> Network:
 def resolve_normalisation(config: ModelConfig) -> str:
     """The normalisation meant by `auto`: that of the backbone weights.
 
+    A file that states nothing is taken to be the trunk's published weights.
+
     Raises `ModelFileError` where a weights file cannot be read.
     """
     if config.normalisation != "auto":
         return config.normalisation
+    published = "imagenet" if config.trunk in ("densenet121", "mobilenet_v2") else "symmetric"
     if config.weights == "imagenet":
-        return "imagenet" if config.trunk in ("densenet121", "mobilenet_v2") else "symmetric"
+        return published
     if config.weights == "none":
         return "unit"
     exported = exported_file(config.weights)
@@ -224,7 +232,7 @@ def resolve_normalisation(config: ModelConfig) -> str:
         meta = decoded(metadata, Path(config.weights))
         return from_dict(fill_older(meta["config"])).model.normalisation
     stated = metadata.get("input", "")
-    return "symmetric" if "x/127.5-1" in stated.replace(" ", "") else "imagenet"
+    return "symmetric" if "x/127.5-1" in stated.replace(" ", "") else published
 
 
 def _imagenet_state(trunk: str) -> dict[str, Tensor]:
@@ -272,6 +280,8 @@ def _file_state(path: Path) -> dict[str, Tensor]:
 def _load(trunk: nn.Module, state: dict[str, Tensor], config: ModelConfig) -> None:
     wanted = trunk.state_dict()
     state = {k.removeprefix("model.").removeprefix("trunk."): v for k, v in state.items()}
+    if config.trunk in SCALING:
+        state = own_names(state)
     # Counters of batch norm are not weights; files often leave them out.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]

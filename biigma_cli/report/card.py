@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from biigma_cli.config import PRECISIONS
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
 from biigma_cli.taxonomy import base_of
 
-_PRECISIONS = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "fp16-weights": "float16 weights",
-    "int8": "int8",
-}
 _SOURCES = {
     "isic17": "several centres of the ISIC archive up to 2017",
     "isic18": "one Austrian and one Australian centre",
@@ -84,7 +79,7 @@ def model_card(
         f"{metadata['disclaimer']} Licence: {metadata['licence']}.",
         "## What it is",
         f"BIIGMA-Net on {model['trunk']}, {parameters / 1e6:.2f} million parameters, "
-        f"{megabytes:.1f} MB as {_PRECISIONS[export['precision']]} ONNX. It names one of "
+        f"{megabytes:.1f} MB as ONNX in {PRECISIONS[export['precision']]}. It names one of "
         f"{len(classes)} diagnoses for a dermoscopic image and gives the saliency map M of the "
         "paper's Eq. 5. "
         f"{_head(model)}",
@@ -189,6 +184,8 @@ def _precision(export: dict[str, Any]) -> list[str]:
         (title, *(f"{value:.4f}" for value in found[key]))
         for key, title in (("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy"))
     ]
+    if export["precision"] == "fp16-weights":
+        told = "The weights are stored in float16; what is computed is computed in float32. "
     return [
         "## Precision",
         f"{told}The figures of this card are those of the network in float32. On the "

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from biigma_cli import __version__
+from biigma_cli.config import Precision
 from biigma_cli.core.header import EXPORTED
 from biigma_cli.core.input_check import InputCheck
 from biigma_cli.core.model import BiigmaNet
@@ -46,7 +47,6 @@ from biigma_cli.taxonomy import lesion_class
 
 OPSET = 18
 REQUIRED_OUTPUTS = ("probabilities", "logits")
-Precision = Literal["fp32", "fp16", "fp16-weights", "int8"]
 _T = TypeVar("_T")
 DISCLAIMER = "For research use only. Not a medical device."
 
@@ -142,8 +142,8 @@ def export_onnx(
         metrics: figures to store in the metadata, each set with its protocol.
         calibration: its temperature goes into the graph, on both sides of the comparison; None
             leaves the probabilities as trained.
-        check: gives the output `novelty`. In int8 its limit is set again, on `images` as the file
-            itself sees them: features of few bits lie elsewhere.
+        check: gives the output `novelty`. Below float32 its limit is set again, on `images` as the
+            file itself sees them: features of fewer bits lie elsewhere.
         outputs: of those that `available_outputs` gives; `probabilities` and `logits` are always
             among them. Default: all.
         train: images of the training part, `(n, side, side, 3)`; int8 needs them.
@@ -153,7 +153,8 @@ def export_onnx(
         what was proven: in float32 a largest difference of at most `tolerance`.
 
     Raises:
-        ParityError: a difference or a loss is larger than allowed; nothing is written.
+        ParityError: a difference or a loss is larger than allowed, or a weight beyond float16's
+            range; nothing is written.
         UsageError: int8 without NNCF.
     """
     model = load_model(checkpoint).float().eval()
@@ -179,7 +180,7 @@ def export_onnx(
     if precision == "int8" and train is not None:
         about["quantisation"] = {"method": QUANTISATION, "train": len(train)}
     values = metadata(checkpoint, metrics, calibration, check=check, export=about)
-    if check is not None and precision == "int8":
+    if check is not None and precision != "fp32":
         limit = float(_trial(proto, values, lambda p: _limit(p, images)))
         _scale_limit(proto, limit)
     exported = _trial(proto, values, lambda p: _run(p, images))

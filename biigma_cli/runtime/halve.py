@@ -23,14 +23,16 @@ def halve_weights(proto: onnx.ModelProto, *, spared: str) -> None:
     Args:
         spared: an output that shall stay as it is: weights that serve it alone are not touched.
 
-    Raises `ParityError` where a weight is beyond float16's range.
+    Raises `ParityError` where a weight is not finite in float16.
     """
     graph = proto.graph
+    if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
+        raise ValueError("weights within a branch or a loop would not be found")
     serving = _serving(graph, {o.name for o in graph.output if o.name != spared})
     chosen = {
         i.name: i
         for i in graph.initializer
-        if i.name in serving
+        if i.name in serving - {o.name for o in graph.output}
         and i.data_type == onnx.TensorProto.FLOAT
         and int(np.prod(i.dims)) >= _LARGE
     }
@@ -65,5 +67,5 @@ def _serving(graph: onnx.GraphProto, outputs: set[str]) -> set[str]:
     found = set(outputs)
     for node in reversed(graph.node):  # in the order of computation, as ONNX demands
         if found & set(node.output):
-            found |= set(node.input)
+            found |= set(node.input) - {""}  # an optional one that was left out
     return found

@@ -237,13 +237,19 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "stated", "expected"),
-    [("none", "", "unit"), ("imagenet", "", "imagenet")],
+    ("trunk", "weights", "expected"),
+    [
+        ("mobilenet_v2", "none", "unit"),
+        ("mobilenet_v2", "imagenet", "imagenet"),
+        ("densenet121", "imagenet", "imagenet"),
+        ("inception_v3", "imagenet", "symmetric"),
+        ("efficientnet_lite1", "imagenet", "symmetric"),
+    ],
 )
-def test_normalisation_follows_the_weights(weights: str, stated: str, expected: str) -> None:
+def test_normalisation_follows_the_weights(trunk: str, weights: str, expected: str) -> None:
     """Without a file, by name; a stated one is taken as it is."""
-    assert resolve_normalisation(config("mobilenet_v2", weights)) == expected
-    assert resolve_normalisation(config("mobilenet_v2", weights, normalisation="unit")) == "unit"
+    assert resolve_normalisation(config(trunk, weights)) == expected
+    assert resolve_normalisation(config(trunk, weights, normalisation="unit")) == "unit"
 
 
 @pytest.mark.parametrize(
@@ -251,10 +257,11 @@ def test_normalisation_follows_the_weights(weights: str, stated: str, expected: 
     [("RGB x/127.5-1", "symmetric"), ("RGB x / 127.5 - 1", "symmetric"), ("", "imagenet")],
 )
 def test_normalisation_follows_the_file(tmp_path: Path, stated: str, expected: str) -> None:
-    """What the file's metadata states; ImageNet's where it states nothing."""
+    """What the file's metadata states; that of the published ones where it states nothing."""
     path = tmp_path / "weights.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata={"input": stated} if stated else None)
     assert resolve_normalisation(config("mobilenet_v2", str(path))) == expected
+    assert resolve_normalisation(config("efficientnet_lite0", str(path))) == "symmetric"
 
 
 @pytest.mark.skipif(

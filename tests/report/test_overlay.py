@@ -72,6 +72,9 @@ def test_by_hand() -> None:
     # Centres further left, in pixels 0 and 4: the last pixel is more than half a step beyond.
     laid = lay(values, Frame((8, 1), 8, "squash", first_centre=0.5), (1, 8))
     np.testing.assert_allclose(laid[0], [0, 1, 2, 3, 4, 4, 4, np.nan])
+    # Further right, in pixels 3 and 7: so it is with the first one.
+    laid = lay(values, Frame((8, 1), 8, "squash", first_centre=3.5), (1, 8))
+    np.testing.assert_allclose(laid[0], [np.nan, 0, 0, 0, 1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("trunk", sorted(FIRST_CENTRE))
@@ -104,7 +107,7 @@ def test_centres_are_those_of_the_trunk(trunk: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(1, 6), st.integers(1, 6), st.sampled_from([None, 0.5, 16.0]),
+    st.integers(1, 6), st.integers(1, 6), st.sampled_from([None, 0.5, 16.0, 31.5]),
     st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_inside(rows: int, columns: int, first: float | None, seed: int) -> None:

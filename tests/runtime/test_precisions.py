@@ -210,24 +210,32 @@ def test_fp16(fp16: Path, checked: Path, part: Part) -> None:
 def halved(tiny_run: Path, folder: Path) -> Path:
     """Weights in float16, an input check."""
     path = folder / "halved.onnx"
-    done = exported(tiny_run, path, "--precision", "fp16-weights", "--force")
+    card = folder / "halved.md"
+    done = exported(tiny_run, path, "--precision", "fp16-weights", "--force", "--card", card)
     assert done.code == 0, done.err
     return path
 
 
 def test_fp16_weights(halved: Path, checked: Path, part: Part, tmp_path: Path) -> None:
-    """Half the size; the input check is float32's to the bit, the answers nearly so."""
+    """Half the size, the same answers but for rounding; the input check's own stay float32."""
     assert halved.stat().st_size < 0.56 * checked.stat().st_size
     before = Predictor(checked, device="cpu")(part.pixels)
     after = Predictor(halved, device="cpu")(part.pixels)
     assert 0 < np.abs(before.logits_BY - after.logits_BY).max() < 0.01
     np.testing.assert_allclose(after.novelty_B, before.novelty_B, rtol=0.01)
     held = {i.name: i for i in onnx.load(halved).graph.initializer}
-    assert held["check.mean_C"].data_type == onnx.TensorProto.FLOAT
-    large = [i for i in held.values() if np.prod(i.dims) >= 1024 and "axes" not in i.name]
-    kinds = [i.data_type for i in large if not i.name.startswith("permute")]
-    assert kinds.count(onnx.TensorProto.FLOAT16) == len(kinds) > 50
+    large = {n: i.data_type for n, i in held.items() if np.prod(i.dims) >= 1024}
+    # The axes of its components, and their transpose.
+    spared = {n for n, kind in large.items() if kind == onnx.TensorProto.FLOAT}
+    assert "check.axes_CK" in spared
+    assert {tuple(sorted(held[n].dims)) for n in spared} == {
+        tuple(sorted(held["check.axes_CK"].dims))
+    }
+    assert sum(kind == onnx.TensorProto.FLOAT16 for kind in large.values()) > 50
     assert about(halved)["export"]["precision"] == "fp16-weights"
+    card = halved.with_suffix(".md").read_text(encoding="utf-8")
+    assert "MB as ONNX in float16 weights" in card
+    assert "stored in float16; what is computed is computed in float32" in card
 
 
 def test_fp16_weights_are_float32_once_opened(halved: Path, checked: Path, tmp_path: Path) -> None:
@@ -246,19 +254,56 @@ def test_fp16_weights_are_float32_once_opened(halved: Path, checked: Path, tmp_p
     assert opened(halved) == opened(checked)
 
 
+def products(outputs: dict[str, list[str]], value: float = 0.5) -> onnx.ModelProto:
+    """A graph whose outputs are x times each of the weights `(40, 40)` named, in turn."""
+    info, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    nodes = []
+    for output, weights in outputs.items():
+        names = ["x", *(f"{output}{i}" for i in range(1, len(weights))), output]
+        nodes += [
+            onnx.helper.make_node("MatMul", [before, weight], [after])
+            for before, weight, after in zip(names[:-1], weights, names[1:], strict=True)
+        ]
+    filled = np.full((40, 40), value, np.float32)
+    held = dict.fromkeys(w for weights in outputs.values() for w in weights)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [info("x", kind, [1, 40])],
+        [info(name, kind, [1, 40]) for name in outputs],
+        [onnx.numpy_helper.from_array(filled, name) for name in held],
+    )
+    return onnx.helper.make_model(graph)
+
+
+def halves(proto: onnx.ModelProto) -> set[str]:
+    """Names of what is held in float16; the model is checked first."""
+    onnx.checker.check_model(proto, full_check=True)
+    kind = onnx.TensorProto.FLOAT16
+    return {i.name for i in proto.graph.initializer if i.data_type == kind}
+
+
+def test_which_weights_are_halved() -> None:
+    """Those that serve the spared output alone are not, the shared ones are."""
+    proto = products({"logits": ["a", "shared"], "novelty": ["shared", "b"]})
+    halve.halve_weights(proto, spared="novelty")
+    assert halves(proto) == {"a", "shared"}
+    proto = products({"logits": ["a"]})
+    halve.halve_weights(proto, spared="novelty")
+    assert halves(proto) == {"a"}
+    # A weight that is given out as it is has to stay what it is.
+    proto = products({"logits": ["a", "b"]})
+    proto.graph.output.append(
+        onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [40, 40])
+    )
+    halve.halve_weights(proto, spared="novelty")
+    assert halves(proto) == {"b"}
+
+
 def test_fp16_weights_out_of_range() -> None:
     """A weight of 70,000 is no float16: named, and nothing is written."""
-    info = onnx.helper.make_tensor_value_info
-    weight = onnx.numpy_helper.from_array(np.full((40, 40), 7e4, np.float32), "huge")
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "huge"], ["y"])],
-        "g",
-        [info("x", onnx.TensorProto.FLOAT, [1, 40])],
-        [info("y", onnx.TensorProto.FLOAT, [1, 40])],
-        [weight],
-    )
     with pytest.raises(ParityError, match="huge holds a weight beyond") as caught:
-        halve.halve_weights(onnx.helper.make_model(graph), spared="novelty")
+        halve.halve_weights(products({"logits": ["huge"]}, 7e4), spared="novelty")
     assert "fp32" in caught.value.fix
 
 
