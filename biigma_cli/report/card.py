@@ -79,7 +79,7 @@ def model_card(
         f"{metadata['disclaimer']} Licence: {metadata['licence']}.",
         "## What it is",
         f"BIIGMA-Net on {model['trunk']}, {parameters / 1e6:.2f} million parameters, "
-        f"{megabytes:.1f} MB as ONNX in {PRECISIONS[export['precision']]}. It names one of "
+        f"{megabytes:.1f} MB as ONNX ({PRECISIONS[export['precision']]}). It names one of "
         f"{len(classes)} diagnoses for a dermoscopic image and gives the saliency map M of the "
         "paper's Eq. 5. "
         f"{_head(model)}",

@@ -16,6 +16,7 @@ def test_all_that_ship() -> None:
     shown = call("models").out
     assert f"{DEFAULT_MODEL} (default)\n  float32, 15.8 MB" in shown
     assert "biigma-edge-isic18\n  int8, 4.5 MB" in shown
+    assert "biigma-lite0-isic17\n  float16 weights, 10.4 MB, images of 224 x 224" in shown
     assert "biigma-light-isic17\n  int8, 4.5 MB, images of 224 x 224, CC-BY-NC-4.0" in shown
     assert "classes: MEL, NV, BCC, AKIEC, BKL, DF, VASC" in shown
     assert "classes: MEL, SK, NV" in shown
@@ -23,9 +24,10 @@ def test_all_that_ship() -> None:
     assert "test part, 2006 images: accuracy 0.811 (0.789-0.833), macro-F1 0.691" in shown
     assert "test part, 2006 images, in float32: accuracy 0.807" in shown
     assert "test part, 430 images, in float32: accuracy 0.753" in shown
-    assert shown.count("lesion-safe") == shown.count("input check: flags ") == 5
+    assert "test part, 430 images, in float32: accuracy 0.777" in shown
+    assert shown.count("lesion-safe") == shown.count("input check: flags ") == 6
     assert shown.count("has also learnt from images of: isic17") == 3
-    assert shown.count("has also learnt from images of: isic18") == 2
+    assert shown.count("has also learnt from images of: isic18") == 3
     found = {m["name"]: m for m in json.loads(call("models", "--json").out)}
     assert [m["default"] for m in found.values()].count(True) == 1
     assert found["biigma-edge-isic18"]["precision"] == "int8"

@@ -234,7 +234,7 @@ def test_fp16_weights(halved: Path, checked: Path, part: Part, tmp_path: Path) -
     assert sum(kind == onnx.TensorProto.FLOAT16 for kind in large.values()) > 50
     assert about(halved)["export"]["precision"] == "fp16-weights"
     card = halved.with_suffix(".md").read_text(encoding="utf-8")
-    assert "MB as ONNX in float16 weights" in card
+    assert "MB as ONNX (float16 weights)" in card
     assert "stored in float16; what is computed is computed in float32" in card
 
 
