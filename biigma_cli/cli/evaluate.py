@@ -35,7 +35,8 @@ def evaluate(
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", help="Second run, checkpoint or .onnx: paired differences are added."
+            "--against",
+            help="Second run, checkpoint, .onnx or shipped model: paired differences are added.",
         ),
     ] = None,
     predictions_out: Annotated[
@@ -150,7 +151,6 @@ def evaluate(
     from biigma_cli.data.splits import PARTS
     from biigma_cli.errors import UsageError
     from biigma_cli.report.style import picture_kind
-    from biigma_cli.runtime.session import find_model
     from biigma_cli.storage import check_writable
 
     if split not in PARTS:
@@ -172,19 +172,14 @@ def evaluate(
     if run is None and model is None:
         run = newest_run(runs)
         note(f"judging {run or 'the shipped model'}")
-    if run is not None:
-        path = best_checkpoint(run)
-    else:
-        path = Path(model or "")
-        if path.suffix != ".safetensors":
-            path = find_model(model)
+    path = best_checkpoint(run) if run is not None else _file_of(model)
 
     from biigma_cli.judge import judge, open_candidate
 
     candidate = open_candidate(path, device)
     second = None
     if against is not None:
-        other = best_checkpoint(against) if against.is_dir() else against
+        other = best_checkpoint(against) if against.is_dir() else _file_of(str(against))
         second = open_candidate(other, device)
     if tta:
         candidate, second = candidate.over_views(), second and second.over_views()
@@ -297,6 +292,19 @@ def _kept(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
         return {key: stored[key] for key in keys if key in stored}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _file_of(model: str | None) -> Path:
+    """The checkpoint, exported or shipped model that is meant; None means the default one.
+
+    Raises `ModelFileError` where there is no exported model of that name; a checkpoint is not
+    looked for yet.
+    """
+    from biigma_cli.runtime.session import find_model
+
+    if model is not None and Path(model).suffix == ".safetensors":
+        return Path(model)
+    return find_model(model)
 
 
 def newest_run(runs: Path) -> Path | None:

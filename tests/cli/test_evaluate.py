@@ -269,6 +269,20 @@ def test_exported_models_have_no_mps(tiny_onnx: Path) -> None:
     refused(done, "cannot run on mps", "coreml", code=2)
 
 
+def test_against_a_shipped_model(
+    tiny_run: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name; a name that does not ship is refused with those that do."""
+    monkeypatch.setattr("biigma_cli.runtime.session.models_dir", lambda: tiny_onnx.parent)
+    done = call("eval", "--run", tiny_run, "--against", tiny_onnx.stem, *FAST)
+    assert done.code == 0, done.err
+    told = "".join(done.out.split())  # a long path is broken into lines
+    assert f"minus{tiny_onnx}".replace(" ", "") in told
+    assert "paireddifferences" in told
+    done = call("eval", "--run", tiny_run, "--against", "biigma-nothing", *FAST)
+    refused(done, "no model 'biigma-nothing'", tiny_onnx.stem, code=3)
+
+
 def test_a_gpu_that_is_not_used(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` on the CPU of a machine with a GPU is said, with the cause."""
 
