@@ -151,6 +151,7 @@ def evaluate(
     from biigma_cli.data.splits import PARTS
     from biigma_cli.errors import UsageError
     from biigma_cli.report.style import picture_kind
+    from biigma_cli.runtime.session import find_network
     from biigma_cli.storage import check_writable
 
     if split not in PARTS:
@@ -172,14 +173,14 @@ def evaluate(
     if run is None and model is None:
         run = newest_run(runs)
         note(f"judging {run or 'the shipped model'}")
-    path = best_checkpoint(run) if run is not None else _file_of(model)
+    path = best_checkpoint(run) if run is not None else find_network(model)
 
     from biigma_cli.judge import judge, open_candidate
 
     candidate = open_candidate(path, device)
     second = None
     if against is not None:
-        other = best_checkpoint(against) if against.is_dir() else _file_of(str(against))
+        other = best_checkpoint(against) if against.is_dir() else find_network(str(against))
         second = open_candidate(other, device)
     if tta:
         candidate, second = candidate.over_views(), second and second.over_views()
@@ -292,19 +293,6 @@ def _kept(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
         return {key: stored[key] for key in keys if key in stored}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _file_of(model: str | None) -> Path:
-    """The checkpoint, exported or shipped model that is meant; None means the default one.
-
-    Raises `ModelFileError` where there is no exported model of that name; a checkpoint is not
-    looked for yet.
-    """
-    from biigma_cli.runtime.session import find_model
-
-    if model is not None and Path(model).suffix == ".safetensors":
-        return Path(model)
-    return find_model(model)
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -85,7 +85,7 @@ def explain(
     from biigma_cli.errors import DataError, ImageError, PartialFailure, UsageError
     from biigma_cli.report.explanation import draw_explanation
     from biigma_cli.report.predictions import DISCLAIMER
-    from biigma_cli.runtime.session import find_model
+    from biigma_cli.runtime.session import find_network
 
     if what not in WHAT:
         raise UsageError(f"unknown --what {what!r}", fix=f"choose one of: {', '.join(WHAT)}")
@@ -108,10 +108,8 @@ def explain(
         from biigma_cli.cli.evaluate import best_checkpoint
 
         path = best_checkpoint(run)
-    elif model is not None and Path(model).suffix == ".safetensors":
-        path = Path(model)
     else:
-        path = find_model(model)
+        path = find_network(model)
     asked = open_checkpoint(path, device) if path.suffix == ".safetensors" else None
     asked = asked or open_onnx(path, device)
     what = possible(asked, what)

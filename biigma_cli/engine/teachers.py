@@ -16,7 +16,7 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import Split, check_same_split
 from biigma_cli.engine.evaluate import prepare, to_batch
 from biigma_cli.engine.provenance import ancestry, check_unseen, line_of, run_of
-from biigma_cli.runtime.session import Predictor, find_model
+from biigma_cli.runtime.session import Predictor, find_network
 from biigma_cli.storage import content_digest
 
 _BATCH = 64
@@ -67,7 +67,7 @@ class Teachers:
         self.ancestors: list[dict[str, Any]] = []
         self.sources: list[Source] = []
         for name in names:
-            path = find_model(name) if Path(name).suffix != ".safetensors" else Path(name)
+            path = find_network(name)
             opened = _exported if path.suffix == ".onnx" else _trained
             teacher, said = opened(path, classes, device)
             check_same_split(split, said.meta["split"], source=name)

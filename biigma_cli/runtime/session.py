@@ -101,6 +101,16 @@ def find_model(name: str | None) -> Path:
     raise ModelFileError(f"no model {name!r}", fix=f"give an .onnx file or one of: {listed}")
 
 
+def find_network(name: str | None) -> Path:
+    """As `find_model`; a checkpoint (`.safetensors`) is taken as it is, whether it is there or not.
+
+    Raises `ModelFileError` as `find_model` does.
+    """
+    if name is not None and Path(name).suffix == ".safetensors":
+        return Path(name)
+    return find_model(name)
+
+
 def shipped_models() -> list[Path]:
     """The models that come with the package."""
     return sorted(models_dir().glob("*.onnx"))
