@@ -164,8 +164,9 @@ def test_stated_figures(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     candidate = open_candidate(path, torch.device("cpu"))
     result = judge(candidate, manifest, "test", resamples=0).to_dict()
     stated = metadata["metrics"]["test"]
+    assert metadata["export"]["precision"] != "int8" or stated["judged"] == "file"
     assert result["n"] == stated["n"]
-    # Those of an int8 file are stated of its network in float32; its own card says what it loses.
-    near = 0.02 if metadata["export"]["precision"] == "int8" else 0.003
+    # Where int8 is added up in another order, a decision can fall to the other side.
+    near = 0.005 if metadata["export"]["precision"] == "int8" else 0.003
     for name in ("accuracy", "macro_f1", "macro_recall", "macro_precision"):
         assert result[name] == pytest.approx(stated[name], abs=near)

@@ -123,6 +123,14 @@ def evaluate(
             help="Judge the mean over flips and quarter turns, as 'predict --tta' gives it.",
         ),
     ] = False,
+    store: Annotated[
+        bool,
+        typer.Option(
+            "--store",
+            help="Keep the figures in the .onnx file itself, and in the card beside it, in the "
+            "place of its checkpoint's.",
+        ),
+    ] = False,
     resamples: Annotated[
         int,
         typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
@@ -163,7 +171,12 @@ def evaluate(
     for target in (predictions_out, reliability):
         if target is not None:
             check_writable(target)
-    from biigma_cli.cli import evaluate_maps, evaluate_report, evaluate_robustness
+    from biigma_cli.cli import (
+        evaluate_maps,
+        evaluate_report,
+        evaluate_robustness,
+        evaluate_store,
+    )
 
     evaluate_maps.check_picture(heads)
     evaluate_robustness.check_options(
@@ -174,6 +187,8 @@ def evaluate(
         run = newest_run(runs)
         note(f"judging {run or 'the shipped model'}")
     path = best_checkpoint(run) if run is not None else find_network(model)
+    if store:
+        evaluate_store.check_store(path, split, tta=tta, resamples=resamples)
 
     from biigma_cli.judge import judge, open_candidate
 
@@ -229,6 +244,8 @@ def evaluate(
             **judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed),
         }  # fmt: skip
         write_json(saved[-1], {**_kept(saved[-1], path, judged), **found})
+    if store:
+        saved += evaluate_store.store(path, judged)
     if predictions_out is not None:
         from biigma_cli.data.submission import write_submission
 

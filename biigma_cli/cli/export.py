@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from biigma_cli.runtime.input_check import FittedCheck
 
 OUTPUTS = ("probabilities", "logits", "evidence", "saliency", "novelty")
-# Of a run's stored figures: what names the machine's files, or is far larger than the figures.
-NOT_STORED = ("model", "against", "saliency", "heads", "robustness")
 
 app = typer.Typer(help="Export a trained model.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -98,7 +96,8 @@ def export_onnx(
     The probabilities are calibrated: their logits are divided by a temperature fitted on the
     validation part, which changes no answer. The input check is fitted on training images, its
     limit set so that 1% of validation images lie above it. Figures from 'biigma eval --run RUN' are
-    stored in the file with their protocol.
+    stored in the file with their protocol; 'biigma eval --model FILE --store' puts the file's own
+    in their place.
     """
     from biigma_cli.cli.evaluate import best_checkpoint, newest_run
     from biigma_cli.storage import check_writable
@@ -128,6 +127,7 @@ def export_onnx(
     from biigma_cli.engine.device import pick_device
     from biigma_cli.runtime.quantise import IMAGES as INT8_IMAGES
     from biigma_cli.runtime.quantise import check_available
+    from biigma_cli.runtime.stored import storable
 
     if precision == "int8":
         check_available()
@@ -139,7 +139,7 @@ def export_onnx(
         if file.is_file():
             stored = json.loads(file.read_text(encoding="utf-8"))
             if stored["split_hash"] == loaded.meta["split"]["split_hash"]:
-                metrics[part] = {k: v for k, v in stored.items() if k not in NOT_STORED}
+                metrics[part] = storable(stored)
     if "test" not in metrics:
         note("no test figures to store: run 'biigma eval --split test' before exporting")
     wants_check = not no_input_check and (chosen is None or "novelty" in chosen)

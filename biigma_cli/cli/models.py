@@ -65,7 +65,12 @@ def describe(path: Path) -> dict[str, Any]:
         "licence": info.metadata["licence"],
         "protocol": info.metadata.get("protocol", ""),
         "sources": list(dict.fromkeys(s["dataset"] for s in info.metadata.get("sources", []))),
-        "test": test and {"n": test["n"], **{k: test["intervals"][k] for k in _FIGURES}},
+        "test": test
+        and {
+            "n": test["n"],
+            "judged": test.get("judged", "network"),
+            **{k: test["intervals"][k] for k in _FIGURES},
+        },
     }
 
 
@@ -81,11 +86,9 @@ def _lines(model: dict[str, Any]) -> str:
     if more := model["sources"][1:]:
         lines.append(f"has also learnt from images of: {', '.join(more)}")
     if test:
-        figures = ", ".join(
-            f"{title} {test[key]['value']:.3f} ({test[key]['low']:.3f}-{test[key]['high']:.3f})"
-            for key, title in _FIGURES.items()
-        )
-        float32 = "" if model["precision"] == "fp32" else ", in float32"
+        figures = ", ".join(f"{title} {_figure(test[key])}" for key, title in _FIGURES.items())
+        own = model["precision"] == "fp32" or test["judged"] == "file"
+        float32 = "" if own else ", in float32"
         lines.append(f"test part, {test['n']} images{float32}: {figures}")
     else:
         lines.append("no test figures in the file")
@@ -95,3 +98,10 @@ def _lines(model: dict[str, Any]) -> str:
         else f"input check: flags {check['flagged']:.1%} of {check['n']} validation images"
     )
     return "\n  ".join(lines)
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    """With its interval, where it was judged with one."""
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({figure['low']:.3f}-{figure['high']:.3f})"

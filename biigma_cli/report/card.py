@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,10 +107,7 @@ def model_card(
         _calibration(metadata.get("calibration")),
         *_input_check(metadata.get("input_check")),
         "## Figures",
-        *[
-            _figures(part, values, calibrated="calibration" in metadata)
-            for part, values in metadata["metrics"].items()
-        ],
+        *[_figures(part, values, metadata) for part, values in metadata["metrics"].items()],
         "## Limits",
         _LIMITS.format(
             sources=_sources(metadata),
@@ -188,8 +186,8 @@ def _precision(export: dict[str, Any]) -> list[str]:
         told = "The weights are stored in float16; what is computed is computed in float32. "
     return [
         "## Precision",
-        f"{told}The figures of this card are those of the network in float32. On the "
-        f"{found['images']} images of the validation part, against it:",
+        f"{told}On the {found['images']} images of the validation part, against the network in "
+        "float32:",
         _table(("figure", "float32", export["precision"]), rows),
         f"The same decision for {parity['same_decision']} of {parity['images']}; largest "
         f"difference of a probability {parity['max_difference']:.3f}, mean "
@@ -217,7 +215,18 @@ def _views(names: Sequence[str]) -> str:
     return ", ".join(told[:-1]) + f" and {told[-1]}" if len(told) > 1 else told[0]
 
 
-def _figures(part: str, values: dict[str, Any], *, calibrated: bool) -> str:
+def replace_figures(card: str, part: str, metadata: dict[str, Any]) -> str | None:
+    """The card with a part's figures as the metadata now has them; all else stays.
+
+    None where the card has no section for that part.
+    """
+    section = re.compile(rf"^### {part} part, .*?(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+    text = _figures(part, metadata["metrics"][part], metadata) + "\n\n"
+    found, n = section.subn(lambda _: text, card, count=1)
+    return found if n else None
+
+
+def _figures(part: str, values: dict[str, Any], metadata: dict[str, Any]) -> str:
     """A part's figures; older records hold the headline alone."""
     whole = values.get("assessment")
     overall = whole["overall"] if whole else values["intervals"]
@@ -236,11 +245,17 @@ def _figures(part: str, values: dict[str, Any], *, calibrated: bool) -> str:
         "Rows are the truth, columns the answer:",
         _table(("", *codes), confusion),
     ]
-    if whole and calibrated:
-        parts[1] += (
-            " Of the probabilities as trained: the answers are the same when calibrated, log loss, "
-            "Brier score and calibration error are not."
-        )
+    calibrated = "calibration" in metadata
+    if values.get("judged") == "file":
+        parts[1] += f" Measured with this file{', calibrated' if calibrated else ''}."
+    else:
+        if metadata.get("export", {}).get("precision", "fp32") != "fp32":
+            parts[1] += " Of the network in float32, not of this file."
+        if whole and calibrated:
+            parts[1] += (
+                " Of the probabilities as trained: the answers are the same when calibrated, log "
+                "loss, Brier score and calibration error are not."
+            )
     melanoma = whole["per_class"].get("MEL") if whole else None
     if melanoma and melanoma["support"]:
         rows = [(TITLES[k], *_figure(melanoma[k])) for k in ("auc", "ap", *POINTS)]
