@@ -20,10 +20,10 @@ from biigma_cli.errors import EXIT_DATA, DataError
 from biigma_cli.metrics import (
     HEADLINE,
     Ints,
-    _confusions,
-    _from_confusion,
     bootstrap,
     bootstrap_difference,
+    confusion_figures,
+    confusions,
     evaluate,
 )
 
@@ -48,8 +48,8 @@ def sample(
 
 def headline(truth: Ints, predicted: Ints, classes: int) -> dict[str, float]:
     """The figures by way of one confusion matrix, as the bootstrap has them."""
-    tables = _confusions(truth, predicted, np.zeros_like(truth), 1, classes)
-    return {name: float(values[0]) for name, values in _from_confusion(tables).items()}
+    tables = confusions(truth, predicted, np.zeros_like(truth), 1, classes)
+    return {name: float(values[0]) for name, values in confusion_figures(tables).items()}
 
 
 def expect(truth: Ints, predicted: Ints, *values: float) -> None:

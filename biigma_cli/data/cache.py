@@ -225,13 +225,16 @@ def read_record_file(manifest: Manifest, record: Record) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", fix=_again(manifest)) from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror}", fix=recorded_again(manifest)
+        ) from error
     if content_digest(content) != record.digest:
-        raise DataError(f"{path} has changed since it was recorded", fix=_again(manifest))
+        raise DataError(f"{path} has changed since it was recorded", fix=recorded_again(manifest))
     return content
 
 
-def _again(manifest: Manifest) -> str:
+def recorded_again(manifest: Manifest) -> str:
+    """The fix for a data set whose files are no longer those that were recorded."""
     if manifest.dataset == SYNTHETIC.dataset:
         return f"remove {manifest.root}; it is drawn again when it is needed"
     if manifest.codes:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from biigma_cli.data.cache import _again
+from biigma_cli.data.cache import recorded_again
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import (
     _upright,
@@ -98,7 +98,7 @@ def load_masks(
         raise DataError(
             f"none of the {len(ids)} images has a lesion mask in the record of {manifest.dataset}",
             fix="put masks called ID_segmentation.png beside the images, or name them in the "
-            f"column 'mask'; then {_again(manifest)}",
+            f"column 'mask'; then {recorded_again(manifest)}",
         )
 
     def lay(record: Record) -> Laid:
@@ -131,7 +131,7 @@ def refuse_unusable(laid: Mapping[str, Laid], manifest: Manifest) -> None:
         raise DataError(
             f"{len(damaged)} lesion masks cannot be used: {first(damaged)}; of the first: "
             f"{laid[damaged[0]].damage}",
-            fix=f"get them again, or take them away and {_again(manifest)}",
+            fix=f"get them again, or take them away and {recorded_again(manifest)}",
         )
     odd = [i for i, one in laid.items() if one.shape]
     if odd:

@@ -149,7 +149,7 @@ def split_of(candidate: Candidate, manifest: Manifest) -> Split:
     Raises `CheckpointMismatch` where data or split differ from those it was trained with, or where
     the classes do.
     """
-    _check_classes(candidate, manifest)
+    check_classes(candidate, manifest)
     stored = candidate.split
     config = DataConfig(
         dataset=manifest.dataset,
@@ -190,7 +190,7 @@ def judge(
     """
     split = split_of(candidate, manifest)
     if against is not None:
-        _check_classes(against, manifest)
+        check_classes(against, manifest)
         check_same_split(split, against.split, source=against.name)
     data = candidate.data
     part = load_part(
@@ -241,7 +241,8 @@ def _flagged(answers: Answers, label_n: Ints) -> Flagged | None:
     return Flagged(n, count, low, high, float(right_n.mean()) if len(right_n) else None)
 
 
-def _check_classes(candidate: Candidate, manifest: Manifest) -> None:
+def check_classes(candidate: Candidate, manifest: Manifest) -> None:
+    """Raise `CheckpointMismatch` where the data set has other classes than the model."""
     if candidate.classes != manifest.taxonomy.codes:
         raise CheckpointMismatch(
             f"{candidate.name} has {len(candidate.classes)} classes "

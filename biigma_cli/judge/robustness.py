@@ -31,7 +31,7 @@ from biigma_cli.data.preprocess import Pixels, map_threads
 from biigma_cli.data.splits import check_same_split
 from biigma_cli.errors import UsageError
 from biigma_cli.judge.candidate import Candidate, Floats, Progress
-from biigma_cli.judge.judgement import _check_classes, split_of
+from biigma_cli.judge.judgement import check_classes, split_of
 from biigma_cli.metrics import Figure, score_weight
 from biigma_cli.storage import available_cpus
 
@@ -210,7 +210,7 @@ def judge_robustness(
     split = split_of(candidate, manifest)
     models = [candidate]
     if against is not None:
-        _check_classes(against, manifest)
+        check_classes(against, manifest)
         check_same_split(split, against.split, source=against.name)
         models.append(against)
     part = split.part(part_name)

@@ -121,9 +121,9 @@ class Assessment:
             "bootstrap": self.bootstrap,
             "resamples": self.resamples,
             "seed": self.seed,
-            "overall": _plain(self.overall),
+            "overall": plain_figures(self.overall),
             "per_class": {
-                code: {"support": support[code], **_plain(figures)}
+                code: {"support": support[code], **plain_figures(figures)}
                 for code, figures in self.per_class.items()
             },
             "confusion": [list(row) for row in self.figures.confusion],
@@ -140,8 +140,8 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         return {
-            "overall": _plain(self.overall),
-            "per_class": {code: _plain(figures) for code, figures in self.per_class.items()},
+            "overall": plain_figures(self.overall),
+            "per_class": {code: plain_figures(figures) for code, figures in self.per_class.items()},
         }
 
 
@@ -200,14 +200,14 @@ def assess(
     draws = {k: np.concatenate([b[k] for b in blocks] or [v[None][:0]]) for k, v in values.items()}
     sure = is_probability(proba)
     overall = {
-        name: _figure(values[name], draws[name], basic=name == "ece")
+        name: with_interval(values[name], draws[name], basic=name == "ece")
         if sure or name not in PROPER
         else Figure(value=None, why="the scores do not sum to 1")
         for name in OVERALL
     }
     per_class = {
         code: {
-            name: _figure(values[name][i], draws[name][:, i])
+            name: with_interval(values[name][i], draws[name][:, i])
             if code not in figures.absent or name in NEGATIVES_ONLY
             else Figure(value=None, why="no image of this class")
             for name in PER_CLASS
@@ -250,7 +250,7 @@ def compare(first: Assessment, second: Assessment) -> Difference:
     def minus(a: Figure, b: Figure, draws: Floats) -> Figure:
         if a.value is None or b.value is None:
             return Figure(value=None, why=a.why or b.why)
-        return _figure(np.float64(a.value - b.value), draws)
+        return with_interval(np.float64(a.value - b.value), draws)
 
     apart = {name: drawn - second.draws[name] for name, drawn in first.draws.items()}
     return Difference(
@@ -275,7 +275,7 @@ def mean_auc(assessments: Sequence[Assessment]) -> Figure:
     if not values or len(values) < len(found):
         return Figure(value=None, why="not every task has an AUC")
     draws: Floats = np.mean([a.draws["auc"][:, 0] for a in assessments], axis=0)
-    return _figure(np.float64(np.mean(values)), draws)
+    return with_interval(np.float64(np.mean(values)), draws)
 
 
 def paper_columns(assessment: Assessment) -> dict[str, Figure]:
@@ -329,8 +329,14 @@ def _scikit(label_n: Ints, proba: Floats, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _figure(value: np.float64, drawn: Floats, *, basic: bool = False) -> Figure:
-    """A value with the interval of the resamples that have one."""
+def with_interval(value: np.float64, drawn: Floats, *, basic: bool = False) -> Figure:
+    """A value with the 95% interval of the resamples that have one.
+
+    Args:
+        drawn: `(b,)`, the value in each resample, NaN where it has none.
+        basic: the basic interval (2 v - q) instead of the percentile one: for what a resample
+            biases, such as ECE.
+    """
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) < 20:
         return Figure(value=float(value), why="too few resamples for an interval")
@@ -350,7 +356,8 @@ def _digest(
     return digest.hexdigest()
 
 
-def _plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+def plain_figures(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+    """As plain values, for JSON."""
     return {name: figure.to_dict() for name, figure in figures.items()}
 
 

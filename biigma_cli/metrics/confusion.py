@@ -121,7 +121,7 @@ def bootstrap(
         groups: lesion of each image; images of one lesion are drawn together.
     """
     drawn = _resampled(truth_n, [predicted_n], groups, classes, resamples, seed)[0]
-    values = _from_confusion(_confusions(truth_n, predicted_n, np.zeros_like(truth_n), 1, classes))
+    values = confusion_figures(confusions(truth_n, predicted_n, np.zeros_like(truth_n), 1, classes))
     return {name: _interval(float(values[name][0]), drawn[name]) for name in HEADLINE}
 
 
@@ -139,7 +139,7 @@ def bootstrap_difference(
     a, b = _resampled(truth_n, [first_n, second_n], groups, classes, resamples, seed)
     one = np.zeros_like(truth_n)
     va, vb = (
-        _from_confusion(_confusions(truth_n, p, one, 1, classes)) for p in (first_n, second_n)
+        confusion_figures(confusions(truth_n, p, one, 1, classes)) for p in (first_n, second_n)
     )
     return {n: _interval(float(va[n][0] - vb[n][0]), a[n] - b[n]) for n in HEADLINE}
 
@@ -165,13 +165,13 @@ def _resampled(
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
     count = len(names)
     per_group = [
-        _confusions(truth_n, p, group_n, count, classes).reshape(count, -1) for p in predictions
+        confusions(truth_n, p, group_n, count, classes).reshape(count, -1) for p in predictions
     ]
     sums: list[list[Floats]] = [[] for _ in predictions]
     for weights in resample_weights(count, resamples, seed):
         for total, tables in zip(sums, per_group, strict=True):
             total.append((weights @ tables).reshape(len(weights), classes, classes))
-    return [_from_confusion(np.concatenate(total)) for total in sums]
+    return [confusion_figures(np.concatenate(total)) for total in sums]
 
 
 def resample_weights(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
@@ -185,7 +185,7 @@ def resample_weights(groups: int, resamples: int, seed: int) -> Iterator[Floats]
         yield rng.multinomial(groups, np.full(groups, 1 / groups), size=block).astype(np.float64)
 
 
-def _confusions(
+def confusions(
     truth_n: Ints,
     predicted_n: Ints,
     group_n: npt.NDArray[np.intp] | Ints,
@@ -198,7 +198,7 @@ def _confusions(
     return tables
 
 
-def _from_confusion(tables_rYY: Floats) -> dict[str, Floats]:
+def confusion_figures(tables_rYY: Floats) -> dict[str, Floats]:
     """Headline figures of each of r confusion matrices; the same rules as `evaluate`."""
     hits = np.diagonal(tables_rYY, axis1=1, axis2=2)
     support = tables_rYY.sum(2)

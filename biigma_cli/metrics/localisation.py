@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.errors import DataError
-from biigma_cli.metrics.assess import Figure, _figure, _plain
+from biigma_cli.metrics.assess import Figure, plain_figures, with_interval
 from biigma_cli.metrics.confusion import Floats, Ints, resample_weights
 from biigma_cli.metrics.ranks import ratio
 from biigma_cli.metrics.subgroups import FEW, FEWEST_LESIONS
@@ -79,11 +79,11 @@ class Localisation:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         return {
-            "overall": _plain(self.overall),
-            "over_centre": _plain(self.over_centre),
-            "per_class": {code: _plain(figures) for code, figures in self.per_class.items()},
+            "overall": plain_figures(self.overall),
+            "over_centre": plain_figures(self.over_centre),
+            "per_class": {code: plain_figures(figures) for code, figures in self.per_class.items()},
             "per_class_over_centre": {
-                code: _plain(figures) for code, figures in self.per_class_over_centre.items()
+                code: plain_figures(figures) for code, figures in self.per_class_over_centre.items()
             },
             "without_energy": self.without_energy,
         }
@@ -171,7 +171,7 @@ def localise(
             elif row and lesions[place] < FEWEST_LESIONS:
                 told[name] = Figure(value=float(mean[place]), why=FEW)
             else:
-                told[name] = _figure(mean[place], draws[(slice(None), *place)])
+                told[name] = with_interval(mean[place], draws[(slice(None), *place)])
         return told
 
     return {

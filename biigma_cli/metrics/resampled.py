@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.metrics.calibration import Confidence, by_confidence, calibration_error
-from biigma_cli.metrics.confusion import Floats, Ints, _confusions, _from_confusion
+from biigma_cli.metrics.confusion import Floats, Ints, confusion_figures, confusions
 from biigma_cli.metrics.ranks import Ranking, rank, rank_figures, ratio
 
 
@@ -44,7 +44,7 @@ def prepare(label_n: Ints, proba: Floats, group_n: npt.NDArray[np.intp], count: 
     loss_n = -np.log(np.maximum(proba[rows, label_n], np.finfo(np.float64).eps))
     brier_n = ((proba - truth_nY) ** 2).sum(1)
     return Prepared(
-        confusion_GYY=_confusions(label_n, answer_n, group_n, count, classes),
+        confusion_GYY=confusions(label_n, answer_n, group_n, count, classes),
         untied_GY=per_group(truth_nY * right_n[:, None]),
         above_GY=per_group(above_nY),
         above_right_GY=per_group(above_nY * truth_nY),
@@ -73,7 +73,7 @@ def block(p: Prepared, weight_bG: Floats) -> dict[str, Floats]:
     ranks = [rank_figures(r, weight_nb) for r in p.rankings]
     ranked = {name: np.stack([r[name] for r in ranks], 1) for name in ranks[0]}
     return {
-        **_from_confusion(table_bYY),
+        **confusion_figures(table_bYY),
         "isic_score": mean_defined(untied_bY),
         "macro_auc": mean_defined(ranked["auc"]),
         "macro_ap": mean_defined(ranked["ap"]),

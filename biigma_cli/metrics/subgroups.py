@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.errors import DataError
-from biigma_cli.metrics.assess import Figure, _figure
+from biigma_cli.metrics.assess import Figure, with_interval
 from biigma_cli.metrics.confusion import (
     Floats,
     Ints,
     _check,
-    _confusions,
-    _from_confusion,
+    confusion_figures,
+    confusions,
     resample_weights,
 )
 from biigma_cli.metrics.ranks import ratio
@@ -143,14 +143,14 @@ def _subgroup(
     if all(why.values()):
         figures = {name: Figure(value=None, why=why[name]) for name in SUBGROUP_FIGURES}
     else:
-        per_group = _confusions(label_n, answer_n, group_n, count, classes).reshape(count, -1)
+        per_group = confusions(label_n, answer_n, group_n, count, classes).reshape(count, -1)
         tables = [per_group.sum(0)[None]]
         tables += [weights @ per_group for weights in resample_weights(count, resamples, seed)]
         drawn = _values(np.concatenate(tables).reshape(-1, classes, classes), asked)
         figures = {
             name: Figure(value=None, why=why[name])
             if why[name]
-            else _figure(drawn[name][0], drawn[name][1:])
+            else with_interval(drawn[name][0], drawn[name][1:])
             for name in SUBGROUP_FIGURES
         }
     return Subgroup(
@@ -183,7 +183,7 @@ def _why_not(
 
 def _values(table_rYY: Floats, asked: int | None) -> dict[str, Floats]:
     """Figures of each of r confusion matrices."""
-    figures = _from_confusion(table_rYY)
+    figures = confusion_figures(table_rYY)
     if asked is None:
         return figures
     support_r = table_rYY[:, asked].sum(1)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from biigma_cli.errors import DataError
 from biigma_cli.metrics import Figure, Floats, Ints
-from biigma_cli.metrics.assess import _figure
+from biigma_cli.metrics.assess import with_interval
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.subgroups import FEW, FEWEST_LESIONS
 
@@ -210,7 +210,7 @@ def mean_with_interval(
     np.add.at(sums_G2, group_n, np.stack([value_n, np.ones(len(value_n))], 1))
     drawn = [w @ sums_G2 for w in resample_weights(len(names), resamples, seed)]
     draws = np.concatenate(drawn) if drawn else np.empty((0, 2))
-    return _figure(np.float64(np.mean(value_n)), draws[:, 0] / draws[:, 1])
+    return with_interval(np.float64(np.mean(value_n)), draws[:, 0] / draws[:, 1])
 
 
 def _measures(sums_bCY4: Floats) -> Floats:
@@ -252,7 +252,7 @@ def _with_intervals(value_3: Floats, draws_b3: Floats, why: str = "") -> Measure
             if np.isnan(value_3[i])
             else Figure(value=float(value_3[i]), why=why)
             if why
-            else _figure(value_3[i], draws_b3[:, i])
+            else with_interval(value_3[i], draws_b3[:, i])
             for i in range(3)
         )
     )
