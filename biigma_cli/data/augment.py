@@ -33,6 +33,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "saturation": (0, 1),
     "cast": (0, 0.5),
     "hue": (0, 180),
+    "corners": (0, 1),
     "blur": (0, 20),
     "resolution": (1, 16),
     "sharpen": (0, 4),
@@ -58,6 +59,9 @@ class Augmentation:
         saturation: deviations from grey are multiplied by 1 +- this.
         cast: each channel is multiplied by 1 +- this: light sources and cameras differ.
         hue: largest turn about the grey axis of RGB, in degrees.
+        corners: the round, dark-edged field of a dermoscope: in half sides its radius is sqrt(2),
+            which touches the corners, less up to this. Half of the images have none; of the others
+            the field's middle, width over height and the softness of its edge differ.
         blur: largest sigma of a Gaussian blur, in pixels of the batch. Half of the images stay
             sharp, the others are uniform in [0, blur]; so it is with the next three.
         resolution: largest factor by which the resolution is brought down and up again.
@@ -76,6 +80,7 @@ class Augmentation:
     saturation: float = 0.3
     cast: float = 0.08
     hue: float = 0.0
+    corners: float = 0.0
     blur: float = 0.0
     resolution: float = 1.0
     sharpen: float = 0.0
@@ -126,12 +131,14 @@ STRONG = Augmentation(
     saturation=0.35,
     cast=0.1,
     hue=4.0,
+    corners=0.5,
     blur=1.5,
     resolution=3.0,
     sharpen=0.8,
     noise=10.0,
 )
-"""Further each way; with blur, lower resolutions, sharpening and noise, as other cameras have."""
+"""Further each way; with dark corners, blur, lower resolutions, sharpening and noise, as other
+cameras have."""
 
 NONE = Augmentation(
     rotate=0, flip=False, scale=1, aspect=1, shift=0,
@@ -149,6 +156,8 @@ class Draws(NamedTuple):
         theta_B23: output to input coordinates, both in [-1, 1], as `F.affine_grid` has them.
         colour_B33: matrix applied to each pixel's (R, G, B).
         lift_B3: multiple of the image's mean level that is added to each channel.
+        field_B5: of the round field: middle (x, y), radii along x and y, in half sides from the
+            image's middle; then the width of its edge, as a share of the radii.
         blur_B: sigma in pixels.
         shrink_B: factor by which the resolution is brought down, at least 1.
         sharpen_B: amount of unsharp masking.
@@ -159,6 +168,7 @@ class Draws(NamedTuple):
     theta_B23: Tensor
     colour_B33: Tensor
     lift_B3: Tensor
+    field_B5: Tensor
     blur_B: Tensor
     shrink_B: Tensor
     sharpen_B: Tensor
@@ -206,12 +216,36 @@ def draw(settings: Augmentation, batch: int, generator: torch.Generator) -> Draw
         ),
         colour_B33=colour_B33,
         lift_B3=lift_B3,
+        field_B5=_draw_field(settings.corners, batch, generator),
         blur_B=settings.blur * half[:, 13],
         shrink_B=(math.log(settings.resolution) * half[:, 14]).exp(),
         sharpen_B=settings.sharpen * half[:, 17],
         noise_B=settings.noise * half[:, 15],
         seed_B=(unit[:, 16] * 2**24).floor(),
     )
+
+
+def _draw_field(corners: float, batch: int, generator: torch.Generator) -> Tensor:
+    """`Draws.field_B5`; from numbers of its own, so that the other transforms' stay what they were
+    before there was this one. Where it is off there is nothing to draw.
+    """
+    none_15 = torch.tensor([_NO_FIELD])
+    if not corners:
+        return none_15.repeat(batch, 1)
+    unit = torch.rand(batch, 5, generator=generator)
+    signed = 2 * unit - 1
+    radius_B = math.sqrt(2) - corners * signed[:, 0].relu()
+    # A circle in a picture of 4:3 is an ellipse in the square it is squashed to.
+    stretch_B = (math.log(4 / 3) / 2 * signed[:, 1]).exp()
+    field_B5 = torch.stack(
+        (0.1 * signed[:, 2], 0.1 * signed[:, 3], radius_B / stretch_B, radius_B * stretch_B,
+         0.02 + 0.13 * unit[:, 4]), 1,
+    )  # fmt: skip
+    return torch.where((signed[:, 0] > 0)[:, None], field_B5, none_15)
+
+
+# Far beyond the corners.
+_NO_FIELD = (0.0, 0.0, 9.0, 9.0, 0.1)
 
 
 def affine_matrix(
@@ -259,7 +293,7 @@ def colour_matrix(
 def apply(image_B3SS: Tensor, draws: Draws, settings: Augmentation = STANDARD) -> Tensor:
     """Transform each image by its own row of `draws`; beyond the border, images are mirrored.
 
-    Geometry, then softness, then colour, then noise: a scene before a camera. Each image is alone:
+    Geometry, then the field, softness, colour, noise: a scene before a camera. Each image is alone:
     a part of a batch gives what the whole gives, to within rounding. The host never waits for the
     device. Mixing is apart, see `mix_images`.
 
@@ -278,7 +312,8 @@ def apply(image_B3SS: Tensor, draws: Draws, settings: Augmentation = STANDARD) -
     b, _, side, _ = image_B3SS.shape
     if len(draws.blur_B) != b:
         raise ValueError(f"{len(draws.blur_B)} draws for {b} images")
-    if not (settings.moves or settings.softens or settings.recolours or settings.noise):
+    changed = settings.moves or settings.softens or settings.recolours
+    if not (changed or settings.corners or settings.noise):
         return image_B3SS.float()
     draws = draws.to(image_B3SS.device)
     # Autocast would round levels to bfloat16, of 8 bits.
@@ -290,6 +325,8 @@ def apply(image_B3SS: Tensor, draws: Draws, settings: Augmentation = STANDARD) -
             x = F.grid_sample(
                 x, grid, mode="bilinear", padding_mode="reflection", align_corners=False
             )
+        if settings.corners:
+            x = x * _field(draws.field_B5, side)[:, None]
         if settings.softens:
             x = _soften(x, draws, settings)
         if settings.recolours:
@@ -323,6 +360,15 @@ def _grid(theta_B23: Tensor, side: int) -> Tensor:
     x_B2S = theta_B23[:, :, 0, None] * centre_S
     y_B2S = theta_B23[:, :, 1, None] * centre_S + theta_B23[:, :, 2, None]
     return (x_B2S[:, :, None, :] + y_B2S[:, :, :, None]).permute(0, 2, 3, 1)
+
+
+def _field(field_B5: Tensor, side: int) -> Tensor:
+    """What is seen through the round field, `(B, S, S)` in [0, 1]."""
+    at_S = (2 * torch.arange(side, device=field_B5.device) + 1) / side - 1
+    x_B1, y_B1, across_B1, down_B1, edge_B1 = field_B5[:, :, None].unbind(1)
+    x_BS, y_BS = (at_S - x_B1) / across_B1, (at_S - y_B1) / down_B1
+    distance_BSS = torch.hypot(x_BS[:, None, :], y_BS[:, :, None])
+    return ((1 - distance_BSS) / edge_B1[:, :, None] + 0.5).clamp_(0, 1)
 
 
 def _soften(image_B3SS: Tensor, draws: Draws, settings: Augmentation) -> Tensor:

@@ -58,6 +58,7 @@ def still(count: int) -> Draws:
         theta_B23=torch.eye(2, 3).repeat(count, 1, 1),
         colour_B33=torch.eye(3).repeat(count, 1, 1),
         lift_B3=torch.zeros(count, 3),
+        field_B5=torch.tensor([0.0, 0.0, 9.0, 9.0, 0.1]).repeat(count, 1),
         blur_B=nothing,
         shrink_B=one,
         sharpen_B=nothing,
@@ -139,7 +140,7 @@ def test_strong_goes_further_than_standard() -> None:
     """No setting is weaker, and those that are off in the standard are on."""
     for name in BOUNDS:
         assert getattr(STRONG, name) >= getattr(STANDARD, name), name
-    for name in ("scale", "blur", "resolution", "sharpen", "noise"):
+    for name in ("scale", "corners", "blur", "resolution", "sharpen", "noise"):
         assert getattr(STRONG, name) > getattr(STANDARD, name), name
 
 
@@ -183,6 +184,11 @@ def test_draws_are_within_the_settings(chosen: Augmentation, seed: int, count: i
     assert (drawn.noise_B >= 0).all()
     assert (drawn.noise_B <= chosen.noise).all()
     assert torch.equal(drawn.seed_B, drawn.seed_B.floor())
+    middle, radii, edge = drawn.field_B5.split((2, 2, 1), 1)
+    assert (middle.abs() <= 0.1).all()
+    assert (radii.prod(1).sqrt() >= (math.sqrt(2) - chosen.corners) / near).all()
+    assert ((radii[:, 1] / radii[:, 0]).log().abs() <= math.log(4 / 3) * near).all()
+    assert (edge > 0).all()
     # What happens to grey of the image's own level.
     grey = drawn.colour_B33.sum(2) + drawn.lift_B3
     most = (1 + chosen.brightness) * (1 + chosen.cast) + 1e-4
@@ -212,6 +218,10 @@ def test_draws_reach_their_bounds_evenly() -> None:
     for name, values in softer.items():
         assert 0.47 < (values == 0).double().mean() < 0.53, name
         assert stats.kstest(values[values > 0].numpy(), "uniform").pvalue > 1e-3, name
+    radius = drawn.field_B5[:, 2:4].prod(1).sqrt()
+    assert 0.47 < (radius == 9).double().mean() < 0.53
+    inward = (math.sqrt(2) - radius[radius < 9]) / STRONG.corners
+    assert stats.kstest(inward.numpy(), "uniform").pvalue > 1e-3
     assert 0.47 < (torch.linalg.det(linear) < 0).double().mean() < 0.53
     assert len(drawn.seed_B.unique()) > 3990
 
@@ -235,6 +245,7 @@ def test_quantities_are_drawn_apart() -> None:
             drawn.sharpen_B,
             drawn.noise_B,
             drawn.seed_B,
+            drawn.field_B5[:, 2].clamp(max=1.5),
         ]
     )
     apart = torch.corrcoef(quantities) - torch.eye(len(quantities))
@@ -247,8 +258,29 @@ def test_a_transform_does_not_change_the_numbers_of_another() -> None:
     other = draw(dataclasses.replace(STRONG, blur=0, rotate=0, flip=False), 5, seeded(2))
     assert other.blur_B.max() == 0
     assert not torch.equal(one.theta_B23, other.theta_B23)
-    for name in ("colour_B33", "lift_B3", "shrink_B", "sharpen_B", "noise_B", "seed_B"):
+    for name in ("colour_B33", "lift_B3", "field_B5", "shrink_B", "sharpen_B", "noise_B", "seed_B"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
+    plain = draw(dataclasses.replace(STRONG, corners=0), 5, seeded(2))
+    for name in (name for name in one._fields if name != "field_B5"):
+        assert torch.equal(getattr(one, name), getattr(plain, name)), name
+
+
+def test_a_round_field() -> None:
+    """An ellipse about its own middle is left as it is; outside is black, between them an edge."""
+    images = torch.full((2, 3, 64, 64), 200.0)
+    drawn = still(2)
+    drawn.field_B5[1] = torch.tensor([0.1, -0.05, 0.9, 1.1, 0.1])
+    chosen = dataclasses.replace(NONE, corners=0.5)
+    out = apply(images, drawn, chosen)
+    assert torch.equal(out[0], images[0])
+    assert apply(images, drawn, NONE) is images
+    for row, column in ((0, 0), (63, 63), (20, 33), (1, 33), (30, 61), (62, 40)):
+        x, y = (2 * column + 1) / 64 - 1, (2 * row + 1) / 64 - 1
+        distance = math.hypot((x - 0.1) / 0.9, (y + 0.05) / 1.1)
+        expected = 200 * min(max((1 - distance) / 0.1 + 0.5, 0), 1)
+        assert out[1, 0, row, column].item() == pytest.approx(expected, abs=0.01)
+    assert out[1, :, 0, 0].max() == 0
+    assert out[1, :, 32, 35].min() == 200
 
 
 def test_the_global_generator_is_left_alone() -> None:
