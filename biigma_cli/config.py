@@ -266,8 +266,8 @@ class TrainConfig:
         balance: exponent b of sampling with replacement, each image drawn in proportion to
             (images of its class)^-b; 0 takes every image once an epoch, 1 all classes alike.
         augment: random flips, rotation, scale, shift, aspect and colour on the device.
-        augment_strength: `standard`, or `strong`: wider, with blur, lower resolution, sharpening
-            and noise.
+        augment_strength: `standard`, or `strong`: wider, with dark corners, blur, lower resolution,
+            sharpening and noise.
         mix: blend pairs of a batch: `mixup`, `cutmix`, `both` (one or the other), or `none`.
         mix_alpha: alpha of the Beta distribution of the blending share.
         mix_probability: share of the images that are blended.
@@ -286,8 +286,8 @@ class TrainConfig:
             shipped ones, whose mean answer is distilled into the network, with weight
             `loss.distillation`.
         teacher_view: what the teachers see: the `same` view as the network; a `clean` one, with
-            its geometry and colours but without blur, lower resolution, sharpening and noise; or
-            each image `once`, as it is and at their own side, before the first epoch: cheap where
+            its geometry and colours but without dark corners, blur, lower resolution, sharpening
+            and noise; or each image `once`, as it is and at their own side, before the first epoch: cheap where
             teachers cost much.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
