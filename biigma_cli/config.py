@@ -287,8 +287,8 @@ class TrainConfig:
             `loss.distillation`.
         teacher_view: what the teachers see: the `same` view as the network; a `clean` one, with
             its geometry and colours but without dark corners, blur, lower resolution, sharpening
-            and noise; or each image `once`, as it is and at their own side, before the first epoch: cheap where
-            teachers cost much.
+            and noise; or each image `once`, as it is and at their own side, before the first
+            epoch: cheap where teachers cost much.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
         seed: seed of weights, order, augmentation and background draws.
