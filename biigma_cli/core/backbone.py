@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biigma_cli.config import ModelConfig, fill_older, from_dict
+from biigma_cli.core.depthwise import with_depthwise
 from biigma_cli.core.efficientnet import (
     SCALING,
     EfficientNetLite,
@@ -70,6 +71,7 @@ class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = torchvision.models.mobilenet_v2(weights=None).features
+        with_depthwise(self.features)
 
     def early(self, image_B3HW: Tensor) -> Tensor:
         """The first tap alone."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from biigma_cli.core.depthwise import with_depthwise
 from biigma_cli.core.taps import Taps
 from biigma_cli.errors import ModelFileError, UsageError
 
@@ -137,6 +138,7 @@ class EfficientNetLite(nn.Module):
                 self.blocks.append(Residual(stage, inner, stage.stride if i == 0 else 1))
                 inner = stage.channels
         self.head = ConvNorm(inner, HEAD)
+        with_depthwise(self)
         self.opens = (opens[-2], opens[-1])
         early, middle = (self.blocks[i].expand.conv.out_channels for i in self.opens)
         self.channels = (int(early), int(middle), HEAD)
