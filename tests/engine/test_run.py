@@ -504,8 +504,11 @@ def test_teachers_may_see_a_clean_view(
     softened = 0
     for same, clean in zip(seen["same strong"], seen["clean strong"], strict=True):
         assert same.shape == clean.shape
-        # The picture is the same one: what differs is fine detail and noise.
-        coarse = [torch.nn.functional.avg_pool2d(v, 16).flatten() for v in (same, clean)]
+        # The picture is the same one: what differs is fine detail, noise, and dark corners, which
+        # never reach the middle half.
+        edge = same.shape[-1] // 4
+        middles = [v[..., edge:-edge, edge:-edge] for v in (same, clean)]
+        coarse = [torch.nn.functional.avg_pool2d(v, 8).flatten() for v in middles]
         assert torch.corrcoef(torch.stack(coarse))[0, 1] > 0.9
         softened += int((same - clean).abs().mean() > 0.5)
     assert softened == len(seen["same strong"])
