@@ -17,11 +17,14 @@ _SOURCES = {
     "synthetic": "a program: no patient is among them",
 }
 
+_MEMBER_FIGURES = ("accuracy", "macro_f1", "macro_recall", "log_loss")
+
 _VIEWS = {
     "none": "as it is",
     "standard": "under standard augmentation",
     "strong": "under strong augmentation",
     "painted": "with artefacts painted on",
+    "compressed": "as a JPEG of quality 20 to 80",
 }
 
 _USE = """\
@@ -74,17 +77,18 @@ def model_card(
     pre = metadata["preprocessing"]
     model = metadata["config"]["model"]
     export = metadata.get("export", {"precision": "fp32"})
+    members = metadata.get("members", [])
     classes = list(zip(metadata["classes"], metadata["class_names"], strict=True))
     parts = [
         f"# {name}",
         f"{metadata['disclaimer']} Licence: {metadata['licence']}.",
         "## What it is",
-        f"BIIGMA-Net on {model['trunk']}, {parameters / 1e6:.2f} million parameters, "
-        f"{megabytes:.1f} MB as ONNX ({PRECISIONS[export['precision']]}). It names one of "
+        f"{_networks(metadata)}, {parameters / 1e6:.2f} million parameters, "
+        f"{megabytes:.1f} MB as ONNX ({_called(export['precision'])}). It names one of "
         f"{len(classes)} diagnoses for a dermoscopic image and gives the saliency map M of the "
-        "paper's Eq. 5. "
-        f"{_head(model)}",
+        "paper's Eq. 5." + ("" if members else f" {_head(model)}"),
         _table(("class", "diagnosis"), classes),
+        *_members(metadata),
         "## Intended use",
         _USE.format(classes=len(classes)),
         "## Data and split",
@@ -92,7 +96,8 @@ def model_card(
         f"- protocol: {metadata['protocol']}\n"
         f"- data hash: `{split['data_hash']}`\n"
         f"- split hash: `{split['split_hash']}`\n"
-        f"- chosen by: {metadata['selection']} (epoch {metadata['epoch']})"
+        f"- chosen by: {metadata['selection']}"
+        + ("" if metadata["epoch"] is None else f" (epoch {metadata['epoch']})")
         + "".join(_extra(extra) for extra in metadata.get("extra", [])),
         "## Input and output",
         f"- {pre['input']}, side {pre['side']}\n"
@@ -102,7 +107,7 @@ def model_card(
         "trained), (batch, classes); `evidence` (batch, classes, rows, columns), what each "
         "position adds to each logit; `saliency` (batch, rows, columns) in (0, 1); `novelty` "
         "(batch), above 1 for what is no dermoscopy; each where it was exported",
-        *_precision(export),
+        *_precision(export, joined=bool(members)),
         "## Calibration",
         _calibration(metadata.get("calibration")),
         *_input_check(metadata.get("input_check")),
@@ -140,6 +145,44 @@ def _extra(found: dict[str, Any]) -> str:
     )
 
 
+def _called(precision: str) -> str:
+    """A precision in words; of joined networks they can differ."""
+    names = {str(name): title for name, title in PRECISIONS.items()}
+    return (names | {"mixed": "mixed precisions"})[precision]
+
+
+def _networks(metadata: dict[str, Any]) -> str:
+    """What answers: one network, or several."""
+    members = metadata.get("members", [])
+    trunks = list(dict.fromkeys(m["model"]["trunk"] for m in members))
+    if not members:
+        return f"BIIGMA-Net on {metadata['config']['model']['trunk']}"
+    return f"The mean of {len(members)} BIIGMA-Nets on {' and '.join(trunks)} in one file"
+
+
+def _members(metadata: dict[str, Any]) -> list[str]:
+    """The networks that were joined, and what each has by itself."""
+    if "members" not in metadata:
+        return []
+    rows = [
+        (
+            member["name"],
+            member["model"]["trunk"],
+            _called(member["precision"]),
+            *(f"{member['validation'][k]:.4f}" for k in _MEMBER_FIGURES),
+        )
+        for member in metadata["members"]
+    ]
+    titles = [TITLES[k] for k in _MEMBER_FIGURES]
+    return [
+        "## Members",
+        "Its logits, evidence and saliency are the means of theirs (maps on an even grid where "
+        "trunks differ). By themselves, as they were given, they have on the validation part:",
+        _table(("network", "trunk", "stored as", *titles), rows),
+        "\n".join(f"- {m['name']}, {m['id']}: {_head(m['model'])}" for m in metadata["members"]),
+    ]
+
+
 def _head(model: dict[str, Any]) -> str:
     if not model["mica"]:
         return "Head: global average pooling + linear."
@@ -170,7 +213,7 @@ def _calibration(found: dict[str, Any] | None) -> str:
     )
 
 
-def _precision(export: dict[str, Any]) -> list[str]:
+def _precision(export: dict[str, Any], *, joined: bool) -> list[str]:
     """What a lower precision costs."""
     found = export.get("accuracy")
     if found is None:
@@ -182,13 +225,18 @@ def _precision(export: dict[str, Any]) -> list[str]:
         (title, *(f"{value:.4f}" for value in found[key]))
         for key, title in (("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy"))
     ]
-    if export["precision"] == "fp16-weights":
-        told = "The weights are stored in float16; what is computed is computed in float32. "
+    if export["precision"] in ("fp16-weights", "int8-weights"):
+        bits = PRECISIONS[export["precision"]].removesuffix(" weights")
+        told = f"The weights are stored in {bits}; what is computed is computed in float32. "
+    against = (
+        ("the mean of its members' own answers", "members")
+        if joined
+        else ("the network in float32", "float32")
+    )
     return [
         "## Precision",
-        f"{told}On the {found['images']} images of the validation part, against the network in "
-        "float32:",
-        _table(("figure", "float32", export["precision"]), rows),
+        f"{told}On the {found['images']} images of the validation part, against {against[0]}:",
+        _table(("figure", against[1], export["precision"]), rows),
         f"The same decision for {parity['same_decision']} of {parity['images']}; largest "
         f"difference of a probability {parity['max_difference']:.3f}, mean "
         f"{parity['mean_difference']:.4f}.",
@@ -218,11 +266,15 @@ def _views(names: Sequence[str]) -> str:
 def replace_figures(card: str, part: str, metadata: dict[str, Any]) -> str | None:
     """The card with a part's figures as the metadata now has them; all else stays.
 
-    None where the card has no section for that part.
+    Where it has none of that part they go behind the others. None where it has no section for
+    figures at all.
     """
     section = re.compile(rf"^### {part} part, .*?(?=^##|\Z)", re.MULTILINE | re.DOTALL)
     text = _figures(part, metadata["metrics"][part], metadata) + "\n\n"
     found, n = section.subn(lambda _: text, card, count=1)
+    if not n:
+        whole = re.compile(r"^## Figures\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+        found, n = whole.subn(lambda m: m.group().rstrip() + f"\n\n{text}", card, count=1)
     return found if n else None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from biigma_cli.core.input_check import InputCheck, fit_input_check, pool
@@ -26,13 +28,16 @@ FALSE_ALARMS = 0.01
 IMAGES = 2500
 #: Training and validation images that it takes, at least, to state its false alarms.
 FEWEST = 100
-#: Each image as it is, as each strength of augmentation shows it, and with an artefact painted on:
-#: other cameras, lights and sharpness, hair, ink or dark corners are no other kind of picture.
-FITTED_VIEWS = ("none", "standard", "strong", "painted")
+#: Each image as it is, as each strength of augmentation shows it, with an artefact painted on, and
+#: compressed: other cameras, lights and sharpness, hair, ink, dark corners or the blocks of a small
+#: JPEG are no other kind of picture.
+FITTED_VIEWS = ("none", "standard", "strong", "painted", "compressed")
 JUDGED_VIEWS = ("none", "standard")
 _BATCH = 32
 # Radius, in half sides.
 _DISC = 0.45
+# Of JPEG, lowest and highest.
+_QUALITY = (20, 80)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +130,8 @@ def _views(pixels: Pixels, view: str) -> Iterator[Pixels]:
         batch = pixels[start : start + _BATCH]
         if view == "painted":
             batch = np.stack([_painted(image, start + i) for i, image in enumerate(batch)])
+        elif view == "compressed":
+            batch = np.stack([_compressed(image, start + i) for i, image in enumerate(batch)])
         elif view != "none":
             image = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
             image = augment_batch(image, generator, PRESETS[view]).clamp(0, 255)
@@ -140,6 +147,16 @@ def _painted(image: Pixels, seed: int) -> Pixels:
     level = np.asarray(_DISC - np.hypot(at[:, None], at[None, :]), dtype=np.float32)
     PAINTERS[sorted(PAINTERS)[int(rng.integers(len(PAINTERS)))]](rng, planes, level)
     return (planes.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _compressed(image: Pixels, seed: int) -> Pixels:
+    """As a JPEG of some quality gives it back."""
+    low, high = _QUALITY
+    file = io.BytesIO()
+    quality = int(np.random.default_rng(seed).integers(low, high + 1))
+    Image.fromarray(image).save(file, "jpeg", quality=quality)
+    with Image.open(file) as found:
+        return np.asarray(found)
 
 
 @torch.inference_mode()

@@ -35,6 +35,18 @@ def test_a_view_of_each_image(view: str) -> None:
     assert set(JUDGED_VIEWS) <= set(FITTED_VIEWS)
 
 
+def test_compressed_is_a_jpeg() -> None:
+    """The picture stays; blocks of 8 x 8 show at their edges, more in some than in others."""
+    pixels = pictures(60)
+    found = np.concatenate(list(_views(pixels, "compressed"))).astype(float)
+    assert np.abs(found - pixels).mean() < 3
+    steps = np.abs(np.diff(found.mean(3), axis=2)).mean((0, 1))
+    edges = np.arange(63) % 8 == 7
+    assert steps[edges].mean() > 1.1 * steps[~edges].mean()
+    lost = np.abs(found - pixels).mean((1, 2, 3))
+    assert lost.max() > 1.5 * lost.min()
+
+
 def test_paint_keeps_clear_of_the_middle() -> None:
     """Several kinds of artefact; the lesion in the middle is covered by hair and flash at most."""
     pixels = pictures(60)
