@@ -29,13 +29,14 @@ Trunk = Literal[
 Criterion = Literal["hsic", "cka", "cosine", "none"]
 Normalisation = Literal["auto", "imagenet", "unit", "symmetric"]
 #: Of an exported file.
-Precision = Literal["fp32", "fp16", "fp16-weights", "int8"]
+Precision = Literal["fp32", "fp16", "fp16-weights", "int8-weights", "int8"]
 
 #: Precision of an exported file -> what it is called.
 PRECISIONS: dict[Precision, str] = {
     "fp32": "float32",
     "fp16": "float16",
     "fp16-weights": "float16 weights",
+    "int8-weights": "int8 weights",
     "int8": "int8",
 }
 

@@ -21,6 +21,7 @@ from biigma_cli.cli import (
     explain,
     export,
     info,
+    join,
     models,
     predict,
     runs,
@@ -62,6 +63,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("explain")(explain.explain)
 app.command("average")(average.average)
+app.command("join")(join.join)
 app.command("runs")(runs.show)
 app.command("ablate")(ablate.ablate)
 app.command("score")(score.score)

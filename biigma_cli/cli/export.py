@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -58,8 +59,8 @@ def export_onnx(
         str,
         typer.Option(
             "--precision",
-            help="fp32, fp16 (for GPUs), fp16-weights (half the size, computed in float32) or "
-            "int8 (for CPUs and small devices).",
+            help="fp32, fp16 (for GPUs), fp16-weights and int8-weights (half and a quarter of the "
+            "size, computed in float32) or int8 (for CPUs and small devices).",
         ),
     ] = "fp32",
     outputs: Annotated[
@@ -205,31 +206,38 @@ def export_onnx(
         typer.echo(f"wrote {card}")
 
 
-def _commands(
-    checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any], precision: str
+def commands_behind(
+    sources: Iterable[Mapping[str, Any]], line: Iterable[Mapping[str, Any]]
 ) -> list[str]:
-    """What made the exported file, as far as is recorded; without anyone's folders."""
-    from biigma_cli.core.sources import sources_of
+    """What made a network, as far as is recorded: its downloads, then the commands of its line.
 
-    names = [entry["dataset"] for entry in sources_of(checkpoint)]
-    bases = dict.fromkeys(base_of(name) for name in names)
-    own = {
-        "command": checkpoint.meta.get("command") or "biigma train",
-        "versions": checkpoint.meta.get("versions", {}),
-    }
+    Args:
+        sources: the data it has learnt from.
+        line: the networks behind it and its own, oldest first (`provenance.line_of`).
+    """
+    bases = dict.fromkeys(base_of(entry["dataset"]) for entry in sources)
     lines, commit = [], None
-    for entry in (*checkpoint.meta.get("ancestors", []), own):
+    for entry in line:
         if entry["versions"].get("commit") not in (None, commit):
             commit = entry["versions"]["commit"]
             lines.append(f"# commit {commit}")
         lines.append(entry["command"] or f"# {entry['run']}, whose command is not recorded")
+    known = [base for base in bases if base in TAXONOMIES and base != SYNTHETIC.dataset]
+    return [*(f"biigma download {base}" for base in known), *lines]
+
+
+def _commands(
+    checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any], precision: str
+) -> list[str]:
+    """What made the exported file; without anyone's folders."""
+    from biigma_cli.core.sources import sources_of
+
+    own = {
+        "command": checkpoint.meta.get("command") or "biigma train",
+        "versions": checkpoint.meta.get("versions", {}),
+    }
     return [
-        *(
-            f"biigma download {base}"
-            for base in bases
-            if base in TAXONOMIES and base != SYNTHETIC.dataset
-        ),
-        *lines,
+        *commands_behind(sources_of(checkpoint), [*checkpoint.meta.get("ancestors", []), own]),
         *(f"biigma eval --run runs/{run} --split {part}" for part in metrics),
         f"biigma export onnx --run runs/{run} -o {target}"
         + ("" if precision == "fp32" else f" --precision {precision}"),

@@ -56,13 +56,19 @@ def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
     proto = _read(path)
     said = _metadata(proto, path)
     own = said["config"]["model"]["trunk"]
+    if "members" in said:
+        names = ", ".join(str(member["name"]) for member in said["members"])
+        raise ModelFileError(
+            f"{path} holds several networks joined, {names}: it has no one trunk",
+            fix="begin with one of them",
+        )
     if own != name:
         raise ModelFileError(
             f"{path} has the trunk {own}, not {name}",
             fix=f"choose it with --set model.trunk={own}",
         )
     precision = said.get("export", {}).get("precision", "fp32")
-    if precision == "int8":
+    if precision in ("int8", "int8-weights"):
         raise ModelFileError(
             f"{path} is in int8: its weights are rounded too far to be trained on",
             fix="take one in float32 or float16",

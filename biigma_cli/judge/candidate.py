@@ -19,7 +19,7 @@ from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.errors import ModelFileError, UsageError
 from biigma_cli.runtime.pipeline import VIEWS, turned
-from biigma_cli.runtime.session import Predictor, stated
+from biigma_cli.runtime.session import ModelInfo, Predictor, stated
 
 Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float32]
@@ -143,6 +143,14 @@ def open_candidate(path: Path, device: str | torch.device) -> Candidate:
     )
 
 
+def data_of(info: ModelInfo) -> DataConfig:
+    """What an exported model was trained on, its input's side and resize rule.
+
+    Raises `ModelFileError` where it does not say.
+    """
+    return from_dict(fill_older({"data": stated(info, "config", "data")})).data
+
+
 def _open_onnx(path: Path, device: str) -> Candidate:
     if device == "mps":
         raise UsageError(
@@ -174,7 +182,7 @@ def _open_onnx(path: Path, device: str) -> Candidate:
         name=str(path),
         classes=info.classes,
         trunk=str(stated(info, "config", "model", "trunk")),
-        data=from_dict(fill_older({"data": stated(info, "config", "data")})).data,
+        data=data_of(info),
         split=info.metadata["split"],
         run=run,
         maps=maps,

@@ -70,12 +70,13 @@ def fit_calibration(logit_nY: npt.NDArray[np.floating[Any]], label_n: Ints) -> C
     return Calibration(
         temperature=temperature,
         images=len(label_n),
-        before=_sureness(_softmax(logits), label_n),
-        after=_sureness(_softmax(logits / temperature), label_n),
+        before=_sureness(softmax(logits), label_n),
+        after=_sureness(softmax(logits / temperature), label_n),
     )
 
 
-def _softmax(logit_nY: Floats) -> Floats:
+def softmax(logit_nY: Floats) -> Floats:
+    """Probabilities of `(n, Y)` logits."""
     raised = np.exp(logit_nY - logit_nY.max(1, keepdims=True))
     proba: Floats = raised / raised.sum(1, keepdims=True)
     return proba

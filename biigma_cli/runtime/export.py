@@ -6,11 +6,10 @@ import contextlib
 import copy
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +28,8 @@ from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.errors import ParityError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
-from biigma_cli.runtime.halve import halve_weights
-from biigma_cli.runtime.input_check import FALSE_ALARMS, FittedCheck, judged_views
+from biigma_cli.runtime.input_check import FittedCheck
+from biigma_cli.runtime.narrow import halve_weights, round_weights
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
     LARGEST_LOSS,
@@ -39,6 +38,7 @@ from biigma_cli.runtime.parity import (
     compare,
     compare_maps,
 )
+from biigma_cli.runtime.proto import finished, novelty_limit, trial
 from biigma_cli.runtime.quantise import METHOD as QUANTISATION
 from biigma_cli.runtime.quantise import quantise
 from biigma_cli.runtime.session import Predictor
@@ -47,7 +47,6 @@ from biigma_cli.taxonomy import lesion_class
 
 OPSET = 18
 REQUIRED_OUTPUTS = ("probabilities", "logits")
-_T = TypeVar("_T")
 DISCLAIMER = "For research use only. Not a medical device."
 
 
@@ -176,14 +175,16 @@ def export_onnx(
         proto = quantise(proto, train)
     if precision == "fp16-weights":
         halve_weights(proto, spared="novelty")
+    if precision == "int8-weights":
+        round_weights(proto, spared="novelty")
     about: dict[str, Any] = {"precision": precision}
     if precision == "int8" and train is not None:
         about["quantisation"] = {"method": QUANTISATION, "train": len(train)}
     values = metadata(checkpoint, metrics, calibration, check=check, export=about)
     if check is not None and precision != "fp32":
-        limit = float(_trial(proto, values, lambda p: _limit(p, images)))
+        limit = float(trial(proto, values, lambda p: novelty_limit(p, images)))
         _scale_limit(proto, limit)
-    exported = _trial(proto, values, lambda p: _run(p, images))
+    exported = trial(proto, values, lambda p: _run(p, images))
     wanted = dict(zip(names, _outputs(graph, images, torch.device("cpu")), strict=True))
     before, after = wanted["probabilities"], exported["probabilities"]
     accuracy = None
@@ -206,7 +207,7 @@ def export_onnx(
             about["accuracy"] = accuracy._asdict()
     about["parity"] = parity._asdict()
     values = metadata(checkpoint, metrics, calibration, check=check, export=about)
-    atomic_write_bytes(path, _finished(proto, values))
+    atomic_write_bytes(path, finished(proto, values))
     return Exported(parity, accuracy)
 
 
@@ -231,35 +232,6 @@ def _to_proto(graph: nn.Module, side: int, names: Sequence[str]) -> onnx.ModelPr
         # Weights that are turned in the graph are turned here; the default limits spare them.
         fold_constants(proto, input_size_limit=1 << 28, output_size_limit=1 << 28)
     return proto
-
-
-def _finished(proto: onnx.ModelProto, values: dict[str, str]) -> bytes:
-    """The file's content, checked."""
-    _drop_doc_strings(proto)
-    del proto.metadata_props[:]
-    for key, value in values.items():
-        proto.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(proto, full_check=True)
-    content: bytes = proto.SerializeToString()
-    return content
-
-
-def _trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predictor], _T]) -> _T:
-    """Through a file and our own session class: what users will run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(_finished(proto, values))
-        return run(Predictor(path, device="cpu"))
-
-
-def _limit(predictor: Predictor, images: Pixels) -> float:
-    """Novelty that `FALSE_ALARMS` of the images' views exceed in the file itself."""
-    found = []
-    for batch in judged_views(images):
-        novelty = predictor(batch).novelty_B
-        assert novelty is not None
-        found.append(novelty)
-    return float(np.quantile(np.concatenate(found).astype(np.float64), 1 - FALSE_ALARMS))
 
 
 def _scale_limit(proto: onnx.ModelProto, factor: float) -> None:
@@ -371,17 +343,6 @@ def _outputs(
         if progress:
             progress(min(start + 32, len(images)), len(images))
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-
-
-def _drop_doc_strings(proto: onnx.ModelProto) -> None:
-    """Remove stack traces of the exporting machine: they hold its paths."""
-    graph = proto.graph
-    for item in (proto, graph, *graph.node, *graph.initializer, *graph.value_info):
-        item.ClearField("doc_string")
-    for node in (*graph.node, graph):
-        del node.metadata_props[:]
-    for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del value.metadata_props[:]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,17 @@
-"""Weights stored in float16, computed in float32."""
+"""Weights stored in fewer bits, computed in float32.
+
+Nodes behind each make it float32 again. ONNX Runtime runs those once, when it opens the file, so
+that inference costs what float32 costs: CPUs have no float16 arithmetic to gain by, and where
+activations stay float32 rounding costs next to nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -10,29 +19,77 @@ from biigma_cli.errors import ParityError
 
 # Elements from which a tensor is worth a node of its own.
 _LARGE = 1024
-# What an initializer's name gets where it is float32 again.
-_AGAIN = ".float32"
+# Elements to a channel from which a scale for each is little beside them.
+_LONG = 32
+# What an initializer's name gets where it is float32 again, and what its scales are called.
+_AGAIN, _SCALE, _COUNTS = ".float32", ".scale", ".counts"
+
+Floats = npt.NDArray[np.float32]
 
 
-def halve_weights(proto: onnx.ModelProto, *, spared: str) -> None:
-    """Store the large weights of a float32 export in float16, in place.
+class _Stored(NamedTuple):
+    """What takes a weight's place: initializers, and nodes that give it back."""
 
-    A cast behind each makes it float32 again. ONNX Runtime does that once, when it opens the file,
-    so that inference costs what float32 costs: CPUs have no float16 arithmetic to gain by.
+    held: list[onnx.TensorProto]
+    nodes: list[onnx.NodeProto]
+
+
+def halve_weights(proto: onnx.ModelProto, *, spared: str = "") -> None:
+    """Store the large weights of a float32 graph in float16, in place.
 
     Args:
         spared: an output that shall stay as it is: weights that serve it alone are not touched.
 
     Raises `ParityError` where a weight is not finite in float16.
     """
+    _store(proto, spared, _halved)
+
+
+def round_weights(proto: onnx.ModelProto, *, spared: str = "") -> None:
+    """Store the large weights of a float32 graph in int8, in place.
+
+    A channel's weights are whole multiples, -127 to 127, of a scale of its own, the largest
+    absolute value over 127 (symmetric and per channel, Krishnamoorthi 2018). A channel is a row or
+    a column, whichever loses less. Short channels, those of depthwise convolutions, become float16.
+
+    Args:
+        spared: as of `halve_weights`.
+
+    Raises `ParityError` where a weight is not finite, or not in float16.
+    """
+    _store(proto, spared, _rounded)
+
+
+def widen_weights(proto: onnx.ModelProto) -> None:
+    """Undo `halve_weights`, in place, but for what was rounded away."""
+    graph = proto.graph
+    halves = {i.name: i for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
+    casts = [
+        node
+        for node in graph.node
+        if node.op_type == "Cast"
+        and node.input[0] in halves
+        and node.output[0] == node.input[0] + _AGAIN
+    ]
+    back = {node.output[0]: node.input[0] for node in casts}
+    for node in casts:
+        graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [back.get(name, name) for name in node.input]
+    for name in back.values():
+        value = numpy_helper.to_array(halves[name]).astype(np.float32)
+        halves[name].CopyFrom(numpy_helper.from_array(value, name))
+
+
+def _store(proto: onnx.ModelProto, spared: str, stored: Callable[[str, Floats], _Stored]) -> None:
     graph = proto.graph
     if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
         raise ValueError("weights within a branch or a loop would not be found")
-    serving = _serving(graph, {o.name for o in graph.output if o.name != spared})
+    useful = serving(graph, {o.name for o in graph.output if o.name != spared})
     chosen = {
         i.name: i
         for i in graph.initializer
-        if i.name in serving - {o.name for o in graph.output}
+        if i.name in useful - {o.name for o in graph.output}
         and i.data_type == onnx.TensorProto.FLOAT
         and int(np.prod(i.dims)) >= _LARGE
     }
@@ -40,29 +97,63 @@ def halve_weights(proto: onnx.ModelProto, *, spared: str) -> None:
         for at, name in enumerate(node.input):
             if name in chosen:
                 node.input[at] = name + _AGAIN
-    casts = []
-    for name, held in chosen.items():
-        with np.errstate(over="ignore"):
-            half = numpy_helper.to_array(held).astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ParityError(
-                f"{name} holds a weight beyond float16's range",
-                fix="nothing was written; export fp32",
-            )
-        held.CopyFrom(numpy_helper.from_array(half, name))
-        casts.append(
-            onnx.helper.make_node(
-                "Cast", [name], [name + _AGAIN], name=f"cast {name}", to=onnx.TensorProto.FLOAT
-            )
-        )
-    nodes = [*casts, *graph.node]
+    before: list[onnx.NodeProto] = []
+    for name, weight in chosen.items():
+        found = stored(name, numpy_helper.to_array(weight))
+        graph.initializer.remove(weight)
+        graph.initializer.extend(found.held)
+        before += found.nodes
+    nodes = [*before, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     for stale in [v for v in graph.value_info if v.name in chosen]:
         graph.value_info.remove(stale)
 
 
-def _serving(graph: onnx.GraphProto, outputs: set[str]) -> set[str]:
+def _halved(name: str, weight: Floats) -> _Stored:
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ParityError(
+            f"{name} holds a weight beyond float16's range", fix="nothing was written; export fp32"
+        )
+    return _Stored([numpy_helper.from_array(half, name)], [_cast(name, name + _AGAIN)])
+
+
+def _rounded(name: str, weight: Floats) -> _Stored:
+    if not np.isfinite(weight).all():
+        raise ParityError(
+            f"{name} holds a weight that is not finite", fix="nothing was written; train again"
+        )
+    # Of a convolution outputs and inputs; its rows and columns hold all channels.
+    axes = [a for a in range(min(2, weight.ndim)) if 1 < weight.shape[a] <= weight.size // _LONG]
+    if not axes:
+        return _halved(name, weight)
+
+    def along(axis: int) -> tuple[npt.NDArray[np.int8], Floats, float]:
+        others = tuple(a for a in range(weight.ndim) if a != axis)
+        scale = np.maximum(np.abs(weight).max(others, keepdims=True) / 127, np.float32(1e-30))
+        counts = np.rint(weight / scale).astype(np.int8)
+        return counts, scale, float(np.square(weight - counts * scale).sum())
+
+    counts, scale, _ = min((along(axis) for axis in axes), key=lambda found: found[2])
+    scales, cast = name + _SCALE, name + _COUNTS
+    return _Stored(
+        [numpy_helper.from_array(counts, name), numpy_helper.from_array(scale, scales)],
+        [
+            _cast(name, cast),
+            onnx.helper.make_node("Mul", [cast, scales], [name + _AGAIN], name=f"scale {name}"),
+        ],
+    )
+
+
+def _cast(name: str, output: str) -> onnx.NodeProto:
+    return onnx.helper.make_node(
+        "Cast", [name], [output], name=f"cast {name}", to=onnx.TensorProto.FLOAT
+    )
+
+
+def serving(graph: onnx.GraphProto, outputs: set[str]) -> set[str]:
     """Names of all that these outputs hang on."""
     found = set(outputs)
     for node in reversed(graph.node):  # in the order of computation, as ONNX demands

@@ -95,8 +95,13 @@ def compare(
     *,
     source: str,
     tolerance: float = FP32_TOLERANCE,
+    who: str = "torch and ONNX Runtime",
 ) -> Parity:
-    """Compare `(n, Y)` probabilities. Raises `ParityError` above `tolerance` or for a NaN."""
+    """Compare `(n, Y)` probabilities. Raises `ParityError` above `tolerance` or for a NaN.
+
+    Args:
+        who: gave the two, for the error.
+    """
     difference = np.abs(first_BY.astype(np.float64) - second_BY.astype(np.float64))
     parity = Parity(
         images=len(first_BY),
@@ -107,7 +112,7 @@ def compare(
     )
     if not parity.max_difference <= tolerance:  # also true of NaN
         raise ParityError(
-            f"torch and ONNX Runtime disagree: {parity.proof()}; at most {tolerance:g} is allowed",
+            f"{who} disagree: {parity.proof()}; at most {tolerance:g} is allowed",
             fix="nothing was written; please report it with the versions from 'biigma info'",
         )
     return parity
@@ -119,15 +124,17 @@ def compare_maps(
     second: npt.NDArray[np.float32],
     *,
     tolerance: float = MAP_TOLERANCE,
+    who: str = "torch and ONNX Runtime",
 ) -> None:
     """Compare maps of any one shape. Raises `ParityError` above `tolerance`, or for a NaN.
 
     Args:
         tolerance: largest difference, as a share of the largest absolute value in `first`.
+        who: gave the two, for the error.
     """
     largest = float(np.abs(first.astype(np.float64) - second).max())
     if not largest <= tolerance * float(np.abs(first).max()):
         raise ParityError(
-            f"torch and ONNX Runtime disagree: {name} by up to {largest:.2e}",
+            f"{who} disagree: {name} by up to {largest:.2e}",
             fix="nothing was written; please report it with the versions from 'biigma info'",
         )

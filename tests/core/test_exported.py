@@ -14,7 +14,7 @@ from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
 from biigma_cli.core.exported import exported_file, read_metadata, settle_norms, trunk_state
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.errors import ModelFileError
-from biigma_cli.runtime.halve import halve_weights
+from biigma_cli.runtime.narrow import halve_weights
 from tests.conftest import TINY, call
 
 SHIPPED = "biigma-light-isic18"

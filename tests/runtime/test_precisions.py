@@ -16,7 +16,7 @@ from PIL import Image
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.images import Part
 from biigma_cli.errors import ModelFileError, ParityError
-from biigma_cli.runtime import halve, input_check, parity, quantise
+from biigma_cli.runtime import input_check, narrow, parity, quantise
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
@@ -238,8 +238,12 @@ def test_fp16_weights(halved: Path, checked: Path, part: Part, tmp_path: Path) -
     assert "stored in float16; what is computed is computed in float32" in card
 
 
-def test_fp16_weights_are_float32_once_opened(halved: Path, checked: Path, tmp_path: Path) -> None:
-    """ONNX Runtime runs the very nodes of the float32 file: no cast is left for each image."""
+@pytest.mark.parametrize("name", ["halved", "rounded"])
+def test_narrow_weights_are_float32_once_opened(
+    name: str, checked: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """ONNX Runtime runs the very nodes of the float32 file: nothing is left for each image."""
+    stored: Path = request.getfixturevalue(name)
 
     def opened(path: Path) -> list[str]:
         options = onnxruntime.SessionOptions()
@@ -248,10 +252,41 @@ def test_fp16_weights_are_float32_once_opened(halved: Path, checked: Path, tmp_p
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(tmp_path / path.name).graph
-        assert onnx.TensorProto.FLOAT16 not in {i.data_type for i in graph.initializer}
+        kinds = {i.data_type for i in graph.initializer}
+        assert not kinds & {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8}
         return sorted(n.op_type for n in graph.node)
 
-    assert opened(halved) == opened(checked)
+    assert opened(stored) == opened(checked)
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_run: Path, folder: Path) -> Path:
+    """Weights in int8, an input check."""
+    path = folder / "rounded.onnx"
+    card = folder / "rounded.md"
+    done = exported(tiny_run, path, "--precision", "int8-weights", "--force", "--card", card)
+    assert done.code == 0, done.err
+    return path
+
+
+def test_int8_weights(rounded: Path, checked: Path, part: Part) -> None:
+    """A third of the size at most, nearly the same answers, the input check's own in float32."""
+    assert rounded.stat().st_size < 0.35 * checked.stat().st_size
+    before = Predictor(checked, device="cpu")(part.pixels)
+    after = Predictor(rounded, device="cpu")(part.pixels)
+    assert np.corrcoef(before.logits_BY.ravel(), after.logits_BY.ravel())[0, 1] > 0.995
+    np.testing.assert_allclose(after.novelty_B, before.novelty_B, rtol=0.1)
+    held = {i.name: i for i in onnx.load(rounded).graph.initializer}
+    kinds = {n: i.data_type for n, i in held.items() if np.prod(i.dims) >= 1024}
+    assert kinds["check.axes_CK"] == onnx.TensorProto.FLOAT
+    # Depthwise kernels are too short for a scale each.
+    depthwise = {n for n in kinds if list(held[n].dims[1:]) == [1, 3, 3]}
+    assert {kinds[n] for n in depthwise} == {onnx.TensorProto.FLOAT16}
+    assert sum(kind == onnx.TensorProto.INT8 for kind in kinds.values()) > 30
+    assert about(rounded)["export"]["precision"] == "int8-weights"
+    card = rounded.with_suffix(".md").read_text(encoding="utf-8")
+    assert "MB as ONNX (int8 weights)" in card
+    assert "stored in int8; what is computed is computed in float32" in card
 
 
 def products(outputs: dict[str, list[str]], value: float = 0.5) -> onnx.ModelProto:
@@ -286,25 +321,65 @@ def halves(proto: onnx.ModelProto) -> set[str]:
 def test_which_weights_are_halved() -> None:
     """Those that serve the spared output alone are not, the shared ones are."""
     proto = products({"logits": ["a", "shared"], "novelty": ["shared", "b"]})
-    halve.halve_weights(proto, spared="novelty")
+    narrow.halve_weights(proto, spared="novelty")
     assert halves(proto) == {"a", "shared"}
     proto = products({"logits": ["a"]})
-    halve.halve_weights(proto, spared="novelty")
+    narrow.halve_weights(proto, spared="novelty")
     assert halves(proto) == {"a"}
     # A weight that is given out as it is has to stay what it is.
     proto = products({"logits": ["a", "b"]})
     proto.graph.output.append(
         onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [40, 40])
     )
-    halve.halve_weights(proto, spared="novelty")
+    narrow.halve_weights(proto, spared="novelty")
     assert halves(proto) == {"b"}
 
 
 def test_fp16_weights_out_of_range() -> None:
     """A weight of 70,000 is no float16: named, and nothing is written."""
     with pytest.raises(ParityError, match="huge holds a weight beyond") as caught:
-        halve.halve_weights(products({"logits": ["huge"]}, 7e4), spared="novelty")
+        narrow.halve_weights(products({"logits": ["huge"]}, 7e4), spared="novelty")
     assert "fp32" in caught.value.fix
+
+
+def test_rounding_takes_the_better_side() -> None:
+    """A scale for each row where rows differ, for each column where columns do; never off by more
+    than half a step."""
+    rng = np.random.default_rng(0)
+    for axis in (0, 1):
+        proto = products({"logits": ["w"]})
+        sizes = np.expand_dims(10.0 ** np.linspace(-3, 1, 40), 1 - axis)
+        weight = (rng.normal(size=(40, 40)) * sizes).astype(np.float32)
+        proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+        narrow.round_weights(proto)
+        onnx.checker.check_model(proto, full_check=True)
+        held = {i.name: onnx.numpy_helper.to_array(i) for i in proto.graph.initializer}
+        assert held["w"].dtype == np.int8
+        step = held["w.scale"]
+        assert step.shape == ((40, 1) if axis == 0 else (1, 40))
+        assert (np.abs(held["w"] * step - weight) <= 0.501 * step).all()
+        assert (np.abs(held["w"]).max(1 - axis) == 127).all()
+    with pytest.raises(ParityError, match="w holds a weight that is not finite"):
+        narrow.round_weights(products({"logits": ["w"]}, float("inf")))
+    # All zeros, which have no largest value.
+    proto = products({"logits": ["w"]}, 0.0)
+    narrow.round_weights(proto)
+    (counts, _) = (onnx.numpy_helper.to_array(i) for i in proto.graph.initializer)
+    assert not counts.any()
+
+
+def test_halves_widen_again(checked: Path, halved: Path) -> None:
+    """Under the names they had, rounded to float16; the graph is the float32 one again."""
+    full, proto = onnx.load(checked), onnx.load(halved)
+    narrow.widen_weights(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [n.op_type for n in proto.graph.node] == [n.op_type for n in full.graph.node]
+    assert [list(n.input) for n in proto.graph.node] == [list(n.input) for n in full.graph.node]
+    wide = {i.name: onnx.numpy_helper.to_array(i) for i in proto.graph.initializer}
+    for held in full.graph.initializer:
+        if held.name != "check.limit":
+            before = onnx.numpy_helper.to_array(held)
+            np.testing.assert_allclose(wide[held.name], before, rtol=1e-3, atol=1e-6)
 
 
 def test_a_loss_writes_nothing(
@@ -364,7 +439,10 @@ def test_what_cannot_be(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """Unknown names and a missing package are said before anything is done."""
     path = tmp_path / "m.onnx"
     done = exported(tiny_run, path, "--precision", "int4")
-    assert (done.code, "choose one of: fp32, fp16, fp16-weights, int8" in done.err) == (2, True)
+    assert (
+        done.code,
+        "choose one of: fp32, fp16, fp16-weights, int8-weights, int8" in done.err,
+    ) == (2, True)
     done = exported(tiny_run, path, "--outputs", "salency")
     assert (done.code, "did you mean saliency?" in done.err) == (2, True)
     monkeypatch.setitem(sys.modules, "nncf", None)

@@ -1,0 +1,469 @@
+"""Several exported networks as one: the mean of what they say, in one ONNX file.
+
+Networks that were trained apart err apart; their mean answer is better than each, for as much work
+as all together (Lakshminarayanan et al., NeurIPS 2017). What is averaged are the logits. So the
+evidence stays exact: the mean of the members' evidence maps sums, with the bias, to the logit.
+
+Dimension letters: n images; Y classes; h, w rows and columns of a map.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from biigma_cli import __version__
+from biigma_cli.config import FIRST_CENTRE, Precision
+from biigma_cli.core.header import EXPORTED
+from biigma_cli.core.sources import Source, joint_citation, joint_licence
+from biigma_cli.data.preprocess import Pixels
+from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, UsageError
+from biigma_cli.metrics import Ints
+from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
+from biigma_cli.runtime.narrow import halve_weights, round_weights, serving, widen_weights
+from biigma_cli.runtime.parity import (
+    FP32_TOLERANCE,
+    LARGEST_LOSS,
+    AccuracyChange,
+    Parity,
+    compare,
+    compare_maps,
+)
+from biigma_cli.runtime.proto import finished, novelty_limit, trial
+from biigma_cli.runtime.session import ModelInfo, Predictor, read_model, stated
+from biigma_cli.storage import atomic_write_bytes
+
+Floats = npt.NDArray[np.float32]
+
+#: How a member's weights can be stored anew; `as-is` leaves them.
+STORED: tuple[str, ...] = ("as-is", "fp16-weights", "int8-weights")
+_NARROW: dict[str, Callable[..., None]] = {
+    "fp16-weights": halve_weights, "int8-weights": round_weights,
+}  # fmt: skip
+_MAPS = ("evidence", "saliency")
+_METHOD = "mean of the members' novelty over its threshold; theirs: {}"
+
+
+class Said(NamedTuple):
+    """What one network, or several, say of all images.
+
+    Attributes:
+        logits_nY: before temperature and softmax.
+        maps: `evidence` `(n, Y, h, w)` and `saliency` `(n, h, w)`, what there is.
+    """
+
+    logits_nY: Floats
+    maps: dict[str, Floats]
+
+
+class Joined(NamedTuple):
+    """What was proven of a joined file.
+
+    Attributes:
+        parity: of its probabilities with the mean of its members' own answers.
+        accuracy: what storing the weights in fewer bits does to that mean on the validation part.
+        calibration: its temperature; None where no temperature is best.
+        flagged: share of the validation images that its input check flags; None without one.
+        parameters: weights in it.
+    """
+
+    parity: Parity
+    accuracy: AccuracyChange
+    calibration: Calibration | None
+    flagged: float | None
+    parameters: int
+
+
+def check_joinable(models: Sequence[ModelInfo]) -> None:
+    """Refuse what has no mean.
+
+    Raises:
+        UsageError: fewer than two models, or one twice.
+        CheckpointMismatch: other classes, another split (one has seen what the other is judged on)
+            or another input; or one is itself joined.
+    """
+    if len(models) < 2:
+        raise UsageError("one model alone cannot be joined", fix="name two or more")
+    first = models[0]
+    paths = [model.path.resolve() for model in models]
+    if len(set(paths)) < len(paths):
+        raise UsageError("a model is named twice", fix="name each once")
+    for model in models:
+        apart = []
+        if "members" in model.metadata:
+            apart.append(f"{model.name} is itself joined, name its members instead")
+        if model.classes != first.classes:
+            apart.append("their classes differ")
+        if any(
+            model.metadata["split"].get(key) != first.metadata["split"].get(key)
+            for key in ("data_hash", "split_hash")
+        ):
+            apart.append("they were trained on different splits")
+        if (model.side, model.rule) != (first.side, first.rule):
+            apart.append(
+                f"their input is {first.side} ({first.rule}) and {model.side} ({model.rule})"
+            )
+        if apart:
+            raise CheckpointMismatch(
+                f"{first.name} and {model.name} cannot be joined: {'; '.join(apart)}",
+                fix="join models of the same classes, split and side: train one of them again with "
+                "the other's data settings",
+            )
+
+
+def shares(cells: int, side: int, first_centre: float | None) -> npt.NDArray[np.float64]:
+    """How much of each of a map's rows goes to each row of an even grid, `(cells, cells)`.
+
+    Trunks centre their positions differently (`config.FIRST_CENTRE`), up to a whole cell apart.
+    Each row is shared out between the two even ones it lies between; beyond the edge it stays at
+    the edge. Each of the sums is 1: what is shared out is kept.
+    """
+    stride = side / cells
+    first = stride / 2 if first_centre is None else first_centre
+    at = (first + stride * np.arange(cells)) / stride - 0.5
+    share = np.zeros((cells, cells))
+    for i, place in enumerate(at):
+        low = int(np.floor(place))
+        for j, weight in ((low, low + 1 - place), (low + 1, place - low)):
+            share[i, min(max(j, 0), cells - 1)] += weight
+    return share
+
+
+def ask(predictor: Predictor, images: Pixels, *, told: Callable[[int], None] | None = None) -> Said:
+    """What a model says of uint8 `(n, side, side, 3)`."""
+    logits, maps = [], {name: [] for name in _MAPS}  # type: ignore[var-annotated]
+    for start in range(0, len(images), 32):
+        answer = predictor(images[start : start + 32])
+        logits.append(answer.logits_BY)
+        for name, found in (("evidence", answer.evidence_BYHW), ("saliency", answer.saliency_BHW)):
+            if found is not None:
+                maps[name].append(found)
+        if told:
+            told(len(answer.logits_BY))
+    return Said(np.concatenate(logits), {name: np.concatenate(m) for name, m in maps.items() if m})
+
+
+def join_onnx(
+    models: Sequence[Predictor],
+    path: Path,
+    images: Pixels,
+    label_n: Ints,
+    said: Sequence[Said],
+    *,
+    stored: Sequence[str],
+    describe: Mapping[str, Any],
+    sources: Sequence[Source],
+    members: Sequence[Mapping[str, Any]],
+    force: bool = False,
+) -> Joined:
+    """Write one file that answers with the mean of the models' logits, and prove it.
+
+    Its maps are the means of theirs, on an even grid where their trunks differ; its probabilities
+    are calibrated anew and its input check's limit is set anew, both on the validation part.
+
+    Args:
+        models: as `check_joinable` lets pass.
+        images: the validation part, uint8 `(n, side, side, 3)`.
+        label_n: its labels, `(n,)`.
+        said: what each model says of it, by `ask`.
+        stored: of each model one of `STORED`; what is not float32 or `fp16-weights` stays as it is.
+        describe: metadata that is the caller's to know: `command`, `ancestors`, `versions`.
+        sources: the data that all have learnt from.
+        members: of each what is to be kept of it; its `precision` is added.
+        force: write even what loses more than `LARGEST_LOSS`.
+
+    Raises:
+        ModelFileError: files of different ONNX operator sets.
+        ParityError: the file answers otherwise than its members' mean, or storing the weights anew
+            loses too much; nothing is written.
+        BiigmaError: it cannot be written.
+    """
+    infos = [model.info for model in models]
+    precisions = [_precision(model.info, how) for model, how in zip(models, stored, strict=True)]
+    given = [
+        name
+        for name in (*_MAPS, "novelty")
+        if all(name in {o.name for o in model.session.get_outputs()} for model in models)
+    ]
+    logits_nY = np.stack([s.logits_nY for s in said]).astype(np.float64).mean(0)
+    calibration = fit_calibration(logits_nY, label_n)
+    temperature = 1.0 if calibration is None else calibration.temperature
+    grids = {name: said[0].maps[name].shape[-2:] for name in _MAPS if name in given}
+    proto, moves = _graph(infos, precisions, given, grids, temperature)
+    about: dict[str, Any] = {"precision": _common(precisions)}
+    values = _metadata(infos, about, describe, sources)
+    values["members"] = [
+        {**member, "precision": precision}
+        for member, precision in zip(members, precisions, strict=True)
+    ]
+    if calibration is not None:
+        values["calibration"] = calibration.to_dict()
+    checks = [info.metadata.get("input_check") for info in infos]
+    flagged = None
+    if "novelty" in given:
+        check = _joint_check(checks, len(images))
+        values["input_check"] = check
+        limit = trial(proto, _encoded(values), lambda p: novelty_limit(p, images))
+        _set(proto, "novelty.scale", np.float32(1 / limit))
+        check["threshold"] = limit
+        flagged = trial(proto, _encoded(values), lambda p: _flagged(p, images))
+        check["validation"]["flagged"] = flagged
+
+    own = trial(proto, _encoded(values), lambda p: ask(p, images))
+    wanted = {name: _mean_map([s.maps[name] for s in said], moves[name]) for name in grids}
+    before, after = (
+        softmax(logits.astype(np.float64) / temperature).astype(np.float32)
+        for logits in (logits_nY, own.logits_nY)
+    )
+    same = all(how == "as-is" for how in stored)
+    parity = compare(
+        before, after, source="validation images",
+        tolerance=FP32_TOLERANCE if same else 1.0, who="the joined file and its members",
+    )  # fmt: skip
+    if same:
+        for name, expected in wanted.items():
+            compare_maps(name, expected, own.maps[name], who="the joined file and its members")
+    accuracy = AccuracyChange.measure(label_n, before, after)
+    if accuracy.loss > LARGEST_LOSS and not force:
+        raise ParityError(
+            f"storing the weights anew loses too much: {accuracy.summary()}; at most "
+            f"{100 * LARGEST_LOSS:g} points are allowed",
+            fix="nothing was written; choose another --precision, or add --force",
+        )
+    about |= {"accuracy": accuracy._asdict(), "parity": parity._asdict()}
+    atomic_write_bytes(path, finished(proto, _encoded(values)))
+    return Joined(parity, accuracy, calibration, flagged, _parameters(proto))
+
+
+def _graph(
+    infos: Sequence[ModelInfo],
+    precisions: Sequence[str],
+    given: Sequence[str],
+    grids: Mapping[str, tuple[int, ...]],
+    temperature: float,
+) -> tuple[onnx.ModelProto, dict[str, list[tuple[Floats, Floats] | None]]]:
+    """All graphs in one, and by map what moves each member's onto the common grid."""
+    trunks = [str(stated(info, "config", "model", "trunk")) for info in infos]
+    nodes: list[onnx.NodeProto] = []
+    held: list[onnx.TensorProto] = []
+    protos = []
+    for i, (info, precision) in enumerate(zip(infos, precisions, strict=True)):
+        proto = onnx.load_from_string(read_model(info.path))
+        _store_anew(proto, info, precision)
+        _keep(proto.graph, {"logits", *given})
+        _prefix(proto.graph, f"{i}/")
+        nodes += proto.graph.node
+        held += proto.graph.initializer
+        protos.append(proto)
+    sets = {tuple(sorted((o.domain, o.version) for o in proto.opset_import)) for proto in protos}
+    if len(sets) > 1:
+        raise ModelFileError(
+            f"{' and '.join(info.name for info in infos)} use different ONNX operator sets",
+            fix="export them again with one version of biigma",
+        )
+
+    def constant(name: str, value: npt.ArrayLike) -> str:
+        held.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        return name
+
+    def mean(name: str, parts: Sequence[str], output: str) -> None:
+        nodes.append(helper.make_node("Mean", list(parts), [output], name=f"mean {name}"))
+
+    members = range(len(infos))
+    mean("logits", [f"{i}/logits" for i in members], "logits")
+    scaled = [helper.make_node(
+        "Div", ["logits", constant("temperature", temperature)], ["scaled"], name="calibrate"
+    )]  # fmt: skip
+    nodes += [*scaled, helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1)]
+    moves: dict[str, list[tuple[Floats, Floats] | None]] = {}
+    for name, grid in grids.items():
+        moves[name] = [
+            None if len(set(trunks)) == 1 else _moves(name, grid, info.side, trunk)
+            for info, trunk in zip(infos, trunks, strict=True)
+        ]
+        parts = []
+        for i, move in enumerate(moves[name]):
+            parts.append(f"{i}/{name}")
+            if move is None:
+                continue
+            for axis, matrix in zip(("rows", "columns"), move, strict=True):
+                moved = f"{i}/{name}.{axis}"
+                matrix_name = constant(f"{moved}.shares", matrix)
+                pair = [matrix_name, parts[-1]] if axis == "rows" else [parts[-1], matrix_name]
+                nodes.append(helper.make_node("MatMul", pair, [moved], name=f"move {moved}"))
+                parts[-1] = moved
+        mean(name, parts, name)
+    if "novelty" in given:
+        mean("novelty", [f"{i}/novelty" for i in members], "novelty.mean")
+        scale = constant("novelty.scale", 1.0)
+        nodes.append(helper.make_node("Mul", ["novelty.mean", scale], ["novelty"]))
+    side, classes = infos[0].side, len(infos[0].classes)
+    shapes: dict[str, list[str | int]] = {
+        "probabilities": ["batch", classes],
+        "logits": ["batch", classes],
+        "evidence": ["batch", classes, *grids.get("evidence", ())],
+        "saliency": ["batch", *grids.get("saliency", ())],
+        "novelty": ["batch"],
+    }
+    tensor, kinds = helper.make_tensor_value_info, onnx.TensorProto
+    graph = helper.make_graph(
+        nodes,
+        "joined",
+        [tensor("image", kinds.UINT8, ["batch", side, side, 3])],
+        [
+            tensor(name, kinds.FLOAT, shape)
+            for name, shape in shapes.items()
+            if name in ("probabilities", "logits", *given)
+        ],
+        held,
+    )
+    proto = helper.make_model(
+        graph, opset_imports=protos[0].opset_import, producer_name="biigma",
+        producer_version=__version__, ir_version=max(p.ir_version for p in protos),
+    )  # fmt: skip
+    return proto, moves
+
+
+def _moves(name: str, grid: tuple[int, ...], side: int, trunk: str) -> tuple[Floats, Floats]:
+    """Matrices `(h, h)` and `(w, w)` that, before and behind a map, put it on an even grid.
+
+    Evidence is shared out, so that its sum stays; M, a value at each place, is averaged.
+    """
+    found = []
+    for cells in grid:
+        share = shares(cells, side, FIRST_CENTRE.get(trunk)).T  # (to, from)
+        found.append(share if name == "evidence" else share / share.sum(1, keepdims=True))
+    return found[0].astype(np.float32), found[1].T.astype(np.float32)
+
+
+def _mean_map(maps: Sequence[Floats], moves: Sequence[tuple[Floats, Floats] | None]) -> Floats:
+    moved = [
+        m if move is None else move[0] @ m @ move[1] for m, move in zip(maps, moves, strict=True)
+    ]
+    mean: Floats = np.stack(moved).astype(np.float64).mean(0).astype(np.float32)
+    return mean
+
+
+def _precision(info: ModelInfo, how: str) -> str:
+    """Of a member in the joined file."""
+    now = str(info.metadata.get("export", {}).get("precision", "fp32"))
+    return how if how != "as-is" and now in ("fp32", "fp16-weights") else now
+
+
+def _store_anew(proto: onnx.ModelProto, info: ModelInfo, precision: str) -> None:
+    now = str(info.metadata.get("export", {}).get("precision", "fp32"))
+    if precision == now:
+        return
+    widen_weights(proto)
+    _NARROW[precision](proto, spared="novelty")
+
+
+def _common(precisions: Sequence[str]) -> Precision | str:
+    return precisions[0] if len(set(precisions)) == 1 else "mixed"
+
+
+def _keep(graph: onnx.GraphProto, outputs: set[str]) -> None:
+    """Drop what serves other outputs alone, and all stated shapes."""
+    needed = serving(graph, outputs)
+    nodes = [node for node in graph.node if set(node.output) & needed]
+    held = [i for i in graph.initializer if i.name in needed]
+    for field, kept in ((graph.node, nodes), (graph.initializer, held)):
+        copies = [type(item).FromString(item.SerializeToString()) for item in kept]
+        del field[:]
+        field.extend(copies)
+    del graph.value_info[:]
+
+
+def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
+    """Give all names but the input's a prefix."""
+
+    def own(name: str) -> str:
+        return name if name in ("", "image") else prefix + name
+
+    for node in graph.node:
+        node.name = prefix + node.name
+        node.input[:] = [own(name) for name in node.input]
+        node.output[:] = [own(name) for name in node.output]
+    for held in graph.initializer:
+        held.name = own(held.name)
+
+
+def _set(proto: onnx.ModelProto, name: str, value: npt.ArrayLike) -> None:
+    (held,) = (i for i in proto.graph.initializer if i.name == name)
+    held.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
+
+
+def _parameters(proto: onnx.ModelProto) -> int:
+    return sum(int(np.prod(i.dims)) for i in proto.graph.initializer if np.prod(i.dims) > 1)
+
+
+def _flagged(predictor: Predictor, images: Pixels) -> float:
+    above = 0
+    for start in range(0, len(images), 32):
+        novelty = predictor(images[start : start + 32]).novelty_B
+        assert novelty is not None
+        above += int((novelty > 1).sum())
+    return above / len(images)
+
+
+def _joint_check(checks: Sequence[dict[str, Any] | None], images: int) -> dict[str, Any]:
+    """The members' input checks as one."""
+    known = [check for check in checks if check is not None]
+    first = known[0]
+    views: dict[str, None] = {}
+    for check in known:
+        views |= dict.fromkeys(check["train"]["views"])
+    return {
+        "output": first["output"],
+        "method": _METHOD.format(first["method"]),
+        "train": {"n": max(c["train"]["n"] for c in known), "views": list(views)},
+        "validation": {**first["validation"], "n": images},
+    }
+
+
+def _metadata(
+    infos: Sequence[ModelInfo],
+    about: dict[str, Any],
+    describe: Mapping[str, Any],
+    sources: Sequence[Source],
+) -> dict[str, Any]:
+    """As of an export: the first's where they agree, all of theirs where they do not."""
+    first = infos[0].metadata
+    trunks = dict.fromkeys(str(stated(info, "config", "model", "trunk")) for info in infos)
+    ways = dict.fromkeys(info.metadata["preprocessing"]["normalisation"] for info in infos)
+    extra = {
+        (entry["dataset"], entry.get("split_hash")): entry
+        for info in infos
+        for entry in info.metadata.get("extra", [])
+    }
+    config = {**first["config"], "model": {**first["config"]["model"], "trunk": "+".join(trunks)}}
+    return {
+        **{
+            key: first[key]
+            for key in ("classes", "class_names", "malignant", "disclaimer", "dataset", "protocol",
+                        "split")
+        },
+        "preprocessing": {**first["preprocessing"], "normalisation": "; ".join(ways)},
+        "licence": joint_licence(sources),
+        "citation": joint_citation(sources),
+        "extra": list(extra.values()),
+        "sources": list(sources),
+        "selection": f"none: the mean of {len(infos)} networks",
+        "epoch": None,
+        "validation": {},
+        "metrics": {},
+        "export": about,
+        "config": config,
+        **describe,
+    }  # fmt: skip
+
+
+def _encoded(values: Mapping[str, Any]) -> dict[str, str]:
+    return {"biigma_format": EXPORTED, **{k: json.dumps(v) for k, v in values.items()}}

@@ -1,0 +1,57 @@
+"""An ONNX graph on its way into a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import onnx
+
+from biigma_cli.data.preprocess import Pixels
+from biigma_cli.runtime.input_check import FALSE_ALARMS, judged_views
+from biigma_cli.runtime.session import Predictor
+
+_T = TypeVar("_T")
+
+
+def finished(proto: onnx.ModelProto, values: dict[str, str]) -> bytes:
+    """A model file's content, checked, without traces of this machine."""
+    _drop_traces(proto)
+    del proto.metadata_props[:]
+    for key, value in values.items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predictor], _T]) -> _T:
+    """Ask it through a file and our own session class: what users will run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(finished(proto, values))
+        return run(Predictor(path, device="cpu"))
+
+
+def novelty_limit(predictor: Predictor, images: Pixels) -> float:
+    """Novelty that `FALSE_ALARMS` of the images' views exceed, as the file itself gives it."""
+    found = []
+    for batch in judged_views(images):
+        novelty = predictor(batch).novelty_B
+        assert novelty is not None
+        found.append(novelty)
+    return float(np.quantile(np.concatenate(found).astype(np.float64), 1 - FALSE_ALARMS))
+
+
+def _drop_traces(proto: onnx.ModelProto) -> None:
+    """Remove stack traces of the exporting machine: they hold its paths."""
+    graph = proto.graph
+    for item in (proto, graph, *graph.node, *graph.initializer, *graph.value_info):
+        item.ClearField("doc_string")
+    for node in (*graph.node, graph):
+        del node.metadata_props[:]
+    for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
