@@ -115,6 +115,15 @@ def test_it_is_the_mean(pair: tuple[Path, Outcome], models: dict[str, Path], par
     np.testing.assert_allclose(
         both.probabilities_BY, softmax(mean.astype(np.float64) / temperature), atol=1e-4
     )
+    assert one.novelty_B is not None
+    assert two.novelty_B is not None
+    assert both.novelty_B is not None
+    limit = about(pair[0])["input_check"]["threshold"]
+    np.testing.assert_allclose(
+        both.novelty_B * limit, (one.novelty_B + two.novelty_B) / 2, rtol=1e-4
+    )
+    assert about(pair[0])["input_check"]["validation"]["flagged"] == (both.novelty_B > 1).mean()
+    assert both.evidence_BYHW is not None
     rest = both.logits_BY - both.evidence_BYHW.sum((2, 3))
     np.testing.assert_allclose(rest, np.broadcast_to(rest[0], rest.shape), atol=1e-3)
 
