@@ -59,7 +59,7 @@ def store(path: Path, judged: Judgement) -> list[Path]:
         return [path]
     text = replace_figures(card.read_text(encoding="utf-8"), judged.part, metadata)
     if text is None:
-        note(f"{card} has no figures of the {judged.part} part to replace: it stays as it was")
+        note(f"{card} has no section for figures: it stays as it was")
         return [path]
     atomic_write_text(card, text)
     return [path, card]

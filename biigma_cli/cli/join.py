@@ -12,7 +12,7 @@ from biigma_cli.cli.options import DataDirOption
 
 if TYPE_CHECKING:
     from biigma_cli.runtime.join import Said
-    from biigma_cli.runtime.session import ModelInfo
+    from biigma_cli.runtime.session import Predictor
 
 _COLUMNS = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced",
@@ -36,7 +36,8 @@ def join(
         typer.Option(
             "--precision",
             help="How weights are stored: as-is, fp16-weights or int8-weights; once for all models "
-            "or once for each, in their order.  [default: as-is]",
+            "or once for each, in their order. fp16 and int8 files stay as they are.  "
+            "[default: as-is]",
         ),
     ] = None,
     force: Annotated[
@@ -65,21 +66,26 @@ def join(
     from biigma_cli.data.images import load_part
     from biigma_cli.data.splits import check_same_split, make_split
     from biigma_cli.engine.evaluate import validation_figures
-    from biigma_cli.engine.provenance import ancestry, line_of, run_of, versions
+    from biigma_cli.engine.provenance import ancestry, line_of, versions
     from biigma_cli.judge import data_of
     from biigma_cli.runtime.calibration import softmax
-    from biigma_cli.runtime.join import ask, check_joinable, join_onnx
+    from biigma_cli.runtime.join import ask, check_joinable, join_onnx, precision_of, stored_as
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import atomic_write_text, check_writable
 
     stored = _stored(precision, len(models))
     paths = [find_model(name) for name in models]
+    _check_targets(output, card, paths)
     check_writable(output)
     if card is not None:
         check_writable(card)
     opened = [Predictor(path, device="cpu") for path in paths]
     infos = [predictor.info for predictor in opened]
     check_joinable(infos)
+    names = _names(opened)
+    for name, info, how in zip(names, infos, stored, strict=True):
+        if how not in ("as-is", stored_as(info, how)):
+            note(f"{name} is stored in {precision_of(info)}, and stays so")
     data = data_of(infos[0])
     manifest = load_dataset(data)
     split = make_split(manifest, data)
@@ -108,29 +114,33 @@ def join(
         return {name: found[f"val_{name}"] for name in _COLUMNS}
 
     members = [
-        {**_about(info, predictor.id), "validation": judged(answers)}
-        for info, predictor, answers in zip(infos, opened, said, strict=True)
+        {**_about(name, predictor), "validation": judged(answers)}
+        for name, predictor, answers in zip(names, opened, said, strict=True)
     ]
     networks = [Checkpoint({}, info.metadata) for info in infos]
     sources = merged(*(sources_of(network) for network in networks))
     line = ancestry(
-        *(line_of(run_of(path), network) for path, network in zip(paths, networks, strict=True))
+        *(line_of(name, network) for name, network in zip(names, networks, strict=True))
     )
     note("writing the joined file, and asking it for the same images")
+    own = {"run": output.stem, "command": command_given(), "versions": versions()}
     found = join_onnx(
         opened, output, part.pixels, part.labels, said,
         stored=stored,
-        describe={"command": command_given(), "ancestors": line, "versions": versions()},
+        describe={"command": own["command"], "ancestors": line, "versions": own["versions"]},
         sources=sources,
         members=members,
         force=force,
     )  # fmt: skip
-    joined = Predictor(output, device="cpu")
-    own = judged(ask(joined, part.pixels))
+    for left in found.left_out:
+        note(f"no {left}: not all of the models give it")
     typer.echo(f"{split.title}\nvalidation part, {len(part.ids)} images, as trained")
-    width = max(len(name) for name in ("joined", *(info.name for info in infos)))
+    width = max(len(name) for name in ("joined", *names))
     typer.echo(" " * width + "".join(f"  {title:>8}" for title in _COLUMNS.values()))
-    for name, figures in (*((m["name"], m["validation"]) for m in members), ("joined", own)):
+    for name, figures in (
+        *((m["name"], m["validation"]) for m in members),
+        ("joined", judged(found.said)),
+    ):
         typer.echo(f"{name:<{width}}" + "".join(f"  {value:8.4f}" for value in figures.values()))
     size = output.stat().st_size / 1e6
     typer.echo(f"wrote {output}, {size:.1f} MB, one file, {len(opened)} networks")
@@ -138,19 +148,20 @@ def join(
     if any(how != "as-is" for how in stored):
         typer.echo(found.accuracy.summary())
     typer.echo("not calibrated" if found.calibration is None else found.calibration.summary())
-    if found.flagged is None:
+    if found.said.novelty_n is None:
         typer.echo("no input check")
     else:
-        typer.echo(f"input check: it flags {found.flagged:.1%} of the validation images")
+        flagged = (found.said.novelty_n > 1).mean()
+        typer.echo(f"input check: it flags {flagged:.1%} of the validation images")
     if card is not None:
         from biigma_cli.report.card import model_card
 
         text = model_card(
             output.stem,
-            joined.info.metadata,
+            Predictor(output, device="cpu").info.metadata,
             parameters=found.parameters,
             megabytes=size,
-            commands=[*commands_behind(sources, line), command_given()],
+            commands=commands_behind(sources, [*line, *_exports(members), own]),
         )
         atomic_write_text(card, text)
         typer.echo(f"wrote {card}")
@@ -176,13 +187,47 @@ def _stored(given: list[str] | None, count: int) -> list[str]:
     return chosen * count if len(chosen) == 1 else chosen
 
 
-def _about(info: ModelInfo, identity: str) -> dict[str, Any]:
+def _check_targets(output: Path, card: Path | None, models: list[Path]) -> None:
+    """Raise `UsageError` where what is written would take the place of something else."""
+    from biigma_cli.errors import UsageError
+
+    if output.suffix != ".onnx":
+        raise UsageError(f"-o {output} is no .onnx file", fix="give its name that ending")
+    if output.resolve() in [path.resolve() for path in models]:
+        raise UsageError(
+            f"-o {output} is one of the models that are joined", fix="choose another name"
+        )
+    if card is not None and card.suffix == ".onnx":
+        raise UsageError(f"--card {card} would be Markdown", fix="choose a name that ends in .md")
+
+
+def _names(models: list[Predictor]) -> list[str]:
+    """What to call each: its file's name, or its run's; with its digest where two are the same."""
+    names = [
+        m.info.path.resolve().parent.name if m.info.name == "model" else m.info.name for m in models
+    ]
+    return [
+        f"{name}@{model.id.rpartition('@')[2]}" if names.count(name) > 1 else name
+        for name, model in zip(names, models, strict=True)
+    ]
+
+
+def _exports(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each file that was joined, for the card's commands."""
+    return [
+        {"run": "", "command": f"# {m['name']}: exported as {m['id']}", "versions": {}}
+        for m in members
+    ]
+
+
+def _about(name: str, predictor: Predictor) -> dict[str, Any]:
     """What is kept of a member."""
     from biigma_cli.runtime.session import stated
 
+    info = predictor.info
     return {
-        "name": info.name,
-        "id": identity,
+        "name": name,
+        "id": predictor.id,
         "model": stated(info, "config", "model"),
         "selection": info.metadata.get("selection", ""),
         "epoch": info.metadata.get("epoch"),

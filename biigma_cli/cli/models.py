@@ -58,6 +58,7 @@ def describe(path: Path) -> dict[str, Any]:
         "path": str(path),
         "megabytes": round(path.stat().st_size / 1e6, 1),
         "precision": info.metadata.get("export", {}).get("precision", "fp32"),
+        "members": [member["name"] for member in info.metadata.get("members", [])],
         "classes": dict(zip(info.classes, info.class_names, strict=True)),
         "side": info.side,
         "temperature": info.temperature,
@@ -83,6 +84,8 @@ def _lines(model: dict[str, Any]) -> str:
         f"classes: {', '.join(model['classes'])}",
         f"trained and judged on: {model['protocol'] or 'not said'}",
     ]
+    if model["members"]:
+        lines.append(f"the mean of {len(model['members'])} networks: {', '.join(model['members'])}")
     if more := model["sources"][1:]:
         lines.append(f"has also learnt from images of: {', '.join(more)}")
     if test:

@@ -229,14 +229,17 @@ def _precision(export: dict[str, Any], *, joined: bool) -> list[str]:
         bits = PRECISIONS[export["precision"]].removesuffix(" weights")
         told = f"The weights are stored in {bits}; what is computed is computed in float32. "
     against = (
-        ("the mean of its members' own answers", "members")
+        ("the mean of its members' answers as they were given", "members")
         if joined
         else ("the network in float32", "float32")
     )
     return [
         "## Precision",
         f"{told}On the {found['images']} images of the validation part, against {against[0]}:",
-        _table(("figure", against[1], export["precision"]), rows),
+        _table(
+            ("figure", against[1], _called(export["precision"]) if joined else export["precision"]),
+            rows,
+        ),
         f"The same decision for {parity['same_decision']} of {parity['images']}; largest "
         f"difference of a probability {parity['max_difference']:.3f}, mean "
         f"{parity['mean_difference']:.4f}.",

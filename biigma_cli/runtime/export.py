@@ -202,7 +202,7 @@ def export_onnx(
                     f"{precision} loses too much: {accuracy.summary()}; at most "
                     f"{100 * LARGEST_LOSS:g} points are allowed",
                     fix="nothing was written; export "
-                    f"{'fp16-weights' if precision == 'int8' else 'fp32'}, or add --force",
+                    f"{'fp16-weights' if precision.startswith('int8') else 'fp32'}, or add --force",
                 )
             about["accuracy"] = accuracy._asdict()
     about["parity"] = parity._asdict()

@@ -27,6 +27,7 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, UsageError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
+from biigma_cli.runtime.input_check import FALSE_ALARMS, JUDGED_VIEWS
 from biigma_cli.runtime.narrow import halve_weights, round_weights, serving, widen_weights
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
@@ -37,7 +38,7 @@ from biigma_cli.runtime.parity import (
     compare_maps,
 )
 from biigma_cli.runtime.proto import finished, novelty_limit, trial
-from biigma_cli.runtime.session import ModelInfo, Predictor, read_model, stated
+from biigma_cli.runtime.session import Answer, ModelInfo, Predictor, read_model, stated
 from biigma_cli.storage import atomic_write_bytes
 
 Floats = npt.NDArray[np.float32]
@@ -48,6 +49,11 @@ _NARROW: dict[str, Callable[..., None]] = {
     "fp16-weights": halve_weights, "int8-weights": round_weights,
 }  # fmt: skip
 _MAPS = ("evidence", "saliency")
+# What a model must say of itself beyond `session.REQUIRED_KEYS`.
+_NEEDED = (
+    ("disclaimer",), ("dataset",), ("protocol",), ("preprocessing", "normalisation"),
+    ("split", "split_hash"), ("config", "data"), ("config", "model", "trunk"),
+)  # fmt: skip
 _METHOD = "mean of the members' novelty over its threshold; theirs: {}"
 
 
@@ -56,29 +62,35 @@ class Said(NamedTuple):
 
     Attributes:
         logits_nY: before temperature and softmax.
+        probabilities_nY: behind both.
         maps: `evidence` `(n, Y, h, w)` and `saliency` `(n, h, w)`, what there is.
+        novelty_n: None without an input check.
     """
 
     logits_nY: Floats
+    probabilities_nY: Floats
     maps: dict[str, Floats]
+    novelty_n: Floats | None
 
 
 class Joined(NamedTuple):
     """What was proven of a joined file.
 
     Attributes:
+        said: what the file says of the validation part.
         parity: of its probabilities with the mean of its members' own answers.
         accuracy: what storing the weights in fewer bits does to that mean on the validation part.
         calibration: its temperature; None where no temperature is best.
-        flagged: share of the validation images that its input check flags; None without one.
-        parameters: weights in it.
+        parameters: weights of its networks.
+        left_out: maps and checks that some members lack, and so it does.
     """
 
+    said: Said
     parity: Parity
     accuracy: AccuracyChange
     calibration: Calibration | None
-    flagged: float | None
     parameters: int
+    left_out: tuple[str, ...]
 
 
 def check_joinable(models: Sequence[ModelInfo]) -> None:
@@ -86,8 +98,9 @@ def check_joinable(models: Sequence[ModelInfo]) -> None:
 
     Raises:
         UsageError: fewer than two models, or one twice.
-        CheckpointMismatch: other classes, another split (one has seen what the other is judged on)
-            or another input; or one is itself joined.
+        CheckpointMismatch: other classes, another split (one has seen what the other is judged on),
+            another input or form of M; or one is itself joined.
+        ModelFileError: a file does not say what has to be known of it.
     """
     if len(models) < 2:
         raise UsageError("one model alone cannot be joined", fix="name two or more")
@@ -96,9 +109,15 @@ def check_joinable(models: Sequence[ModelInfo]) -> None:
     if len(set(paths)) < len(paths):
         raise UsageError("a model is named twice", fix="name each once")
     for model in models:
-        apart = []
         if "members" in model.metadata:
-            apart.append(f"{model.name} is itself joined, name its members instead")
+            names = ", ".join(str(member["name"]) for member in model.metadata["members"])
+            raise CheckpointMismatch(
+                f"{model.name} is itself joined, of {names}", fix="name its members instead"
+            )
+        for keys in _NEEDED:
+            stated(model, *keys)
+    for model in models[1:]:
+        apart = []
         if model.classes != first.classes:
             apart.append("their classes differ")
         if any(
@@ -110,6 +129,9 @@ def check_joinable(models: Sequence[ModelInfo]) -> None:
             apart.append(
                 f"their input is {first.side} ({first.rule}) and {model.side} ({model.rule})"
             )
+        forms = [stated(m, "config", "model", "saliency") for m in (first, model)]
+        if forms[0] != forms[1]:
+            apart.append(f"their saliency maps are {forms[0]} and {forms[1]}")
         if apart:
             raise CheckpointMismatch(
                 f"{first.name} and {model.name} cannot be joined: {'; '.join(apart)}",
@@ -137,17 +159,31 @@ def shares(cells: int, side: int, first_centre: float | None) -> npt.NDArray[np.
 
 
 def ask(predictor: Predictor, images: Pixels, *, told: Callable[[int], None] | None = None) -> Said:
-    """What a model says of uint8 `(n, side, side, 3)`."""
-    logits, maps = [], {name: [] for name in _MAPS}  # type: ignore[var-annotated]
+    """What a model says of uint8 `(n, side, side, 3)`.
+
+    Args:
+        told: after each batch, of how many images.
+    """
+    answers: list[Answer] = []
     for start in range(0, len(images), 32):
-        answer = predictor(images[start : start + 32])
-        logits.append(answer.logits_BY)
-        for name, found in (("evidence", answer.evidence_BYHW), ("saliency", answer.saliency_BHW)):
-            if found is not None:
-                maps[name].append(found)
+        answers.append(predictor(images[start : start + 32]))
         if told:
-            told(len(answer.logits_BY))
-    return Said(np.concatenate(logits), {name: np.concatenate(m) for name, m in maps.items() if m})
+            told(len(answers[-1].logits_BY))
+
+    def whole(parts: Sequence[Floats | None]) -> Floats | None:
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if known else None
+
+    maps = {
+        "evidence": whole([a.evidence_BYHW for a in answers]),
+        "saliency": whole([a.saliency_BHW for a in answers]),
+    }
+    return Said(
+        np.concatenate([a.logits_BY for a in answers]),
+        np.concatenate([a.probabilities_BY for a in answers]),
+        {name: found for name, found in maps.items() if found is not None},
+        whole([a.novelty_B for a in answers]),
+    )
 
 
 def join_onnx(
@@ -173,7 +209,7 @@ def join_onnx(
         images: the validation part, uint8 `(n, side, side, 3)`.
         label_n: its labels, `(n,)`.
         said: what each model says of it, by `ask`.
-        stored: of each model one of `STORED`; what is not float32 or `fp16-weights` stays as it is.
+        stored: of each model one of `STORED`; see `stored_as`.
         describe: metadata that is the caller's to know: `command`, `ancestors`, `versions`.
         sources: the data that all have learnt from.
         members: of each what is to be kept of it; its `precision` is added.
@@ -186,12 +222,10 @@ def join_onnx(
         BiigmaError: it cannot be written.
     """
     infos = [model.info for model in models]
-    precisions = [_precision(model.info, how) for model, how in zip(models, stored, strict=True)]
-    given = [
-        name
-        for name in (*_MAPS, "novelty")
-        if all(name in {o.name for o in model.session.get_outputs()} for model in models)
-    ]
+    precisions = [stored_as(info, how) for info, how in zip(infos, stored, strict=True)]
+    outputs = [{o.name for o in model.session.get_outputs()} for model in models]
+    optional = [name for name in (*_MAPS, "novelty") if any(name in own for own in outputs)]
+    given = [name for name in optional if all(name in own for own in outputs)]
     logits_nY = np.stack([s.logits_nY for s in said]).astype(np.float64).mean(0)
     calibration = fit_calibration(logits_nY, label_n)
     temperature = 1.0 if calibration is None else calibration.temperature
@@ -205,24 +239,19 @@ def join_onnx(
     ]
     if calibration is not None:
         values["calibration"] = calibration.to_dict()
-    checks = [info.metadata.get("input_check") for info in infos]
-    flagged = None
     if "novelty" in given:
-        check = _joint_check(checks, len(images))
+        check = _joint_check([info.metadata["input_check"] for info in infos], len(images))
         values["input_check"] = check
         limit = trial(proto, _encoded(values), lambda p: novelty_limit(p, images))
         _set(proto, "novelty.scale", np.float32(1 / limit))
         check["threshold"] = limit
-        flagged = trial(proto, _encoded(values), lambda p: _flagged(p, images))
-        check["validation"]["flagged"] = flagged
-
     own = trial(proto, _encoded(values), lambda p: ask(p, images))
+    if own.novelty_n is not None:
+        values["input_check"]["validation"]["flagged"] = float((own.novelty_n > 1).mean())
     wanted = {name: _mean_map([s.maps[name] for s in said], moves[name]) for name in grids}
-    before, after = (
-        softmax(logits.astype(np.float64) / temperature).astype(np.float32)
-        for logits in (logits_nY, own.logits_nY)
-    )
-    same = all(how == "as-is" for how in stored)
+    before = softmax(logits_nY / temperature).astype(np.float32)
+    after = own.probabilities_nY
+    same = precisions == [precision_of(info) for info in infos]
     parity = compare(
         before, after, source="validation images",
         tolerance=FP32_TOLERANCE if same else 1.0, who="the joined file and its members",
@@ -239,7 +268,10 @@ def join_onnx(
         )
     about |= {"accuracy": accuracy._asdict(), "parity": parity._asdict()}
     atomic_write_bytes(path, finished(proto, _encoded(values)))
-    return Joined(parity, accuracy, calibration, flagged, _parameters(proto))
+    return Joined(
+        own, parity, accuracy, calibration, _parameters(proto),
+        tuple(name for name in optional if name not in given),
+    )  # fmt: skip
 
 
 def _graph(
@@ -351,15 +383,22 @@ def _mean_map(maps: Sequence[Floats], moves: Sequence[tuple[Floats, Floats] | No
     return mean
 
 
-def _precision(info: ModelInfo, how: str) -> str:
-    """Of a member in the joined file."""
-    now = str(info.metadata.get("export", {}).get("precision", "fp32"))
+def precision_of(info: ModelInfo) -> str:
+    """How a model's weights are stored now."""
+    return str(info.metadata.get("export", {}).get("precision", "fp32"))
+
+
+def stored_as(info: ModelInfo, how: str) -> str:
+    """Precision of a member in the joined file, `how` being one of `STORED`.
+
+    What is not float32 or `fp16-weights` stays as it is.
+    """
+    now = precision_of(info)
     return how if how != "as-is" and now in ("fp32", "fp16-weights") else now
 
 
 def _store_anew(proto: onnx.ModelProto, info: ModelInfo, precision: str) -> None:
-    now = str(info.metadata.get("export", {}).get("precision", "fp32"))
-    if precision == now:
+    if precision == precision_of(info):
         return
     widen_weights(proto)
     _NARROW[precision](proto, spared="novelty")
@@ -401,31 +440,30 @@ def _set(proto: onnx.ModelProto, name: str, value: npt.ArrayLike) -> None:
 
 
 def _parameters(proto: onnx.ModelProto) -> int:
-    return sum(int(np.prod(i.dims)) for i in proto.graph.initializer if np.prod(i.dims) > 1)
+    """Weights and biases of the networks that make the logits; no scales of stored weights."""
+    graph = proto.graph
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    scales = {name for node in graph.node if node.op_type in kinds for name in node.input[1:]}
+    needed = serving(graph, {"logits"})
+    return sum(
+        int(np.prod(i.dims))
+        for i in graph.initializer
+        if i.name in needed - scales and not i.name.endswith(".scale") and np.prod(i.dims) > 8
+    )
 
 
-def _flagged(predictor: Predictor, images: Pixels) -> float:
-    above = 0
-    for start in range(0, len(images), 32):
-        novelty = predictor(images[start : start + 32]).novelty_B
-        assert novelty is not None
-        above += int((novelty > 1).sum())
-    return above / len(images)
-
-
-def _joint_check(checks: Sequence[dict[str, Any] | None], images: int) -> dict[str, Any]:
-    """The members' input checks as one."""
-    known = [check for check in checks if check is not None]
-    first = known[0]
-    views: dict[str, None] = {}
-    for check in known:
-        views |= dict.fromkeys(check["train"]["views"])
+def _joint_check(checks: Sequence[dict[str, Any]], images: int) -> dict[str, Any]:
+    """The members' input checks as one; of their fitting what all have in common."""
+    first = checks[0]
+    common = [v for v in first["train"]["views"] if all(v in c["train"]["views"] for c in checks)]
     return {
         "output": first["output"],
         "method": _METHOD.format(first["method"]),
-        "train": {"n": max(c["train"]["n"] for c in known), "views": list(views)},
-        "validation": {**first["validation"], "n": images},
-    }
+        "train": {"n": min(c["train"]["n"] for c in checks), "views": common},
+        "validation": {
+            "n": images, "views": list(JUDGED_VIEWS), "false_alarms": FALSE_ALARMS, "flagged": 0.0,
+        },
+    }  # fmt: skip
 
 
 def _metadata(

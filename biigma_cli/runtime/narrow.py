@@ -115,7 +115,8 @@ def _halved(name: str, weight: Floats) -> _Stored:
         half = weight.astype(np.float16)
     if not np.isfinite(half).all():
         raise ParityError(
-            f"{name} holds a weight beyond float16's range", fix="nothing was written; export fp32"
+            f"{name} holds a weight beyond float16's range",
+            fix="nothing was written; leave it in float32 (fp32, as-is)",
         )
     return _Stored([numpy_helper.from_array(half, name)], [_cast(name, name + _AGAIN)])
 

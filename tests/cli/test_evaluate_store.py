@@ -90,7 +90,7 @@ def test_a_card_of_ones_own(lower: Path) -> None:
     card.write_text("# mine\n", encoding="utf-8")
     done = call("eval", "--model", lower, "--store", *FAST)
     assert done.code == 0, done.err
-    assert f"{card} has no figures of the test part" in done.err
+    assert f"{card} has no section for figures" in done.err
     assert card.read_text(encoding="utf-8") == "# mine\n"
     card.unlink()
     assert call("eval", "--model", lower, "--store", *FAST).code == 0

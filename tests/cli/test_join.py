@@ -176,7 +176,7 @@ def test_a_user_sees(pair: tuple[Path, Outcome], models: dict[str, Path]) -> Non
     names = [o.name for o in onnxruntime.InferenceSession(path).get_outputs()]
     assert names == ["probabilities", "logits", "evidence", "saliency", "novelty"]
     shown = call("models", path)
-    assert shown.code == 0, shown.err
+    assert "the mean of 2 networks: tiny, moved" in shown.out
     answered = call("predict", sorted(path.parent.parent.rglob("*.jpg"))[0], "--model", path,
                     "--format", "json")  # fmt: skip
     assert answered.code == 0, answered.err
@@ -195,7 +195,8 @@ def test_what_it_says_of_itself(pair: tuple[Path, Outcome], models: dict[str, Pa
     assert str(pair[0].parent) not in json.dumps(said)
     card = pair[0].with_suffix(".md").read_text(encoding="utf-8")
     assert "The mean of 2 BIIGMA-Nets on mobilenet_v2 in one file" in card
-    assert "biigma join" in card
+    assert f"# moved: exported as {Predictor(models['moved'], device='cpu').id}" in card
+    assert card.index("biigma train moved") < card.index("# moved: ") < card.index("biigma join")
     assert "## Figures\n\n## Limits" in card
 
 
@@ -248,6 +249,29 @@ def test_each_its_own_precision(models: dict[str, Path], tmp_path: Path) -> None
     assert sorted(kinds.values()) == [onnx.TensorProto.FLOAT, onnx.TensorProto.INT8]
 
 
+def test_exports_by_their_run(models: dict[str, Path], tiny_runs: Path, tmp_path: Path) -> None:
+    """`RUN/model.onnx` is called by its run; what one of them lacks is left out, and said."""
+    one, two = tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
+    for path, model in ((one, models["tiny"]), (two, models["moved"])):
+        path.parent.mkdir()
+        shutil.copy(model, path)
+    proto = onnx.load(two)
+    (place,) = (i for i, o in enumerate(proto.graph.output) if o.name == "novelty")
+    del proto.graph.output[place]
+    (check,) = (p for p in proto.metadata_props if p.key == "input_check")
+    proto.metadata_props.remove(check)
+    onnx.save(proto, two)
+    out = tmp_path / "m.onnx"
+    done = call("join", one, two, "-o", out)
+    assert done.code == 0, done.err
+    assert "no novelty: not all of the models give it" in done.err
+    assert "no input check" in done.out
+    said = about(out)
+    assert [m["name"] for m in said["members"]] == ["a", "b"]
+    assert {"a", "b"} <= {entry["run"] for entry in said["ancestors"]}
+    assert "input_check" not in said
+
+
 def test_a_joined_model_gives_no_trunk(pair: tuple[Path, Outcome], tmp_path: Path) -> None:
     """It has several."""
     done = call(*TINY, "--weights", pair[0], "--name", "x", "--runs", tmp_path)
@@ -291,7 +315,17 @@ def test_refused(
     classes = list(reversed(about(moved)["classes"]))
     other = changed(moved, tmp_path / "classes.onnx", classes=classes)
     refused(call("join", tiny, other, "-o", out), out, "classes differ", code=3)
-    refused(call("join", tiny, toy, "-o", out), out, "cannot be joined", code=3)
+    refused(call("join", tiny, toy, "-o", out), out, "toy.onnx does not say its", code=3)
+    config = about(moved)["config"]
+    config = {**config, "model": {**config["model"], "saliency": "plain"}}
+    other = changed(moved, tmp_path / "form.onnx", config=config)
+    refused(call("join", tiny, other, "-o", out), out, "maps are standardised and plain", code=3)
+    refused(call("join", tiny, moved, "-o", out.with_suffix("")), out, "no .onnx file", code=2)
+    refused(call("join", tiny, moved, "-o", out, "--card", out), out, "--card", code=2)
+    before = moved.read_bytes()
+    done = call("join", tiny, moved, "-o", moved)
+    assert (done.code, "one of the models that are joined" in done.err) == (2, True)
+    assert moved.read_bytes() == before
     many = ("--precision", "as-is") * 3
     refused(call("join", tiny, moved, "-o", out, *many), out, "3 times for 2", code=2)
     refused(call("join", tiny, moved, "-o", out, "--precision", "int4"), out, "int4", code=2)
