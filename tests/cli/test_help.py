@@ -18,7 +18,7 @@ COMMANDS = [
     [], ["predict"], ["download"], ["train"], ["eval"], ["info"], ["export"], ["export", "onnx"],
     ["audit"], ["datasets"], ["datasets", "add"], ["datasets", "remove"], ["cache"],
     ["cache", "list"], ["cache", "clear"], ["score"], ["models"], ["runs"], ["ablate"], ["explain"],
-    ["doctor"], ["average"],
+    ["doctor"], ["average"], ["join"],
 ]  # fmt: skip
 
 

@@ -331,7 +331,7 @@ def test_refused(
     refused(call("join", tiny, moved, "-o", out, "--precision", "int4"), out, "int4", code=2)
     (tmp_path / "file").write_text("")
     blocked = tmp_path / "file" / "out.onnx"
-    refused(call("join", tiny, moved, "-o", blocked), blocked, "file", code=1)
+    refused(call("join", tiny, moved, "-o", blocked), blocked, "file", code=2)
 
 
 def test_other_data_are_refused(

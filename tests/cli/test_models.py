@@ -14,20 +14,23 @@ from tests.conftest import call
 def test_all_that_ship() -> None:
     """Each with its size, precision, classes, figures beside their protocol, and check."""
     shown = call("models").out
-    assert f"{DEFAULT_MODEL} (default)\n  float32, 15.8 MB" in shown
+    assert f"{DEFAULT_MODEL} (default)\n  int8 weights, 10.0 MB" in shown
+    assert "the mean of 2 networks: lite0-corners, biigma-light-isic18" in shown
+    assert "biigma-light-isic18\n  float32, 15.8 MB" in shown
     assert "biigma-edge-isic18\n  int8, 4.5 MB" in shown
     assert "biigma-lite0-isic17\n  float16 weights, 10.4 MB, images of 224 x 224" in shown
     assert "biigma-light-isic17\n  int8, 4.5 MB, images of 224 x 224, CC-BY-NC-4.0" in shown
     assert "classes: MEL, NV, BCC, AKIEC, BKL, DF, VASC" in shown
     assert "classes: MEL, SK, NV" in shown
     assert "classes: SK, OTHER" in shown
+    assert "test part, 2006 images: accuracy 0.819 (0.798-0.840), macro-F1 0.710" in shown
     assert "test part, 2006 images: accuracy 0.811 (0.789-0.833), macro-F1 0.691" in shown
     assert "test part, 2006 images: accuracy 0.802 (0.779-0.824), macro-F1 0.662" in shown
     assert "test part, 430 images: accuracy 0.747" in shown
     assert "test part, 2006 images, in float32: accuracy 0.768" in shown
     assert "test part, 430 images, in float32: accuracy 0.777" in shown
-    assert shown.count("lesion-safe") == shown.count("input check: flags ") == 6
-    assert shown.count("has also learnt from images of: isic17") == 3
+    assert shown.count("lesion-safe") == shown.count("input check: flags ") == 7
+    assert shown.count("has also learnt from images of: isic17") == 4
     assert shown.count("has also learnt from images of: isic18") == 3
     found = {m["name"]: m for m in json.loads(call("models", "--json").out)}
     assert [m["default"] for m in found.values()].count(True) == 1
