@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` with a group a channel; under autocast on a CPU its gradients are float32's.
 
-    oneDNN has no backward pass in bfloat16 for most depthwise shapes, and what takes its place is
-    up to eight times slower than float32's (`benchmarks/depthwise.py`). Its input and output keep
-    their type; parameters and their names are those of `nn.Conv2d`.
+    There the backward pass in bfloat16 is slower than float32's, most of all with strides
+    (`benchmarks/depthwise.py`). Its input and output keep their type; parameters and their names
+    are those of `nn.Conv2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
