@@ -63,6 +63,20 @@ def test_export_keeps_what_was_there(tiny_run: Path, small_disk: Path) -> None:
     assert left_in(small_disk) == ["model.onnx"]
 
 
+def test_join(tiny_onnx: Path, tmp_path: Path, small_disk: Path) -> None:
+    """The joined model does not fit: one message, no piece of it left, its members whole."""
+    other = tmp_path / "other.onnx"
+    shutil.copy(tiny_onnx, other)
+    before = tiny_onnx.read_bytes()
+    target = small_disk / "pair.onnx"
+    done = call("join", tiny_onnx, other, "-o", target)
+    assert done.code == 1
+    assert f"cannot write {target}" in done.err
+    assert "No space left" in done.err
+    assert left_in(small_disk) == []
+    assert tiny_onnx.read_bytes() == other.read_bytes() == before
+
+
 def test_average(tiny_run: Path, small_disk: Path) -> None:
     """The network does not fit: nothing is left, and the name can be used again."""
     for _ in range(2):

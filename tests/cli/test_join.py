@@ -344,6 +344,34 @@ def test_other_data_are_refused(
     refused(done, out, "trained on another data", code=3)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_damaged_member(models: dict[str, Path], tmp_path: Path, share: float) -> None:
+    """One that was cut off while it was copied is named, and nothing is written."""
+    content = models["moved"].read_bytes()
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(content[: int(share * len(content))])
+    out = tmp_path / "out.onnx"
+    refused(call("join", models["tiny"], cut, "-o", out), out, "cut.onnx", code=3)
+
+
+def test_interrupted(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before the file is whole: what was there stays, no piece of the new one."""
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"older")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(join, "atomic_write_bytes", stop)
+    done = call("join", models["tiny"], models["moved"], "-o", out)
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+    assert out.read_bytes() == b"older"
+
+
 def test_too_lossy(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
