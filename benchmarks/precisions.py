@@ -70,7 +70,7 @@ def main() -> None:
             taken[i].append(seconds(found[i][0], pictures[i], args.batch))
     print(f"{'file':<32}{'precision':>14}{'MB':>7}{'open s':>8}{'ms an image':>13}")
     for path, (predictor, opening), times in zip(paths, found, taken, strict=True):
-        precision = predictor.info.metadata.get("export", {}).get("precision", "fp32")
+        precision = predictor.info.precision
         _, middle, _ = quartiles([1000 * t / args.images for t in times])
         size = path.stat().st_size / 1e6
         print(f"{path.stem:<32}{precision:>14}{size:7.1f}{opening:8.2f}{middle:13.2f}")

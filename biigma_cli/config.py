@@ -40,6 +40,14 @@ PRECISIONS: dict[Precision, str] = {
     "int8": "int8",
 }
 
+
+def precision_title(name: str) -> str:
+    """A precision in words; those of joined networks can differ."""
+    titles: dict[str, str] = {"mixed": "mixed precisions"}
+    titles.update(PRECISIONS.items())
+    return titles.get(name, name)
+
+
 # (mean, std) of pixels scaled to [0, 1]; `unit` is the paper's x / 255.
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),

@@ -11,8 +11,7 @@ from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import DataDirOption
 
 if TYPE_CHECKING:
-    from biigma_cli.runtime.join import Said
-    from biigma_cli.runtime.session import Predictor
+    from biigma_cli.runtime.session import Answer, Predictor
 
 _COLUMNS = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced",
@@ -69,7 +68,7 @@ def join(
     from biigma_cli.engine.provenance import ancestry, line_of, versions
     from biigma_cli.judge import data_of
     from biigma_cli.runtime.calibration import softmax
-    from biigma_cli.runtime.join import ask, check_joinable, join_onnx, precision_of, stored_as
+    from biigma_cli.runtime.join import check_joinable, join_onnx, stored_as
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import atomic_write_text, check_writable
 
@@ -85,7 +84,7 @@ def join(
     names = _names(opened)
     for name, info, how in zip(names, infos, stored, strict=True):
         if how not in ("as-is", stored_as(info, how)):
-            note(f"{name} is stored in {precision_of(info)}, and stays so")
+            note(f"{name} is stored in {info.precision}, and stays so")
     data = data_of(infos[0])
     manifest = load_dataset(data)
     split = make_split(manifest, data)
@@ -95,27 +94,23 @@ def join(
             manifest, split.val, data.side, rule=data.resize, build=True, progress=progress,
             warn=note,
         )  # fmt: skip
-    total = len(opened) * len(part.ids)
     with Progress("asking", "images") as progress:
         said = []
         for i, predictor in enumerate(opened):
-            done = i * len(part.ids)
 
-            def told(count: int) -> None:
-                nonlocal done
-                done += count
-                progress(done, total)
+            def told(done: int, count: int, before: int = i * len(part.ids)) -> None:
+                progress(before + done, len(opened) * count)
 
-            said.append(ask(predictor, part.pixels, told=told))
+            said.append(predictor.ask(part.pixels, told))
 
-    def judged(answers: Said) -> dict[str, float]:
-        proba_nY = softmax(answers.logits_nY.astype(np.float64)).astype(np.float32)
+    def judged(answer: Answer) -> dict[str, float]:
+        proba_nY = softmax(answer.logits_BY.astype(np.float64)).astype(np.float32)
         found = validation_figures(part.labels, proba_nY, list(infos[0].classes))
         return {name: found[f"val_{name}"] for name in _COLUMNS}
 
     members = [
-        {**_about(name, predictor), "validation": judged(answers)}
-        for name, predictor, answers in zip(names, opened, said, strict=True)
+        {**_about(name, predictor), "validation": judged(answer)}
+        for name, predictor, answer in zip(names, opened, said, strict=True)
     ]
     networks = [Checkpoint({}, info.metadata) for info in infos]
     sources = merged(*(sources_of(network) for network in networks))
@@ -148,10 +143,10 @@ def join(
     if any(how != "as-is" for how in stored):
         typer.echo(found.accuracy.summary())
     typer.echo("not calibrated" if found.calibration is None else found.calibration.summary())
-    if found.said.novelty_n is None:
+    if found.said.novelty_B is None:
         typer.echo("no input check")
     else:
-        flagged = (found.said.novelty_n > 1).mean()
+        flagged = (found.said.novelty_B > 1).mean()
         typer.echo(f"input check: it flags {flagged:.1%} of the validation images")
     if card is not None:
         from biigma_cli.report.card import model_card
@@ -203,9 +198,9 @@ def _check_targets(output: Path, card: Path | None, models: list[Path]) -> None:
 
 def _names(models: list[Predictor]) -> list[str]:
     """What to call each: its file's name, or its run's; with its digest where two are the same."""
-    names = [
-        m.info.path.resolve().parent.name if m.info.name == "model" else m.info.name for m in models
-    ]
+    from biigma_cli.engine.provenance import run_of
+
+    names = [run_of(model.info.path) for model in models]
     return [
         f"{name}@{model.id.rpartition('@')[2]}" if names.count(name) > 1 else name
         for name, model in zip(names, models, strict=True)

@@ -9,7 +9,7 @@ import typer
 
 from biigma_cli.cli.boundary import boundary
 from biigma_cli.cli.options import JsonOption
-from biigma_cli.config import PRECISIONS
+from biigma_cli.config import precision_title
 
 _FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced accuracy"}
 
@@ -57,7 +57,7 @@ def describe(path: Path) -> dict[str, Any]:
         "default": info.name == DEFAULT_MODEL and path.parent == models_dir(),
         "path": str(path),
         "megabytes": round(path.stat().st_size / 1e6, 1),
-        "precision": info.metadata.get("export", {}).get("precision", "fp32"),
+        "precision": info.precision,
         "members": [member["name"] for member in info.metadata.get("members", [])],
         "classes": dict(zip(info.classes, info.class_names, strict=True)),
         "side": info.side,
@@ -79,7 +79,7 @@ def _lines(model: dict[str, Any]) -> str:
     test, check = model["test"], model["input_check"]
     lines = [
         model["name"] + (" (default)" if model["default"] else ""),
-        f"{PRECISIONS.get(model['precision'], model['precision'])}, {model['megabytes']} MB, "
+        f"{precision_title(model['precision'])}, {model['megabytes']} MB, "
         f"images of {model['side']} x {model['side']}, {model['licence']}",
         f"classes: {', '.join(model['classes'])}",
         f"trained and judged on: {model['protocol'] or 'not said'}",

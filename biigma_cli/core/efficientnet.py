@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from biigma_cli.core.depthwise import with_depthwise
+from biigma_cli.core.depthwise import DepthwiseConv2d
 from biigma_cli.core.taps import Taps
 from biigma_cli.errors import ModelFileError, UsageError
 
@@ -84,7 +84,8 @@ class ConvNorm(nn.Module):
         before, rest = divmod(kernel - stride, 2)
         even = before if stride == 1 else 0
         self.pad = nn.Identity() if stride == 1 else nn.ZeroPad2d((before, before + rest) * 2)
-        self.conv = nn.Conv2d(
+        kind = DepthwiseConv2d if groups > 1 else nn.Conv2d
+        self.conv = kind(
             inner, outer, kernel, stride=stride, padding=even, groups=groups, bias=False
         )
         self.norm = nn.BatchNorm2d(outer, eps=EPSILON)
@@ -138,7 +139,6 @@ class EfficientNetLite(nn.Module):
                 self.blocks.append(Residual(stage, inner, stage.stride if i == 0 else 1))
                 inner = stage.channels
         self.head = ConvNorm(inner, HEAD)
-        with_depthwise(self)
         self.opens = (opens[-2], opens[-1])
         early, middle = (self.blocks[i].expand.conv.out_channels for i in self.opens)
         self.channels = (int(early), int(middle), HEAD)

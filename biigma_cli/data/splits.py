@@ -20,6 +20,8 @@ from biigma_cli.storage import sha256_lines
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
 PARTS = ("train", "val", "test")
+# What must be equal where a split is the same, and what of.
+_HASHES = {"data_hash": "data", "split_hash": "split"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +188,14 @@ def _cut(
         _deal(own, parts, shares)
 
 
+def same_split(stored: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two networks say that they were trained with the same split of the same data."""
+    return all(stored.get(key) == other.get(key) for key in _HASHES)
+
+
 def check_same_split(split: Split, stored: dict[str, Any], *, source: str) -> None:
     """Raise `CheckpointMismatch` where `split` is not the one `source` was trained with."""
-    for key, what in (("data_hash", "data"), ("split_hash", "split")):
+    for key, what in _HASHES.items():
         now = getattr(split, key)
         if now != stored.get(key):
             raise CheckpointMismatch(

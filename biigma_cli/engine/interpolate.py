@@ -16,6 +16,7 @@ from torch import Tensor
 from biigma_cli.core.sources import joint_citation, joint_licence, merged, sources_of
 from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
+from biigma_cli.data.splits import same_split
 from biigma_cli.engine.evaluate import predict_proba, prepare, validation_figures
 from biigma_cli.engine.provenance import ancestry, line_of, versions
 from biigma_cli.errors import CheckpointMismatch
@@ -45,10 +46,7 @@ def check_alike(first: Checkpoint, second: Checkpoint, names: tuple[str, str]) -
     apart = []
     if first.meta["classes"] != second.meta["classes"]:
         apart.append("their classes differ")
-    if any(
-        first.meta["split"].get(k) != second.meta["split"].get(k)
-        for k in ("data_hash", "split_hash")
-    ):
+    if not same_split(first.meta["split"], second.meta["split"]):
         apart.append("they were trained on different splits")
     own, other = (dataclasses.asdict(c.config.model) for c in (first, second))
     apart += [

@@ -101,8 +101,13 @@ def check_unseen(split: Split, source: str, checkpoint: Checkpoint) -> None:
 
 
 def run_of(path: Path) -> str:
-    """Name of the run that a checkpoint file belongs to; the file's own where it is in none."""
-    return path.parent.parent.name if path.parent.name == "weights" else path.stem
+    """Name of the run of `RUN/weights/NAME.safetensors` or of `RUN/model.onnx`, its export.
+
+    Of a file elsewhere its own.
+    """
+    if path.parent.name == "weights":
+        return path.parent.parent.name
+    return path.absolute().parent.name if path.name == "model.onnx" else path.stem
 
 
 def line_of(name: str, checkpoint: Checkpoint) -> list[dict[str, Any]]:

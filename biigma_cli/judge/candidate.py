@@ -161,22 +161,13 @@ def _open_onnx(path: Path, device: str) -> Candidate:
     info = predictor.info
 
     def run(pixels: Pixels, progress: Progress) -> Answers:
-        rows, novelty = [], []
-        for start in range(0, len(pixels), 32):
-            answer = predictor(pixels[start : start + 32])
-            rows.append(answer.probabilities_BY)
-            if answer.novelty_B is not None:
-                novelty.append(answer.novelty_B)
-            progress(min(start + 32, len(pixels)), len(pixels))
-        return Answers(np.concatenate(rows), np.concatenate(novelty) if novelty else None)
+        answer = predictor.ask(pixels, progress)
+        return Answers(answer.probabilities_BY, answer.novelty_B)
 
     def maps(pixels: Pixels, progress: Progress) -> Maps:
         form = stated(info, "config", "model", "saliency")
-        answers = []
-        for start in range(0, len(pixels), 32):
-            answers.append(predictor(pixels[start : start + 32]))
-            progress(min(start + 32, len(pixels)), len(pixels))
-        return _joined([(a.logits_BY, a.evidence_BYHW, {form: a.saliency_BHW}) for a in answers])
+        a = predictor.ask(pixels, progress)
+        return _joined([(a.logits_BY, a.evidence_BYHW, {form: a.saliency_BHW})])
 
     return Candidate(
         name=str(path),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from biigma_cli.config import PRECISIONS
+from biigma_cli.config import PRECISIONS, precision_title
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
 from biigma_cli.taxonomy import base_of
 
@@ -84,7 +84,7 @@ def model_card(
         f"{metadata['disclaimer']} Licence: {metadata['licence']}.",
         "## What it is",
         f"{_networks(metadata)}, {parameters / 1e6:.2f} million parameters, "
-        f"{megabytes:.1f} MB as ONNX ({_called(export['precision'])}). It names one of "
+        f"{megabytes:.1f} MB as ONNX ({precision_title(export['precision'])}). It names one of "
         f"{len(classes)} diagnoses for a dermoscopic image and gives the saliency map M of the "
         "paper's Eq. 5." + ("" if members else f" {_head(model)}"),
         _table(("class", "diagnosis"), classes),
@@ -145,12 +145,6 @@ def _extra(found: dict[str, Any]) -> str:
     )
 
 
-def _called(precision: str) -> str:
-    """A precision in words; of joined networks they can differ."""
-    names = {str(name): title for name, title in PRECISIONS.items()}
-    return (names | {"mixed": "mixed precisions"})[precision]
-
-
 def _networks(metadata: dict[str, Any]) -> str:
     """What answers: one network, or several."""
     members = metadata.get("members", [])
@@ -168,7 +162,7 @@ def _members(metadata: dict[str, Any]) -> list[str]:
         (
             member["name"],
             member["model"]["trunk"],
-            _called(member["precision"]),
+            precision_title(member["precision"]),
             *(f"{member['validation'][k]:.4f}" for k in _MEMBER_FIGURES),
         )
         for member in metadata["members"]
@@ -237,7 +231,11 @@ def _precision(export: dict[str, Any], *, joined: bool) -> list[str]:
         "## Precision",
         f"{told}On the {found['images']} images of the validation part, against {against[0]}:",
         _table(
-            ("figure", against[1], _called(export["precision"]) if joined else export["precision"]),
+            (
+                "figure",
+                against[1],
+                precision_title(export["precision"]) if joined else export["precision"],
+            ),
             rows,
         ),
         f"The same decision for {parity['same_decision']} of {parity['images']}; largest "

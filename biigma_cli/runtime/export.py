@@ -29,7 +29,7 @@ from biigma_cli.errors import ParityError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.input_check import FittedCheck
-from biigma_cli.runtime.narrow import halve_weights, round_weights
+from biigma_cli.runtime.narrow import NARROW
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
     LARGEST_LOSS,
@@ -38,10 +38,10 @@ from biigma_cli.runtime.parity import (
     compare,
     compare_maps,
 )
-from biigma_cli.runtime.proto import finished, novelty_limit, trial
+from biigma_cli.runtime.proto import finished, novelty_limit, scale_constant, trial
 from biigma_cli.runtime.quantise import METHOD as QUANTISATION
 from biigma_cli.runtime.quantise import quantise
-from biigma_cli.runtime.session import Predictor
+from biigma_cli.runtime.session import Predictor, whole
 from biigma_cli.storage import atomic_write_bytes, without_folders
 from biigma_cli.taxonomy import lesion_class
 
@@ -173,17 +173,15 @@ def export_onnx(
         if train is None:
             raise ValueError("int8 needs training images")
         proto = quantise(proto, train)
-    if precision == "fp16-weights":
-        halve_weights(proto, spared="novelty")
-    if precision == "int8-weights":
-        round_weights(proto, spared="novelty")
+    if precision in NARROW:
+        NARROW[precision](proto, spared="novelty")
     about: dict[str, Any] = {"precision": precision}
     if precision == "int8" and train is not None:
         about["quantisation"] = {"method": QUANTISATION, "train": len(train)}
     values = metadata(checkpoint, metrics, calibration, check=check, export=about)
     if check is not None and precision != "fp32":
-        limit = float(trial(proto, values, lambda p: novelty_limit(p, images)))
-        _scale_limit(proto, limit)
+        limit = trial(proto, values, lambda p: novelty_limit(p, images))
+        scale_constant(proto, "check.limit", limit)
     exported = trial(proto, values, lambda p: _run(p, images))
     wanted = dict(zip(names, _outputs(graph, images, torch.device("cpu")), strict=True))
     before, after = wanted["probabilities"], exported["probabilities"]
@@ -232,13 +230,6 @@ def _to_proto(graph: nn.Module, side: int, names: Sequence[str]) -> onnx.ModelPr
         # Weights that are turned in the graph are turned here; the default limits spare them.
         fold_constants(proto, input_size_limit=1 << 28, output_size_limit=1 << 28)
     return proto
-
-
-def _scale_limit(proto: onnx.ModelProto, factor: float) -> None:
-    """Multiply the input check's limit."""
-    (limit,) = (i for i in proto.graph.initializer if i.name == "check.limit")
-    value = onnx.numpy_helper.to_array(limit) * factor
-    limit.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), limit.name))
 
 
 def calibrate(
@@ -314,18 +305,14 @@ def metadata(
 def _run(predictor: Predictor, images: Pixels) -> dict[str, npt.NDArray[np.float32]]:
     # Odd batches, so that a batch size baked into the graph cannot go unseen.
     batches = [images[:1], images[1:4], *(images[i : i + 32] for i in range(4, len(images), 32))]
-    answers = [predictor(b) for b in batches if len(b)]
-    found: dict[str, list[npt.NDArray[np.float32] | None]] = {
-        "probabilities": [a.probabilities_BY for a in answers],
-        "evidence": [a.evidence_BYHW for a in answers],
-        "saliency": [a.saliency_BHW for a in answers],
-        "novelty": [a.novelty_B for a in answers],
+    answer = whole(predictor(batch) for batch in batches if len(batch))
+    found = {
+        "probabilities": answer.probabilities_BY,
+        "evidence": answer.evidence_BYHW,
+        "saliency": answer.saliency_BHW,
+        "novelty": answer.novelty_B,
     }
-    return {
-        name: np.concatenate([p for p in parts if p is not None])
-        for name, parts in found.items()
-        if parts[0] is not None
-    }
+    return {name: values for name, values in found.items() if values is not None}
 
 
 @torch.inference_mode()

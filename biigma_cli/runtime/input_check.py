@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from biigma_cli.core.input_check import InputCheck, fit_input_check, pool
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.data.augment import PRESETS, augment_batch
+from biigma_cli.data.perturb import recompressed
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.synthetic.artefacts import PAINTERS
 
@@ -150,13 +149,8 @@ def _painted(image: Pixels, seed: int) -> Pixels:
 
 
 def _compressed(image: Pixels, seed: int) -> Pixels:
-    """As a JPEG of some quality gives it back."""
     low, high = _QUALITY
-    file = io.BytesIO()
-    quality = int(np.random.default_rng(seed).integers(low, high + 1))
-    Image.fromarray(image).save(file, "jpeg", quality=quality)
-    with Image.open(file) as found:
-        return np.asarray(found)
+    return recompressed(image, int(np.random.default_rng(seed).integers(low, high + 1)))
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ Dimension letters: n images; Y classes; h, w rows and columns of a map.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +20,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from biigma_cli import __version__
-from biigma_cli.config import FIRST_CENTRE, Precision
+from biigma_cli.config import FIRST_CENTRE
 from biigma_cli.core.header import EXPORTED
 from biigma_cli.core.sources import Source, joint_citation, joint_licence
 from biigma_cli.data.preprocess import Pixels
+from biigma_cli.data.splits import same_split
 from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, UsageError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
 from biigma_cli.runtime.input_check import FALSE_ALARMS, JUDGED_VIEWS
-from biigma_cli.runtime.narrow import halve_weights, round_weights, serving, widen_weights
+from biigma_cli.runtime.narrow import NARROW, serving, widen_weights
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
     LARGEST_LOSS,
@@ -37,17 +38,14 @@ from biigma_cli.runtime.parity import (
     compare,
     compare_maps,
 )
-from biigma_cli.runtime.proto import finished, novelty_limit, trial
+from biigma_cli.runtime.proto import finished, novelty_limit, scale_constant, trial
 from biigma_cli.runtime.session import Answer, ModelInfo, Predictor, read_model, stated
 from biigma_cli.storage import atomic_write_bytes
 
 Floats = npt.NDArray[np.float32]
 
 #: How a member's weights can be stored anew; `as-is` leaves them.
-STORED: tuple[str, ...] = ("as-is", "fp16-weights", "int8-weights")
-_NARROW: dict[str, Callable[..., None]] = {
-    "fp16-weights": halve_weights, "int8-weights": round_weights,
-}  # fmt: skip
+STORED = ("as-is", *NARROW)
 _MAPS = ("evidence", "saliency")
 # What a model must say of itself beyond `session.REQUIRED_KEYS`.
 _NEEDED = (
@@ -55,22 +53,6 @@ _NEEDED = (
     ("split", "split_hash"), ("config", "data"), ("config", "model", "trunk"),
 )  # fmt: skip
 _METHOD = "mean of the members' novelty over its threshold; theirs: {}"
-
-
-class Said(NamedTuple):
-    """What one network, or several, say of all images.
-
-    Attributes:
-        logits_nY: before temperature and softmax.
-        probabilities_nY: behind both.
-        maps: `evidence` `(n, Y, h, w)` and `saliency` `(n, h, w)`, what there is.
-        novelty_n: None without an input check.
-    """
-
-    logits_nY: Floats
-    probabilities_nY: Floats
-    maps: dict[str, Floats]
-    novelty_n: Floats | None
 
 
 class Joined(NamedTuple):
@@ -85,7 +67,7 @@ class Joined(NamedTuple):
         left_out: maps and checks that some members lack, and so it does.
     """
 
-    said: Said
+    said: Answer
     parity: Parity
     accuracy: AccuracyChange
     calibration: Calibration | None
@@ -120,10 +102,7 @@ def check_joinable(models: Sequence[ModelInfo]) -> None:
         apart = []
         if model.classes != first.classes:
             apart.append("their classes differ")
-        if any(
-            model.metadata["split"].get(key) != first.metadata["split"].get(key)
-            for key in ("data_hash", "split_hash")
-        ):
+        if not same_split(model.metadata["split"], first.metadata["split"]):
             apart.append("they were trained on different splits")
         if (model.side, model.rule) != (first.side, first.rule):
             apart.append(
@@ -158,32 +137,10 @@ def shares(cells: int, side: int, first_centre: float | None) -> npt.NDArray[np.
     return share
 
 
-def ask(predictor: Predictor, images: Pixels, *, told: Callable[[int], None] | None = None) -> Said:
-    """What a model says of uint8 `(n, side, side, 3)`.
-
-    Args:
-        told: after each batch, of how many images.
-    """
-    answers: list[Answer] = []
-    for start in range(0, len(images), 32):
-        answers.append(predictor(images[start : start + 32]))
-        if told:
-            told(len(answers[-1].logits_BY))
-
-    def whole(parts: Sequence[Floats | None]) -> Floats | None:
-        known = [part for part in parts if part is not None]
-        return np.concatenate(known) if known else None
-
-    maps = {
-        "evidence": whole([a.evidence_BYHW for a in answers]),
-        "saliency": whole([a.saliency_BHW for a in answers]),
-    }
-    return Said(
-        np.concatenate([a.logits_BY for a in answers]),
-        np.concatenate([a.probabilities_BY for a in answers]),
-        {name: found for name, found in maps.items() if found is not None},
-        whole([a.novelty_B for a in answers]),
-    )
+def _maps(answer: Answer) -> dict[str, Floats]:
+    """What there is of an answer's maps, by name."""
+    maps = {"evidence": answer.evidence_BYHW, "saliency": answer.saliency_BHW}
+    return {name: found for name, found in maps.items() if found is not None}
 
 
 def join_onnx(
@@ -191,7 +148,7 @@ def join_onnx(
     path: Path,
     images: Pixels,
     label_n: Ints,
-    said: Sequence[Said],
+    said: Sequence[Answer],
     *,
     stored: Sequence[str],
     describe: Mapping[str, Any],
@@ -208,7 +165,7 @@ def join_onnx(
         models: as `check_joinable` lets pass.
         images: the validation part, uint8 `(n, side, side, 3)`.
         label_n: its labels, `(n,)`.
-        said: what each model says of it, by `ask`.
+        said: what each model says of it.
         stored: of each model one of `STORED`; see `stored_as`.
         describe: metadata that is the caller's to know: `command`, `ancestors`, `versions`.
         sources: the data that all have learnt from.
@@ -226,10 +183,11 @@ def join_onnx(
     outputs = [{o.name for o in model.session.get_outputs()} for model in models]
     optional = [name for name in (*_MAPS, "novelty") if any(name in own for own in outputs)]
     given = [name for name in optional if all(name in own for own in outputs)]
-    logits_nY = np.stack([s.logits_nY for s in said]).astype(np.float64).mean(0)
+    logits_nY = np.stack([s.logits_BY for s in said]).astype(np.float64).mean(0)
     calibration = fit_calibration(logits_nY, label_n)
     temperature = 1.0 if calibration is None else calibration.temperature
-    grids = {name: said[0].maps[name].shape[-2:] for name in _MAPS if name in given}
+    maps = [_maps(answer) for answer in said]
+    grids = {name: maps[0][name].shape[-2:] for name in _MAPS if name in given}
     proto, moves = _graph(infos, precisions, given, grids, temperature)
     about: dict[str, Any] = {"precision": _common(precisions)}
     values = _metadata(infos, about, describe, sources)
@@ -243,22 +201,22 @@ def join_onnx(
         check = _joint_check([info.metadata["input_check"] for info in infos], len(images))
         values["input_check"] = check
         limit = trial(proto, _encoded(values), lambda p: novelty_limit(p, images))
-        _set(proto, "novelty.scale", np.float32(1 / limit))
+        scale_constant(proto, "novelty.scale", 1 / limit)
         check["threshold"] = limit
-    own = trial(proto, _encoded(values), lambda p: ask(p, images))
-    if own.novelty_n is not None:
-        values["input_check"]["validation"]["flagged"] = float((own.novelty_n > 1).mean())
-    wanted = {name: _mean_map([s.maps[name] for s in said], moves[name]) for name in grids}
+    own = trial(proto, _encoded(values), lambda p: p.ask(images))
+    if own.novelty_B is not None:
+        values["input_check"]["validation"]["flagged"] = float((own.novelty_B > 1).mean())
     before = softmax(logits_nY / temperature).astype(np.float32)
-    after = own.probabilities_nY
-    same = precisions == [precision_of(info) for info in infos]
+    after = own.probabilities_BY
+    same = precisions == [info.precision for info in infos]
     parity = compare(
         before, after, source="validation images",
         tolerance=FP32_TOLERANCE if same else 1.0, who="the joined file and its members",
     )  # fmt: skip
     if same:
-        for name, expected in wanted.items():
-            compare_maps(name, expected, own.maps[name], who="the joined file and its members")
+        for name, found in _maps(own).items():
+            mean = _mean_map([own_maps[name] for own_maps in maps], moves[name])
+            compare_maps(name, mean, found, who="the joined file and its members")
     accuracy = AccuracyChange.measure(label_n, before, after)
     if accuracy.loss > LARGEST_LOSS and not force:
         raise ParityError(
@@ -310,10 +268,10 @@ def _graph(
 
     members = range(len(infos))
     mean("logits", [f"{i}/logits" for i in members], "logits")
-    scaled = [helper.make_node(
-        "Div", ["logits", constant("temperature", temperature)], ["scaled"], name="calibrate"
-    )]  # fmt: skip
-    nodes += [*scaled, helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1)]
+    nodes += [
+        helper.make_node("Div", ["logits", constant("temperature", temperature)], ["scaled"]),
+        helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1),
+    ]
     moves: dict[str, list[tuple[Floats, Floats] | None]] = {}
     for name, grid in grids.items():
         moves[name] = [
@@ -383,28 +341,23 @@ def _mean_map(maps: Sequence[Floats], moves: Sequence[tuple[Floats, Floats] | No
     return mean
 
 
-def precision_of(info: ModelInfo) -> str:
-    """How a model's weights are stored now."""
-    return str(info.metadata.get("export", {}).get("precision", "fp32"))
-
-
 def stored_as(info: ModelInfo, how: str) -> str:
     """Precision of a member in the joined file, `how` being one of `STORED`.
 
     What is not float32 or `fp16-weights` stays as it is.
     """
-    now = precision_of(info)
+    now = info.precision
     return how if how != "as-is" and now in ("fp32", "fp16-weights") else now
 
 
 def _store_anew(proto: onnx.ModelProto, info: ModelInfo, precision: str) -> None:
-    if precision == precision_of(info):
+    if precision == info.precision:
         return
     widen_weights(proto)
-    _NARROW[precision](proto, spared="novelty")
+    NARROW[precision](proto, spared="novelty")
 
 
-def _common(precisions: Sequence[str]) -> Precision | str:
+def _common(precisions: Sequence[str]) -> str:
     return precisions[0] if len(set(precisions)) == 1 else "mixed"
 
 
@@ -414,9 +367,8 @@ def _keep(graph: onnx.GraphProto, outputs: set[str]) -> None:
     nodes = [node for node in graph.node if set(node.output) & needed]
     held = [i for i in graph.initializer if i.name in needed]
     for field, kept in ((graph.node, nodes), (graph.initializer, held)):
-        copies = [type(item).FromString(item.SerializeToString()) for item in kept]
         del field[:]
-        field.extend(copies)
+        field.extend(kept)
     del graph.value_info[:]
 
 
@@ -432,11 +384,6 @@ def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
         node.output[:] = [own(name) for name in node.output]
     for held in graph.initializer:
         held.name = own(held.name)
-
-
-def _set(proto: onnx.ModelProto, name: str, value: npt.ArrayLike) -> None:
-    (held,) = (i for i in proto.graph.initializer if i.name == name)
-    held.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
 
 
 def _parameters(proto: onnx.ModelProto) -> int:

@@ -161,3 +161,10 @@ def serving(graph: onnx.GraphProto, outputs: set[str]) -> set[str]:
         if found & set(node.output):
             found |= set(node.input) - {""}  # an optional one that was left out
     return found
+
+
+#: Precision -> what stores a graph's weights so.
+NARROW: dict[str, Callable[..., None]] = {
+    "fp16-weights": halve_weights,
+    "int8-weights": round_weights,
+}

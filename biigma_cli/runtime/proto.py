@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.runtime.input_check import FALSE_ALARMS, judged_views
-from biigma_cli.runtime.session import Predictor
+from biigma_cli.runtime.session import Predictor, whole
 
 _T = TypeVar("_T")
 
@@ -38,12 +39,16 @@ def trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predict
 
 def novelty_limit(predictor: Predictor, images: Pixels) -> float:
     """Novelty that `FALSE_ALARMS` of the images' views exceed, as the file itself gives it."""
-    found = []
-    for batch in judged_views(images):
-        novelty = predictor(batch).novelty_B
-        assert novelty is not None
-        found.append(novelty)
-    return float(np.quantile(np.concatenate(found).astype(np.float64), 1 - FALSE_ALARMS))
+    novelty = whole(map(predictor, judged_views(images))).novelty_B
+    assert novelty is not None
+    return float(np.quantile(novelty.astype(np.float64), 1 - FALSE_ALARMS))
+
+
+def scale_constant(proto: onnx.ModelProto, name: str, factor: float) -> None:
+    """Multiply an initializer in place."""
+    (held,) = (i for i in proto.graph.initializer if i.name == name)
+    value = numpy_helper.to_array(held) * factor
+    held.CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
 
 
 def _drop_traces(proto: onnx.ModelProto) -> None:

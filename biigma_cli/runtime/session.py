@@ -9,7 +9,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ DEFAULT_MODEL = "biigma-pair-isic18"
 
 # What must be in a model's metadata for it to be used here.
 REQUIRED_KEYS = ("classes", "class_names", "malignant", "preprocessing", "licence", "split")
+
+# Images of a batch where there are many.
+_TOGETHER = 32
 
 # How a key of an external tensor's place is written in a model file.
 _EXTERNAL = b"\x0a\x08location\x12"
@@ -62,6 +65,11 @@ class ModelInfo:
     input_check: bool
     metadata: dict[str, Any]
 
+    @property
+    def precision(self) -> str:
+        """As of `config.PRECISIONS`; of networks that are joined it can be `mixed`."""
+        return str(self.metadata.get("export", {}).get("precision", "fp32"))
+
 
 class Answer(NamedTuple):
     """A batch's results.
@@ -81,6 +89,12 @@ class Answer(NamedTuple):
     logits_BY: npt.NDArray[np.float32]
     evidence_BYHW: npt.NDArray[np.float32] | None
     novelty_B: npt.NDArray[np.float32] | None = None
+
+
+def whole(answers: Iterable[Answer]) -> Answer:
+    """The answers of one batch or more as one."""
+    columns = zip(*answers, strict=True)
+    return Answer._make(None if c[0] is None else np.concatenate(c) for c in columns)
 
 
 def find_model(name: str | None) -> Path:
@@ -215,6 +229,14 @@ class Predictor:
             named.get("evidence"),
             named.get("novelty"),
         )
+
+    def ask(self, pixels: Pixels, progress: Callable[[int, int], None] = lambda *_: None) -> Answer:
+        """As a call, for any number of images, `_TOGETHER` at a time."""
+        count, answers = len(pixels), []
+        for start in range(0, count, _TOGETHER):
+            answers.append(self(pixels[start : start + _TOGETHER]))
+            progress(min(start + _TOGETHER, count), count)
+        return whole(answers)
 
     def _run_bound(self, pixels: Pixels, kind: str, index: int) -> list[npt.NDArray[np.float32]]:
         """By IO binding: one input buffer on the device serves all batches of a size."""

@@ -81,6 +81,8 @@ def test_ancestry() -> None:
     assert both[0] == {"run": "first", "command": "train first", "versions": {"biigma": "1"}}
     assert run_of(Path("runs/a/weights/best.safetensors")) == "a"
     assert run_of(Path("kept/a.safetensors")) == "a"
+    assert run_of(Path("runs/a/model.onnx")) == "a"
+    assert run_of(Path("kept/a.onnx")) == "a"
 
 
 @pytest.mark.parametrize(

@@ -206,14 +206,25 @@ def test_fp16(fp16: Path, checked: Path, part: Part) -> None:
     assert about(fp16)["export"]["precision"] == "fp16"
 
 
-@pytest.fixture(scope="module")
-def halved(tiny_run: Path, folder: Path) -> Path:
-    """Weights in float16, an input check."""
-    path = folder / "halved.onnx"
-    card = folder / "halved.md"
-    done = exported(tiny_run, path, "--precision", "fp16-weights", "--force", "--card", card)
+def narrowed(run: Path, folder: Path, name: str, precision: str) -> Path:
+    """An export with an input check and a card."""
+    path = folder / f"{name}.onnx"
+    card = ("--card", path.with_suffix(".md"))
+    done = exported(run, path, "--precision", precision, "--force", *card)
     assert done.code == 0, done.err
     return path
+
+
+@pytest.fixture(scope="module")
+def halved(tiny_run: Path, folder: Path) -> Path:
+    """Weights in float16."""
+    return narrowed(tiny_run, folder, "halved", "fp16-weights")
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_run: Path, folder: Path) -> Path:
+    """Weights in int8."""
+    return narrowed(tiny_run, folder, "rounded", "int8-weights")
 
 
 def test_fp16_weights(halved: Path, checked: Path, part: Part, tmp_path: Path) -> None:
@@ -257,16 +268,6 @@ def test_narrow_weights_are_float32_once_opened(
         return sorted(n.op_type for n in graph.node)
 
     assert opened(stored) == opened(checked)
-
-
-@pytest.fixture(scope="module")
-def rounded(tiny_run: Path, folder: Path) -> Path:
-    """Weights in int8, an input check."""
-    path = folder / "rounded.onnx"
-    card = folder / "rounded.md"
-    done = exported(tiny_run, path, "--precision", "int8-weights", "--force", "--card", card)
-    assert done.code == 0, done.err
-    return path
 
 
 def test_int8_weights(rounded: Path, checked: Path, part: Part) -> None:

@@ -22,6 +22,7 @@ from biigma_cli.data.perturb.kinds import (
     Perturbation,
     Scene,
     perturb,
+    recompressed,
 )
 from biigma_cli.data.perturb.masks import LesionMasks, Mask, lesion_masks
 
@@ -44,4 +45,5 @@ __all__ = [
     "lesion_masks",
     "mean_with_interval",
     "perturb",
+    "recompressed",
 ]

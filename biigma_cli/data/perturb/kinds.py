@@ -177,7 +177,7 @@ def perturb(
     if name == "lesion-removed":
         return (_bytes(without_lesion(scene.picture, scene.lesion)),)
     if name == "jpeg":
-        return tuple(_recompressed(scene.pixels, quality) for quality in _QUALITY)
+        return tuple(recompressed(scene.pixels, quality) for quality in _QUALITY)
     if name == "blur":
         return tuple(_blurred(scene.pixels, size * len(scene.pixels)) for size in _BLUR)
     rng = stream(seed, scene.image_id, name)
@@ -203,7 +203,8 @@ def _cast(picture: RGB, hue: float, size: float) -> Pixels:
     return _bytes(np.asarray(picture * gains, dtype=np.float32))
 
 
-def _recompressed(pixels: Pixels, quality: int) -> Pixels:
+def recompressed(pixels: Pixels, quality: int) -> Pixels:
+    """As a JPEG of that quality gives it back."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return np.array(Image.open(buffer))
