@@ -277,6 +277,9 @@ class TrainConfig:
         augment: random flips, rotation, scale, shift, aspect and colour on the device.
         augment_strength: `standard`, or `strong`: wider, with dark corners, blur, lower resolution,
             sharpening and noise.
+        backgrounds: share of the images that stand, lesion and all its pixels unchanged, on the
+            background of another training image, whose own lesion is painted over; needs lesion
+            masks. Images without one, and those of `data.extra`, stay as they are.
         mix: blend pairs of a batch: `mixup`, `cutmix`, `both` (one or the other), or `none`.
         mix_alpha: alpha of the Beta distribution of the blending share.
         mix_probability: share of the images that are blended.
@@ -295,9 +298,9 @@ class TrainConfig:
             shipped ones, whose mean answer is distilled into the network, with weight
             `loss.distillation`.
         teacher_view: what the teachers see: the `same` view as the network; a `clean` one, with
-            its geometry and colours but without dark corners, blur, lower resolution, sharpening
-            and noise; or each image `once`, as it is and at their own side, before the first
-            epoch: cheap where teachers cost much.
+            its geometry and colours but on its own background, without dark corners, blur, lower
+            resolution, sharpening and noise; or each image `once`, as it is and at their own side,
+            before the first epoch: cheap where teachers cost much.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
         seed: seed of weights, order, augmentation and background draws.
@@ -315,6 +318,7 @@ class TrainConfig:
     balance: float = 0.0
     augment: bool = False
     augment_strength: Literal["standard", "strong"] = "standard"
+    backgrounds: float = 0.0
     mix: Literal["none", "mixup", "cutmix", "both"] = "none"
     mix_alpha: float = 0.4
     mix_probability: float = 0.5
@@ -347,11 +351,12 @@ class TrainConfig:
             raise UsageError(f"train.lr is {self.lr}", fix="give a learning rate above 0")
         if not 0 < self.mix_alpha < math.inf:
             raise UsageError(f"train.mix_alpha is {self.mix_alpha}", fix="give a number above 0")
-        if not 0 <= self.mix_probability <= 1:
-            raise UsageError(
-                f"train.mix_probability is {self.mix_probability}",
-                fix="give a probability between 0 and 1",
-            )
+        for name in ("mix_probability", "backgrounds"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(
+                    f"train.{name} is {getattr(self, name)}",
+                    fix="give a probability between 0 and 1",
+                )
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema is {self.ema}", fix="give a decay in [0, 1)")
         for side in self.sides:

@@ -40,7 +40,7 @@ class StepEvent:
 class PhaseEvent:
     """Progress of work between the steps, in images."""
 
-    phase: Literal["decoding", "teachers", "validation"]
+    phase: Literal["decoding", "backgrounds", "teachers", "validation"]
     done: int
     total: int
 

@@ -24,12 +24,14 @@ class Batch(NamedTuple):
         pixels_BSS3: uint8.
         label_B: class indices.
         own_B: bool: of the run's own data set, not of an extra one.
+        index_B: places in the run's own training part, -1 for images of an extra one.
         taught_BY: the teachers' probabilities, where they were asked once for all.
     """
 
     pixels_BSS3: Tensor
     label_B: Tensor
     own_B: Tensor
+    index_B: Tensor
     taught_BY: Tensor | None = None
 
 
@@ -79,7 +81,9 @@ class Feed:
     def _batch(self, pixels: Tensor, at: Tensor) -> Batch:
         # The teachers have no say on images of extra data sets: any row will do there.
         taught = None if self.taught is None else self.taught[at.clamp_max(self.own - 1)]
-        return Batch(pixels, self.labels.index_select(0, at), at < self.own, taught)
+        own = at < self.own
+        place = torch.where(own, at, -1)
+        return Batch(pixels, self.labels.index_select(0, at), own, place, taught)
 
     def _prefetched(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
         """A thread gathers the next batches in pinned memory while the device computes."""

@@ -12,6 +12,7 @@ from biigma_cli.config import Config
 from biigma_cli.core.loss import Criterion, Loss, Mixed
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.data import augment
+from biigma_cli.data.backgrounds import Backgrounds, draw_swap, swap_backgrounds
 from biigma_cli.engine import distributed
 from biigma_cli.engine.average import Average
 from biigma_cli.engine.distributed import Ranks
@@ -43,6 +44,7 @@ class Stepper:
 
     Args:
         precision: `bf16` or `fp32`.
+        backgrounds: of the training part, for `train.backgrounds`.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Stepper:
         ranks: Ranks,
         *,
         precision: str,
+        backgrounds: Backgrounds | None = None,
     ) -> None:
         self.config, self.model, self.criterion = config, model, criterion
         self.optimizer, self.average, self.teachers = optimizer, average, teachers
-        self.ranks, self.precision = ranks, precision
+        self.ranks, self.precision, self.backgrounds = ranks, precision, backgrounds
         self.augmentation = augment.PRESETS[config.train.augment_strength]
         self.clean = dataclasses.replace(
             self.augmentation, corners=0.0, blur=0.0, resolution=1.0, sharpen=0.0, noise=0.0
@@ -75,6 +78,15 @@ class Stepper:
             wrapper = distributed.wrap(self.model, self.ranks, all_used=all_used)
             self._wrapped = (all_used, wrapper)
         return self._wrapped[1]
+
+    def _on_others(
+        self, image_B3SS: Tensor, batch: Batch, draws: torch.Generator, size: int
+    ) -> Tensor:
+        """This rank's images, some of them on other backgrounds."""
+        assert self.backgrounds is not None
+        share, donors = self.config.train.backgrounds, len(self.backgrounds.filled_MSS3)
+        swap = draw_swap(size, share, donors, draws).part(self.ranks.slice_of(size))
+        return swap_backgrounds(image_B3SS, batch.index_B, swap, self.backgrounds)
 
     def _answers(self, batch: Batch, view: Tensor, mix: augment.Mix | None) -> Tensor | None:
         """The teachers' probabilities, `(B, Y)`: of the view, or of the images as they are."""
@@ -112,12 +124,17 @@ class Stepper:
         mine = ranks.slice_of(size)
         # Dropout draws from the global generators.
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws)) + ranks.rank)
-        image = view = augment.resize_batch(to_batch(batch.pixels_BSS3, device), side)
+        pixels = to_batch(batch.pixels_BSS3, device)
+        image = view = augment.resize_batch(pixels, side)
+        if self.backgrounds is not None:
+            # Numbers of their own: the other transforms' stay what they are without this one.
+            others = generator(tc.seed, "background", epoch, step)
+            image = augment.resize_batch(self._on_others(pixels, batch, others, size), side)
         clean = bool(self.teachers) and tc.teacher_view == "clean"
         if tc.augment:
             drawn = augment.draw(self.augmentation, size, draws).part(mine)
             if clean:
-                view = augment.apply(image, drawn, self.clean)
+                view = augment.apply(view, drawn, self.clean)
             image = augment.apply(image, drawn, self.augmentation)
         mixed = mix = None
         if tc.mix != "none":

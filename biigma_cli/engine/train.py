@@ -9,8 +9,9 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ from biigma_cli.core.weights import (
     save_checkpoint,
 )
 from biigma_cli.data.augment import resize_batch
+from biigma_cli.data.backgrounds import Backgrounds, load_backgrounds
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
@@ -78,6 +80,8 @@ from biigma_cli.errors import (
     UsageError,
 )
 from biigma_cli.storage import atomic_write_text, write_json
+
+SetUp = Literal["decoding", "backgrounds", "teachers"]
 
 SELECTION = {
     "macro_f1": "macro_f1 on the validation part",
@@ -211,6 +215,7 @@ class _Training:
         with distributed.shared_errors():
             self.train_part, self.val_part = self._load("train"), self._load("val")
             own = len(self.train_part.ids)
+            backgrounds = self._backgrounds()
             self.train_part = self._with_extra(self.train_part)
         self.precision = pick_precision(config.train.precision, device)
         with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
@@ -230,7 +235,7 @@ class _Training:
         self.saved_at = time.monotonic()
         self.step = Stepper(
             config, self.model, criterion, self.optimizer, self.average, self.teachers, ranks,
-            precision=self.precision,
+            precision=self.precision, backgrounds=backgrounds,
         )  # fmt: skip
 
     # --- setting up ---------------------------------------------------------------------------
@@ -298,7 +303,10 @@ class _Training:
             self.ancestors = ancestry(line, self.ancestors)
 
     def _decoding(self, done: int, total: int) -> None:
-        self.tell(PhaseEvent(phase="decoding", done=done, total=total))
+        self._told("decoding", done, total)
+
+    def _told(self, phase: SetUp, done: int, total: int) -> None:
+        self.tell(PhaseEvent(phase=phase, done=done, total=total))
         self._give_up_if_stopped()
 
     def _give_up_if_stopped(self) -> None:
@@ -315,16 +323,25 @@ class _Training:
         if not self.teachers or self.config.train.teacher_view != "once":
             return None
 
-        def told(done: int, total: int) -> None:
-            self.tell(PhaseEvent(phase="teachers", done=done, total=total))
-            self._give_up_if_stopped()
-
         def load(side: int, rule: str) -> Pixels:
             return self._decoded("train", side, rule).pixels
 
         device = self.ranks.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.teachers.once(load, device, told)
+            return self.teachers.once(load, device, partial(self._told, "teachers"))
+
+    def _backgrounds(self) -> Backgrounds | None:
+        """The training images without their lesions, where `train.backgrounds` needs them."""
+        config = self.config
+        if not config.train.backgrounds:
+            return None
+        found = load_backgrounds(
+            self.manifest, self.train_part, rule=config.data.resize,
+            progress=partial(self._told, "backgrounds"),
+        )  # fmt: skip
+        usable, own = len(found.filled_MSS3), len(self.train_part.ids)
+        self.tell(NoteEvent(text=f"{usable} of {own} train images have a lesion mask to go by"))
+        return found
 
     def _with_extra(self, part: Part) -> Part:
         for told in self.joined:

@@ -41,11 +41,16 @@ def level_of(lesion: Mask) -> Field:
     return np.asarray(inside * (2 / len(lesion)), dtype=np.float32)
 
 
-def on_background(picture: RGB, lesion: Mask, background: RGB) -> RGB:
-    """The lesion, every pixel of it as it was, on another background, with a soft seam around."""
+def kept_share(lesion: Mask) -> Field:
+    """How much of a picture stays on another background: 1 in the lesion, 0 beyond its seam."""
     away = outside_distance(lesion) * np.float32(1 / SEAM)
     keep = np.clip(1 - away, 0, 1)
-    keep = (keep * keep * (3 - 2 * keep))[..., None]
+    return np.asarray(keep * keep * (3 - 2 * keep), dtype=np.float32)
+
+
+def on_background(picture: RGB, lesion: Mask, background: RGB) -> RGB:
+    """The lesion, every pixel of it as it was, on another background, with a soft seam around."""
+    keep = kept_share(lesion)[..., None]
     return np.asarray(background + keep * (picture - background), dtype=np.float32)
 
 
