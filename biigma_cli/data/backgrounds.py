@@ -39,14 +39,17 @@ class Swap(NamedTuple):
     Attributes:
         which_B: bool.
         donor_B: rows of `Backgrounds.filled_MSS3`, int64.
+        tint_B: how far the donor's mean colour comes to that of the picture's own background: 0 to
+            1, float32. Skin and light differ, and a lesion's seam would tell that it was moved.
     """
 
     which_B: Tensor
     donor_B: Tensor
+    tint_B: Tensor
 
     def part(self, which: slice) -> Swap:
         """Of some of the images."""
-        return Swap(self.which_B[which], self.donor_B[which])
+        return Swap(*(t[which] for t in self))
 
 
 def load_backgrounds(
@@ -91,8 +94,9 @@ def load_backgrounds(
 
 def draw_swap(batch: int, share: float, donors: int, generator: torch.Generator) -> Swap:
     """Each image is moved with probability `share`, onto the background of any of `donors`."""
-    unit = torch.rand(batch, generator=generator)
-    return Swap(unit < share, torch.randint(donors, (batch,), generator=generator))
+    unit = torch.rand(batch, 2, generator=generator)
+    donor_B = torch.randint(donors, (batch,), generator=generator)
+    return Swap(unit[:, 0] < share, donor_B, unit[:, 1])
 
 
 @torch.no_grad()
@@ -102,7 +106,7 @@ def swap_backgrounds(
     """The images chosen, those without a mask apart, on their donors' backgrounds.
 
     Lesions stay where they are, pixel for pixel, and pass into the new background over a soft
-    seam, as in `perturb.fill.on_background`.
+    seam, as in `perturb.fill.on_background`; its colour comes some way towards that of the old.
 
     Args:
         image_B3SS: float images in [0, 255], of the side of the backgrounds.
@@ -118,10 +122,15 @@ def swap_backgrounds(
     if not len(moved):
         return image_B3SS
     device = image_B3SS.device
-    filled_MSS3 = backgrounds.filled_MSS3[swap.donor_B[moved]].to(device)
-    kept_MSS = backgrounds.kept_MSS[row_B[moved]].to(device)
-    onto_M3SS = filled_MSS3.permute(0, 3, 1, 2).to(image_B3SS.dtype)
-    share_M1SS = kept_MSS[:, None].to(image_B3SS.dtype) / 255
+    own_M = row_B[moved]
+    own_M3SS, onto_M3SS = (
+        backgrounds.filled_MSS3[rows].to(device).permute(0, 3, 1, 2).to(image_B3SS.dtype)
+        for rows in (own_M, swap.donor_B[moved])
+    )
+    tint_M111 = swap.tint_B[moved].to(device)[:, None, None, None]
+    away_M311 = (own_M3SS - onto_M3SS).mean((2, 3), keepdim=True)
+    onto_M3SS = (onto_M3SS + tint_M111 * away_M311).clamp_(0, 255)
+    share_M1SS = backgrounds.kept_MSS[own_M].to(device)[:, None].to(image_B3SS.dtype) / 255
     at = moved.to(device)
     swapped = image_B3SS.clone()
     swapped[at] = torch.lerp(onto_M3SS, image_B3SS[at], share_M1SS)
