@@ -184,6 +184,9 @@ NAN, INF = float("nan"), float("inf")
         ("train", "lr", 0.0),
         ("train", "lr", NAN),
         ("train", "ema", 1.0),
+        ("train", "backgrounds", 1.1),
+        ("train", "backgrounds", NAN),
+        ("train", "mix_probability", -0.1),
     ],
 )
 def test_values_out_of_range(section: str, key: str, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from biigma_cli.data.images import Part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.perturb.fill import kept_share, without_lesion
-from biigma_cli.data.perturb.masks import lesion_masks
+from biigma_cli.data.perturb.masks import lesion_masks, no_mask
 from biigma_cli.data.preprocess import map_threads
 from biigma_cli.storage import available_cpus
 
@@ -90,6 +90,13 @@ def load_backgrounds(
         if progress:
             progress(n + 1, len(masks.ids))
     return Backgrounds(torch.from_numpy(row), torch.from_numpy(filled), torch.from_numpy(kept))
+
+
+def check_masks(manifest: Manifest, ids: Sequence[str]) -> None:
+    """Raise `DataError` where none of the images has a mask on record: before they are decoded."""
+    records = manifest.by_id()
+    if not any(records[i].mask for i in ids):
+        raise no_mask(len(ids), manifest.dataset)
 
 
 def draw_swap(batch: int, share: float, donors: int, generator: torch.Generator) -> Swap:

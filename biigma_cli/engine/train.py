@@ -38,7 +38,7 @@ from biigma_cli.core.weights import (
     save_checkpoint,
 )
 from biigma_cli.data.augment import resize_batch
-from biigma_cli.data.backgrounds import Backgrounds, load_backgrounds
+from biigma_cli.data.backgrounds import Backgrounds, check_masks, load_backgrounds
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
@@ -205,6 +205,8 @@ class _Training:
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
         self.versions = versions(config.model)
+        if config.train.backgrounds:
+            check_masks(manifest, self.split.train)
         if self.last is not None:
             check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
         self.model = self._build()

@@ -57,6 +57,7 @@ class Condition:
 
 
 _NO_MICA, _NO_SAMPLING = "model.mica=false", "model.sampling=false"
+_OTHER_BACKGROUNDS = "train.backgrounds=0.5"
 
 #: The rows of Table 2 in its order, then ours. `full` is the preset as it is.
 TABLE2_ROWS = (
@@ -88,6 +89,12 @@ SHORTCUT_ROWS = (
     Row(name="mica-only", title="MICA only", settings=(_NO_SAMPLING,)),
     Row(name="sampling-only", title="sampling only", settings=(_NO_MICA,)),
     Row(name="full", title="full"),
+    # What the sampling of feature vectors stands for, done to the pictures.
+    Row(
+        name="other-backgrounds",
+        title="baseline on other backgrounds",
+        settings=(_NO_MICA, _NO_SAMPLING, _OTHER_BACKGROUNDS),
+    ),
 )
 
 #: Each choice of our own recipe taken back, or another put in its place.
@@ -111,6 +118,7 @@ RECIPE_ROWS = (
         title="strong augmentation",
         settings=("train.augment_strength=strong",),
     ),
+    Row(name="other-backgrounds", title="other backgrounds", settings=(_OTHER_BACKGROUNDS,)),
     Row(name="mix", title="with mixup and cutmix", settings=("train.mix=both",)),
     Row(name="no-smoothing", title="no label smoothing", settings=("loss.label_smoothing=0",)),
     Row(name="no-dropout", title="no dropout", settings=("model.dropout=0",)),

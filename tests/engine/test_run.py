@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from biigma_cli import config as cfg
 from biigma_cli.core.weights import Checkpoint, load_checkpoint, load_model
@@ -665,6 +666,104 @@ def test_stop_while_teachers_are_asked(
     else:
         assert "nothing to go on from" in caught.value.message
     assert bool(before) == resumed
+
+
+@pytest.fixture(scope="module")
+def masked(small: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The same images, each with a lesion mask: a quarter of it in the middle."""
+    mask = tmp_path_factory.mktemp("masks") / "lesion.png"
+    lesion = np.zeros((48, 64), np.bool_)
+    lesion[12:36, 16:48] = True
+    Image.fromarray(lesion).save(mask)
+    records = tuple(dataclasses.replace(r, mask=str(mask)) for r in small.records)
+    return dataclasses.replace(small, records=records)
+
+
+def test_other_backgrounds(
+    whole: Whole, small: Manifest, masked: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Around the lesion alone the picture is another; teachers see the clean one; it is the same
+    when it is resumed, and without it nothing changes.
+    """
+    config = cfg.from_dict(
+        {
+            "train": {
+                "teachers": [str(whole.run / "weights" / "best.safetensors")],
+                "teacher_view": "clean", "augment": False, "backgrounds": 1.0,
+            },
+            "loss": {"distillation": 1.0},
+        },
+        settings(epochs=2),
+    )  # fmt: skip
+    pictures, views = [], []
+    network, teachers = engine.BiigmaNet.forward, Teachers.__call__
+
+    def seen(self: Any, image: torch.Tensor, **options: Any) -> Any:
+        if self.training:
+            pictures.append(image.clone())
+        return network(self, image, **options)
+
+    def asked(self: Any, image: torch.Tensor) -> torch.Tensor:
+        views.append(image.clone())
+        return teachers(self, image)
+
+    monkeypatch.setattr(engine.BiigmaNet, "forward", seen)
+    monkeypatch.setattr(Teachers, "__call__", asked)
+    events: list[Event] = []
+    train(config, masked, tmp_path / "run", device=CPU, on_event=events.append)
+    pixels = torch.from_numpy(
+        engine.load_part(small, make_split(small, config.data).train, 64).pixels
+    )
+    known = {p.numpy().tobytes() for p in pixels}
+    assert pictures
+    for picture, view in zip(pictures, views, strict=True):
+        assert all(v.permute(1, 2, 0).byte().numpy().tobytes() in known for v in view)
+        changed = (picture != view).any(1)
+        assert not changed[:, 16:48, 16:48].any()
+        # A picture may be its own donor.
+        assert changed.flatten(1).float().mean(1).median() > 0.4
+    count = len(make_split(small, config.data).train)
+    phases = [e for e in events if isinstance(e, PhaseEvent) and e.phase == "backgrounds"]
+    assert (phases[-1].done, phases[-1].total) == (count, count)
+    texts = [e.text for e in events if isinstance(e, NoteEvent)]
+    assert f"{count} of {count} train images have a lesion mask to go by" in texts
+    resumed = tmp_path / "resumed"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, masked, resumed, device=CPU, on_event=stopper(2, 1))
+    train(config, masked, resumed, device=CPU, resume=True)
+    same(last(tmp_path / "run"), last(resumed))
+    monkeypatch.undo()
+    train(settings(), masked, tmp_path / "off", device=CPU)
+    same(last(whole.run), last(tmp_path / "off"))
+
+
+def test_other_backgrounds_need_masks(
+    small: Manifest, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is decoded or written."""
+    loaded: list[Any] = []
+    monkeypatch.setattr(engine, "load_part", lambda *a, **_: loaded.append(a))
+    done = call(*TINY, "--set", "train.backgrounds=0.5", "--name", "bare", "--runs", tmp_path)
+    assert done.code == 3
+    assert "has a lesion mask on record" in done.err
+    assert "fix:" in done.err
+    assert not loaded
+    assert not list(tmp_path.rglob("*.toml"))
+
+
+def test_stop_while_lesions_are_taken_out(masked: Manifest, tmp_path: Path) -> None:
+    """As while images are decoded."""
+    stop = StopRequest()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, PhaseEvent) and event.phase == "backgrounds":
+            stop.signum = signal.SIGINT
+
+    with pytest.raises(Interrupted, match="nothing to go on from"):
+        train(
+            settings(backgrounds=0.5), masked, tmp_path / "run", device=CPU, stop=stop,
+            on_event=on_event,
+        )  # fmt: skip
 
 
 def test_extra_data(
