@@ -91,7 +91,9 @@ def test_rows_are_those_of_the_paper() -> None:
     names = [row.name for row in TABLE2_ROWS]
     assert names[: len(TABLE2["isic18"])] == list(TABLE2["isic18"])
     assert names[len(TABLE2["isic18"]) :] == ["cka", "adaptive", "standardised"]
-    assert [row.name for row in SHORTCUT_ROWS] == ["baseline", "mica-only", "sampling-only", "full"]
+    assert [row.name for row in SHORTCUT_ROWS] == [
+        "baseline", "mica-only", "sampling-only", "full", "other-backgrounds",
+    ]  # fmt: skip
 
 
 def test_equal_rows_share_runs(tmp_path: Path, study: Study) -> None:
