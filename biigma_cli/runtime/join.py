@@ -232,6 +232,26 @@ def join_onnx(
     )  # fmt: skip
 
 
+class _Parts:
+    """Nodes and weights of a graph that is being put together."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.held: list[onnx.TensorProto] = []
+
+    def take(self, graph: onnx.GraphProto) -> None:
+        """All of another graph."""
+        self.nodes += graph.node
+        self.held += graph.initializer
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, **options: Any) -> None:
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **options))
+
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        self.held.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        return name
+
+
 def _graph(
     infos: Sequence[ModelInfo],
     precisions: Sequence[str],
@@ -240,60 +260,29 @@ def _graph(
     temperature: float,
 ) -> tuple[onnx.ModelProto, dict[str, list[tuple[Floats, Floats] | None]]]:
     """All graphs in one, and by map what moves each member's onto the common grid."""
-    trunks = [str(stated(info, "config", "model", "trunk")) for info in infos]
-    nodes: list[onnx.NodeProto] = []
-    held: list[onnx.TensorProto] = []
-    protos = []
-    for i, (info, precision) in enumerate(zip(infos, precisions, strict=True)):
-        proto = onnx.load_from_string(read_model(info.path))
-        _store_anew(proto, info, precision)
-        _keep(proto.graph, {"logits", *given})
-        _prefix(proto.graph, f"{i}/")
-        nodes += proto.graph.node
-        held += proto.graph.initializer
-        protos.append(proto)
+    parts = _Parts()
+    protos = [
+        _member(i, info, precision, given)
+        for i, (info, precision) in enumerate(zip(infos, precisions, strict=True))
+    ]
     sets = {tuple(sorted((o.domain, o.version) for o in proto.opset_import)) for proto in protos}
     if len(sets) > 1:
         raise ModelFileError(
             f"{' and '.join(info.name for info in infos)} use different ONNX operator sets",
             fix="export them again with one version of biigma",
         )
-
-    def constant(name: str, value: npt.ArrayLike) -> str:
-        held.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
-        return name
-
-    def mean(name: str, parts: Sequence[str], output: str) -> None:
-        nodes.append(helper.make_node("Mean", list(parts), [output], name=f"mean {name}"))
-
+    for proto in protos:
+        parts.take(proto.graph)
     members = range(len(infos))
-    mean("logits", [f"{i}/logits" for i in members], "logits")
-    nodes += [
-        helper.make_node("Div", ["logits", constant("temperature", temperature)], ["scaled"]),
-        helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1),
-    ]
-    moves: dict[str, list[tuple[Floats, Floats] | None]] = {}
-    for name, grid in grids.items():
-        moves[name] = [
-            None if len(set(trunks)) == 1 else _moves(name, grid, info.side, trunk)
-            for info, trunk in zip(infos, trunks, strict=True)
-        ]
-        parts = []
-        for i, move in enumerate(moves[name]):
-            parts.append(f"{i}/{name}")
-            if move is None:
-                continue
-            for axis, matrix in zip(("rows", "columns"), move, strict=True):
-                moved = f"{i}/{name}.{axis}"
-                matrix_name = constant(f"{moved}.shares", matrix)
-                pair = [matrix_name, parts[-1]] if axis == "rows" else [parts[-1], matrix_name]
-                nodes.append(helper.make_node("MatMul", pair, [moved], name=f"move {moved}"))
-                parts[-1] = moved
-        mean(name, parts, name)
+    parts.node("Mean", [f"{i}/logits" for i in members], "logits", name="mean logits")
+    parts.node("Div", ["logits", parts.constant("temperature", temperature)], "scaled")
+    parts.node("Softmax", ["scaled"], "probabilities", axis=1)
+    moves = {name: _add_map(parts, name, grid, infos) for name, grid in grids.items()}
     if "novelty" in given:
-        mean("novelty", [f"{i}/novelty" for i in members], "novelty.mean")
-        scale = constant("novelty.scale", 1.0)
-        nodes.append(helper.make_node("Mul", ["novelty.mean", scale], ["novelty"]))
+        every = [f"{i}/novelty" for i in members]
+        parts.node("Mean", every, "novelty.mean", name="mean novelty")
+        scale = parts.constant("novelty.scale", 1.0)
+        parts.node("Mul", ["novelty.mean", scale], "novelty")
     side, classes = infos[0].side, len(infos[0].classes)
     shapes: dict[str, list[str | int]] = {
         "probabilities": ["batch", classes],
@@ -304,7 +293,7 @@ def _graph(
     }
     tensor, kinds = helper.make_tensor_value_info, onnx.TensorProto
     graph = helper.make_graph(
-        nodes,
+        parts.nodes,
         "joined",
         [tensor("image", kinds.UINT8, ["batch", side, side, 3])],
         [
@@ -312,13 +301,51 @@ def _graph(
             for name, shape in shapes.items()
             if name in ("probabilities", "logits", *given)
         ],
-        held,
+        parts.held,
     )
     proto = helper.make_model(
         graph, opset_imports=protos[0].opset_import, producer_name="biigma",
         producer_version=__version__, ir_version=max(p.ir_version for p in protos),
     )  # fmt: skip
     return proto, moves
+
+
+def _member(i: int, info: ModelInfo, precision: str, given: Sequence[str]) -> onnx.ModelProto:
+    """The i-th network as the joined file stores it, its names its own, image and outputs apart."""
+    proto = onnx.load_from_string(read_model(info.path))
+    _store_anew(proto, info, precision)
+    _keep(proto.graph, {"logits", *given})
+    _prefix(proto.graph, f"{i}/")
+    return proto
+
+
+def _add_map(
+    parts: _Parts, name: str, grid: tuple[int, ...], infos: Sequence[ModelInfo]
+) -> list[tuple[Floats, Floats] | None]:
+    """The mean of a map; members of different trunks are moved onto an even grid before.
+
+    Returns what moves each member's.
+    """
+    trunks = [str(stated(info, "config", "model", "trunk")) for info in infos]
+    side, alike = infos[0].side, len(set(trunks)) == 1
+    moves = [None if alike else _moves(name, grid, side, trunk) for trunk in trunks]
+    maps = []
+    for i, move in enumerate(moves):
+        own = f"{i}/{name}"
+        if move is not None:
+            down, across = (
+                parts.constant(f"{own}.{axis}.shares", matrix)
+                for axis, matrix in zip(("rows", "columns"), move, strict=True)
+            )
+            for pair, moved in (
+                ((down, own), f"{own}.rows"),
+                ((f"{own}.rows", across), f"{own}.columns"),
+            ):
+                parts.node("MatMul", pair, moved, name=f"move {moved}")
+            own = f"{own}.columns"
+        maps.append(own)
+    parts.node("Mean", maps, name, name=f"mean {name}")
+    return moves
 
 
 def _moves(name: str, grid: tuple[int, ...], side: int, trunk: str) -> tuple[Floats, Floats]:
