@@ -13,6 +13,7 @@ from torch import Tensor
 from biigma_cli.data.images import Part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.perturb.fill import kept_share, without_lesion
+from biigma_cli.data.perturb.kinds import to_levels
 from biigma_cli.data.perturb.masks import lesion_masks, no_mask
 from biigma_cli.data.preprocess import map_threads
 from biigma_cli.storage import available_cpus
@@ -22,15 +23,17 @@ class Backgrounds(NamedTuple):
     """Of the images of a part that have a usable lesion mask; on the CPU.
 
     Attributes:
-        row_N: of each image of the part its row in the other two, int64; -1 without a mask.
+        row_N: of each image of the part its row in the others, int64; -1 without a mask.
         filled_MSS3: uint8 pictures, lesion and fringe inpainted.
         kept_MSS: uint8, the share of a picture that stays when it comes onto another background:
             255 in the lesion, falling to 0 over its seam.
+        colour_M3: float32 means of the pictures without their lesions.
     """
 
     row_N: Tensor
     filled_MSS3: Tensor
     kept_MSS: Tensor
+    colour_M3: Tensor
 
 
 class Swap(NamedTuple):
@@ -77,19 +80,21 @@ def load_backgrounds(
     place = {image: n for n, image in enumerate(part.ids)}
     filled = np.empty((len(masks.ids), side, side, 3), np.uint8)
     kept = np.empty((len(masks.ids), side, side), np.uint8)
+    colour = np.empty((len(masks.ids), 3), np.float32)
     row = np.full(len(part.ids), -1)
 
     def fill(image: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         lesion = masks[image]
         empty = without_lesion(part.pixels[place[image]].astype(np.float32), lesion)
-        return _levels(empty), _levels(255 * kept_share(lesion))
+        return to_levels(empty), to_levels(255 * kept_share(lesion))
 
     found = map_threads(fill, masks.ids, threads=available_cpus())
     for n, (image, (empty, share)) in enumerate(zip(masks.ids, found, strict=True)):
         filled[n], kept[n], row[place[image]] = empty, share, n
+        colour[n] = empty.mean((0, 1))
         if progress:
             progress(n + 1, len(masks.ids))
-    return Backgrounds(torch.from_numpy(row), torch.from_numpy(filled), torch.from_numpy(kept))
+    return Backgrounds(*(torch.from_numpy(a) for a in (row, filled, kept, colour)))
 
 
 def check_masks(manifest: Manifest, ids: Sequence[str]) -> None:
@@ -117,32 +122,26 @@ def swap_backgrounds(
 
     Args:
         image_B3SS: float images in [0, 255], of the side of the backgrounds.
-        index_B: their places in the part; -1 for images of other parts, which have no mask.
+        index_B: their places in the part, on the CPU; -1 for images of other parts, which have no
+            mask.
         swap: of as many images.
 
     Returns:
         a new tensor in the memory format of the input; the input itself where none is moved.
     """
-    index_B = index_B.cpu()
     row_B = torch.where(index_B < 0, -1, backgrounds.row_N[index_B.clamp_min(0)])
     moved = torch.nonzero(swap.which_B & (row_B >= 0)).flatten()
     if not len(moved):
         return image_B3SS
     device = image_B3SS.device
-    own_M = row_B[moved]
-    own_M3SS, onto_M3SS = (
-        backgrounds.filled_MSS3[rows].to(device).permute(0, 3, 1, 2).to(image_B3SS.dtype)
-        for rows in (own_M, swap.donor_B[moved])
-    )
-    tint_M111 = swap.tint_B[moved].to(device)[:, None, None, None]
-    away_M311 = (own_M3SS - onto_M3SS).mean((2, 3), keepdim=True)
-    onto_M3SS = (onto_M3SS + tint_M111 * away_M311).clamp_(0, 255)
+    own_M, donor_M = row_B[moved], swap.donor_B[moved]
+    away_M3 = backgrounds.colour_M3[own_M] - backgrounds.colour_M3[donor_M]
+    shift_M311 = (swap.tint_B[moved, None] * away_M3)[:, :, None, None].to(device)
+    filled_MSS3 = backgrounds.filled_MSS3[donor_M].to(device)
+    onto_M3SS = filled_MSS3.permute(0, 3, 1, 2).to(image_B3SS.dtype)
+    onto_M3SS = (onto_M3SS + shift_M311).clamp_(0, 255)
     share_M1SS = backgrounds.kept_MSS[own_M].to(device)[:, None].to(image_B3SS.dtype) / 255
     at = moved.to(device)
     swapped = image_B3SS.clone()
     swapped[at] = torch.lerp(onto_M3SS, image_B3SS[at], share_M1SS)
     return swapped
-
-
-def _levels(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

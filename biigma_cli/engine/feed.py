@@ -24,7 +24,7 @@ class Batch(NamedTuple):
         pixels_BSS3: uint8.
         label_B: class indices.
         own_B: bool: of the run's own data set, not of an extra one.
-        index_B: places in the run's own training part, -1 for images of an extra one.
+        index_B: places in the run's own training part, -1 for images of an extra one; on the CPU.
         taught_BY: the teachers' probabilities, where they were asked once for all.
     """
 
@@ -74,16 +74,16 @@ class Feed:
         if self.resident:
             for index in indices:
                 at = index.to(self.device)
-                yield self._batch(self.pixels.index_select(0, at), at)
+                yield self._batch(self.pixels.index_select(0, at), index, at)
             return
         yield from self._prefetched(indices)
 
-    def _batch(self, pixels: Tensor, at: Tensor) -> Batch:
+    def _batch(self, pixels: Tensor, index: Tensor, at: Tensor) -> Batch:
+        """The batch at `index`, which is on the CPU; `at` is the same on the device."""
         # The teachers have no say on images of extra data sets: any row will do there.
         taught = None if self.taught is None else self.taught[at.clamp_max(self.own - 1)]
-        own = at < self.own
-        place = torch.where(own, at, -1)
-        return Batch(pixels, self.labels.index_select(0, at), own, place, taught)
+        place = torch.where(index < self.own, index, -1)
+        return Batch(pixels, self.labels.index_select(0, at), at < self.own, place, taught)
 
     def _prefetched(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
         """A thread gathers the next batches in pinned memory while the device computes."""
@@ -119,7 +119,7 @@ class Feed:
                 if isinstance(item, BaseException):
                     raise item
                 pixels = item.to(self.device, non_blocking=True)
-                yield self._batch(pixels, index.to(self.device))
+                yield self._batch(pixels, index, index.to(self.device))
         finally:
             done.set()
             thread.join()

@@ -169,13 +169,13 @@ def perturb(
         if donor is None:
             raise ValueError(f"{name} takes a donor")
         filled = without_lesion(donor.picture, donor.lesion)
-        return (_bytes(on_background(scene.picture, scene.lesion, filled)),)
+        return (to_levels(on_background(scene.picture, scene.lesion, filled)),)
     if name == "skin-mean":
         plain = np.empty_like(scene.picture)
         plain[:] = skin_mean(scene.picture, scene.lesion)
-        return (_bytes(on_background(scene.picture, scene.lesion, plain)),)
+        return (to_levels(on_background(scene.picture, scene.lesion, plain)),)
     if name == "lesion-removed":
-        return (_bytes(without_lesion(scene.picture, scene.lesion)),)
+        return (to_levels(without_lesion(scene.picture, scene.lesion)),)
     if name == "jpeg":
         return tuple(recompressed(scene.pixels, quality) for quality in _QUALITY)
     if name == "blur":
@@ -192,7 +192,7 @@ def perturb(
             PAINTERS[name](rng, painted, scene.level)
             calls += 1
         mixed: RGB = (clean + np.float32(opacity) * (painted - clean)).astype(np.float32)
-        steps.append(_bytes(mixed.transpose(1, 2, 0) * np.float32(255)))
+        steps.append(to_levels(mixed.transpose(1, 2, 0) * np.float32(255)))
     return tuple(steps)
 
 
@@ -200,7 +200,7 @@ def _cast(picture: RGB, hue: float, size: float) -> Pixels:
     """Light of another colour: gains whose product is 1, the farthest from 1 by `exp(size)`."""
     gains = np.cos(hue + np.array([0, 2, 4]) * math.pi / 3)
     gains = np.exp(size * gains / np.abs(gains).max())
-    return _bytes(np.asarray(picture * gains, dtype=np.float32))
+    return to_levels(np.asarray(picture * gains, dtype=np.float32))
 
 
 def recompressed(pixels: Pixels, quality: int) -> Pixels:
@@ -214,6 +214,7 @@ def _blurred(pixels: Pixels, deviation: float) -> Pixels:
     return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(deviation)))
 
 
-def _bytes(picture: RGB) -> Pixels:
+def to_levels(picture: RGB) -> Pixels:
+    """Rounded to uint8, cut off at 0 and 255."""
     rounded: Pixels = np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)
     return rounded
