@@ -276,7 +276,7 @@ class TrainConfig:
             (images of its class)^-b; 0 takes every image once an epoch, 1 all classes alike.
         augment: random flips, rotation, scale, shift, aspect and colour on the device.
         augment_strength: `standard`, or `strong`: wider, with dark corners, blur, lower resolution,
-            sharpening and noise.
+            sharpening, noise and JPEG.
         backgrounds: share of the images that stand, lesion and all its pixels unchanged, on the
             background of another training image, whose own lesion is painted over; needs lesion
             masks. Images without one, and those of `data.extra`, stay as they are.
@@ -299,8 +299,8 @@ class TrainConfig:
             `loss.distillation`.
         teacher_view: what the teachers see: the `same` view as the network; a `clean` one, with
             its geometry and colours but on its own background, without dark corners, blur, lower
-            resolution, sharpening and noise; or each image `once`, as it is and at their own side,
-            before the first epoch: cheap where teachers cost much.
+            resolution, sharpening, noise and JPEG; or each image `once`, as it is and at their own
+            side, before the first epoch: cheap where teachers cost much.
         init: checkpoint of a run on the same split to start from; empty starts from the backbone
             weights.
         seed: seed of weights, order, augmentation and background draws.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "resolution": (1, 16),
     "sharpen": (0, 4),
     "noise": (0, 100),
+    "compression": (0, 99),
 }
 
 
@@ -63,11 +65,12 @@ class Augmentation:
             which touches the corners, less up to this. Half of the images have none; of the others
             the field's middle, width over height and the softness of its edge differ.
         blur: largest sigma of a Gaussian blur, in pixels of the batch. Half of the images stay
-            sharp, the others are uniform in [0, blur]; so it is with the next three.
+            sharp, the others are uniform in [0, blur]; so it is with the next four.
         resolution: largest factor by which the resolution is brought down and up again.
-        sharpen: largest amount of unsharp masking along each axis (Gaussian of 1 pixel), as many
-            cameras and programs do.
+        sharpen: largest amount of unsharp masking along each axis, as many cameras and programs
+            do; by a Gaussian of 1 to 2 pixels.
         noise: largest standard deviation of noise, in levels of 255.
+        compression: how far the quality of JPEG falls below 100, by libjpeg's scale.
     """
 
     rotate: float = 180.0
@@ -85,6 +88,7 @@ class Augmentation:
     resolution: float = 1.0
     sharpen: float = 0.0
     noise: float = 0.0
+    compression: float = 0.0
 
     def __post_init__(self) -> None:
         """Check all settings.
@@ -134,11 +138,12 @@ STRONG = Augmentation(
     corners=0.5,
     blur=1.5,
     resolution=3.0,
-    sharpen=0.8,
+    sharpen=1.0,
     noise=10.0,
+    compression=75.0,
 )
-"""Further each way; with dark corners, blur, lower resolutions, sharpening and noise, as other
-cameras have."""
+"""Further each way; with dark corners, blur, lower resolutions, sharpening, noise and JPEG, as
+other cameras have."""
 
 NONE = Augmentation(
     rotate=0, flip=False, scale=1, aspect=1, shift=0,
@@ -161,8 +166,10 @@ class Draws(NamedTuple):
         blur_B: sigma in pixels.
         shrink_B: factor by which the resolution is brought down, at least 1.
         sharpen_B: amount of unsharp masking.
+        radius_B: sigma of its Gaussian in pixels.
         noise_B: standard deviation in levels.
         seed_B: of the noise: a whole number under 2^24.
+        quality_B: of JPEG, 1 to 100; at 100 there is no compression at all.
     """
 
     theta_B23: Tensor
@@ -172,8 +179,10 @@ class Draws(NamedTuple):
     blur_B: Tensor
     shrink_B: Tensor
     sharpen_B: Tensor
+    radius_B: Tensor
     noise_B: Tensor
     seed_B: Tensor
+    quality_B: Tensor
 
     def part(self, which: slice) -> Draws:
         """The draws of some of the images."""
@@ -206,6 +215,10 @@ def draw(settings: Augmentation, batch: int, generator: torch.Generator) -> Draw
         hue=settings.hue * signed[:, 9],
         cast_B3=1 + settings.cast * signed[:, 10:13],
     )
+    # From a generator of its own, so that the numbers of the first ones stay what they always were.
+    late_B2 = torch.rand(
+        batch, 2, generator=torch.Generator().manual_seed(int(unit[0, 18] * 2**24))
+    )
     return Draws(
         theta_B23=affine_matrix(
             angle=settings.rotate * signed[:, 0],
@@ -220,8 +233,10 @@ def draw(settings: Augmentation, batch: int, generator: torch.Generator) -> Draw
         blur_B=settings.blur * half[:, 13],
         shrink_B=(math.log(settings.resolution) * half[:, 14]).exp(),
         sharpen_B=settings.sharpen * half[:, 17],
+        radius_B=1 + late_B2[:, 1],
         noise_B=settings.noise * half[:, 15],
         seed_B=(unit[:, 16] * 2**24).floor(),
+        quality_B=100 - settings.compression * (2 * late_B2[:, 0] - 1).relu(),
     )
 
 
@@ -293,7 +308,8 @@ def colour_matrix(
 def apply(image_B3SS: Tensor, draws: Draws, settings: Augmentation = STANDARD) -> Tensor:
     """Transform each image by its own row of `draws`; beyond the border, images are mirrored.
 
-    Geometry, then the field, softness, colour, noise: a scene before a camera. Each image is alone:
+    Geometry, then the field, softness, colour, noise, compression: a scene before a camera, and its
+    file. Each image is alone:
     a part of a batch gives what the whole gives, to within rounding. The host never waits for the
     device. Mixing is apart, see `mix_images`.
 
@@ -313,7 +329,7 @@ def apply(image_B3SS: Tensor, draws: Draws, settings: Augmentation = STANDARD) -
     if len(draws.blur_B) != b:
         raise ValueError(f"{len(draws.blur_B)} draws for {b} images")
     changed = settings.moves or settings.softens or settings.recolours
-    if not (changed or settings.corners or settings.noise):
+    if not (changed or settings.corners or settings.noise or settings.compression):
         return image_B3SS.float()
     draws = draws.to(image_B3SS.device)
     # Autocast would round levels to bfloat16, of 8 bits.
@@ -335,6 +351,8 @@ def apply(image_B3SS: Tensor, draws: Draws, settings: Augmentation = STANDARD) -
         if settings.noise:
             x = torch.addcmul(x, draws.noise_B[:, None, None, None], _noise(draws.seed_B, side))
         x = x.clamp(0, 255)
+        if settings.compression:
+            x = compress(x, draws.quality_B)
     if image_B3SS.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous(memory_format=torch.channels_last)
     return x
@@ -386,7 +404,7 @@ def _soften(image_B3SS: Tensor, draws: Draws, settings: Augmentation) -> Tensor:
     if settings.resolution > 1:
         steps.append(_resolution_matrix(draws.shrink_B, side))
     if settings.sharpen:
-        steps.append(_sharpen_matrix(draws.sharpen_B, side))
+        steps.append(_sharpen_matrix(draws.sharpen_B, draws.radius_B, side))
     matrix_BSS = steps[0]
     for step_BSS in steps[1:]:
         matrix_BSS = torch.bmm(step_BSS, matrix_BSS)
@@ -422,11 +440,11 @@ def _resolution_matrix(shrink_B: Tensor, side: int) -> Tensor:
     return torch.bmm(up, down)
 
 
-def _sharpen_matrix(amount_B: Tensor, side: int) -> Tensor:
+def _sharpen_matrix(amount_B: Tensor, radius_B: Tensor, side: int) -> Tensor:
     """Unsharp masking of a line, `(B, S, S)`: itself plus `amount` of what a blur takes away."""
-    blur_1SS = _blur_matrix(torch.ones(1, device=amount_B.device), side)
-    away_1SS = torch.eye(side, device=amount_B.device) - blur_1SS
-    return torch.eye(side, device=amount_B.device) + amount_B[:, None, None] * away_1SS
+    same_SS = torch.eye(side, device=amount_B.device)
+    away_BSS = same_SS - _blur_matrix(radius_B, side)
+    return same_SS + amount_B[:, None, None] * away_BSS
 
 
 def _noise(seed_B: Tensor, side: int) -> Tensor:
@@ -448,6 +466,74 @@ def _noise(seed_B: Tensor, side: int) -> Tensor:
     total = (pairs >> 16).add_(pairs.bitwise_and_(0xFFFF))  # at most 1020
     std = math.sqrt(4 * (256**2 - 1) / 12)
     return total.to(torch.float32).sub_(510).mul_(1 / std).view(-1, 3, side, side)
+
+
+# Quantisation of luma and chroma at quality 50: ITU-T T.81, tables K.1 and K.2.
+_LUMA = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+)  # fmt: skip
+_CHROMA = (
+    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99,
+    24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99,
+    *(32 * (99,)),
+)  # fmt: skip
+# RGB to luma and the two chroma channels (ITU-T T.871, without its offset of 128).
+_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+@lru_cache
+def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """To luma and chroma, back, both tables, cosines. Copied once: a copy makes the host wait."""
+    ycc_33 = torch.tensor(_YCC, dtype=torch.float64)
+    at = torch.arange(8, dtype=torch.float64)
+    dct_88 = torch.cos((2 * at + 1) * at[:, None] * math.pi / 16) / 2
+    dct_88[0] = math.sqrt(1 / 8)
+    tables_264 = torch.tensor((_LUMA, _CHROMA))
+    found = (ycc_33, torch.linalg.inv(ycc_33), tables_264, dct_88)
+    to_33, back_33, tables_264, dct_88 = (t.to(device, torch.float32) for t in found)
+    return to_33, back_33, tables_264, dct_88
+
+
+@torch.no_grad()
+def compress(image_B3SS: Tensor, quality_B: Tensor) -> Tensor:
+    """What baseline JPEG gives back, colours at half the resolution, without writing a file.
+
+    A cosine transform of blocks of 8 x 8, rounded to libjpeg's tables for each image's quality
+    (ITU-T T.81). Two levels or so from libjpeg's own pixels, whose arithmetic is of whole numbers.
+
+    Args:
+        image_B3SS: float32 images in [0, 255], contiguous, of any side.
+        quality_B: 1 to 100; at 100 an image is left as it is.
+
+    Returns:
+        images in [0, 255] of the same shape.
+    """
+    side, device = image_B3SS.shape[-1], image_B3SS.device
+    more = -side % 16
+    x = F.pad(image_B3SS, (0, more, 0, more), mode="replicate") if more else image_B3SS
+    b, _, padded, _ = x.shape
+    to_33, back_33, tables_264, dct_88 = _jpeg_constants(device)
+    x = torch.matmul(to_33, x.reshape(b, 3, -1)).view(b, 3, padded, padded)
+    scale_B1 = torch.where(quality_B < 50, 5000 / quality_B, 200 - 2 * quality_B)[:, None]
+    luma_B64, chroma_B64 = (((t * scale_B1 + 50) / 100).floor().clamp(1, 255) for t in tables_264)
+    luma = _quantised(x[:, :1] - 128, luma_B64, dct_88) + 128
+    chroma = _quantised(F.avg_pool2d(x[:, 1:], 2), chroma_B64, dct_88)
+    x = torch.cat((luma, F.interpolate(chroma, scale_factor=2.0, mode="bilinear")), 1)
+    x = torch.matmul(back_33, x.view(b, 3, -1)).view(b, 3, padded, padded)
+    x = x[:, :, :side, :side].clamp(0, 255)
+    return torch.where((quality_B < 100)[:, None, None, None], x, image_B3SS)
+
+
+def _quantised(plane_BCSS: Tensor, table_B64: Tensor, dct_88: Tensor) -> Tensor:
+    """Blocks of 8 x 8, their cosine coefficients rounded to multiples of the table's steps."""
+    b, c, side, _ = plane_BCSS.shape
+    blocks = plane_BCSS.view(b, c, side // 8, 8, side // 8, 8).transpose(3, 4)
+    step = table_B64.view(b, 1, 1, 1, 8, 8)
+    counts = ((dct_88 @ blocks @ dct_88.T) / step).round()
+    return (dct_88.T @ (counts * step) @ dct_88).transpose(3, 4).reshape(b, c, side, side)
 
 
 class Mix(NamedTuple):

@@ -65,7 +65,13 @@ class Stepper:
         self.ranks, self.precision, self.backgrounds = ranks, precision, backgrounds
         self.augmentation = augment.PRESETS[config.train.augment_strength]
         self.clean = dataclasses.replace(
-            self.augmentation, corners=0.0, blur=0.0, resolution=1.0, sharpen=0.0, noise=0.0
+            self.augmentation,
+            corners=0.0,
+            blur=0.0,
+            resolution=1.0,
+            sharpen=0.0,
+            noise=0.0,
+            compression=0.0,
         )
         self._wrapped: tuple[bool, nn.Module] | None = None
         model.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from typing import Literal, get_args
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -62,8 +64,10 @@ def still(count: int) -> Draws:
         blur_B=nothing,
         shrink_B=one,
         sharpen_B=nothing,
+        radius_B=one,
         noise_B=nothing,
         seed_B=nothing,
+        quality_B=100 * one,
     )
 
 
@@ -140,7 +144,7 @@ def test_strong_goes_further_than_standard() -> None:
     """No setting is weaker, and those that are off in the standard are on."""
     for name in BOUNDS:
         assert getattr(STRONG, name) >= getattr(STANDARD, name), name
-    for name in ("scale", "corners", "blur", "resolution", "sharpen", "noise"):
+    for name in ("scale", "corners", "blur", "resolution", "sharpen", "noise", "compression"):
         assert getattr(STRONG, name) > getattr(STANDARD, name), name
 
 
@@ -183,6 +187,10 @@ def test_draws_are_within_the_settings(chosen: Augmentation, seed: int, count: i
     assert (drawn.shrink_B <= chosen.resolution * near).all()
     assert (drawn.noise_B >= 0).all()
     assert (drawn.noise_B <= chosen.noise).all()
+    assert (drawn.quality_B >= 100 - chosen.compression).all()
+    assert (drawn.quality_B <= 100).all()
+    assert (drawn.radius_B >= 1).all()
+    assert (drawn.radius_B <= 2).all()
     assert torch.equal(drawn.seed_B, drawn.seed_B.floor())
     middle, radii, edge = drawn.field_B5.split((2, 2, 1), 1)
     assert (middle.abs() <= 0.1).all()
@@ -214,10 +222,12 @@ def test_draws_reach_their_bounds_evenly() -> None:
         "resolution": drawn.shrink_B.log() / math.log(STRONG.resolution),
         "sharpen": drawn.sharpen_B / STRONG.sharpen,
         "noise": drawn.noise_B / STRONG.noise,
+        "compression": (100 - drawn.quality_B) / STRONG.compression,
     }
     for name, values in softer.items():
         assert 0.47 < (values == 0).double().mean() < 0.53, name
         assert stats.kstest(values[values > 0].numpy(), "uniform").pvalue > 1e-3, name
+    assert stats.kstest(drawn.radius_B.numpy(), "uniform", (1, 1)).pvalue > 1e-3
     radius = drawn.field_B5[:, 2:4].prod(1).sqrt()
     assert 0.47 < (radius == 9).double().mean() < 0.53
     inward = (math.sqrt(2) - radius[radius < 9]) / STRONG.corners
@@ -246,6 +256,8 @@ def test_quantities_are_drawn_apart() -> None:
             drawn.noise_B,
             drawn.seed_B,
             drawn.field_B5[:, 2].clamp(max=1.5),
+            drawn.quality_B,
+            drawn.radius_B,
         ]
     )
     apart = torch.corrcoef(quantities) - torch.eye(len(quantities))
@@ -409,15 +421,19 @@ def test_lower_resolution_is_that_of_torch(side: int, factor: float) -> None:
     torch.testing.assert_close(out[1:], images[1:], atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("amount", [0.3, 1.0, 3.0])
-def test_sharpening_is_unsharp_masking_along_each_axis(amount: float) -> None:
-    """What a Gaussian of one pixel takes away is added; the image beside it is left alone."""
+@pytest.mark.parametrize(("amount", "radius"), [(0.3, 1.0), (1.0, 1.0), (1.0, 1.8), (3.0, 1.3)])
+def test_sharpening_is_unsharp_masking_along_each_axis(amount: float, radius: float) -> None:
+    """What a Gaussian takes away is added; the image beside it is left alone."""
     images = 100 + 20 * torch.rand(2, 3, 25, 25, generator=seeded(0))
-    drawn = still(2)._replace(sharpen_B=torch.tensor([amount, 0.0]))
+    drawn = still(2)._replace(
+        sharpen_B=torch.tensor([amount, 0.0]), radius_B=torch.tensor([radius, 1.5])
+    )
     out = apply(images, drawn, dataclasses.replace(NONE, sharpen=4))
     expected = images[0].double().numpy()
     for axis in (1, 2):
-        away = expected - ndimage.gaussian_filter1d(expected, 1.0, axis, mode="reflect", truncate=8)
+        away = expected - ndimage.gaussian_filter1d(
+            expected, radius, axis, mode="reflect", truncate=8
+        )
         expected = expected + amount * away
     np.testing.assert_allclose(out[0].numpy(), expected.clip(0, 255), atol=5e-3)
     assert out[0].std() > 1.1 * images[0].std()
@@ -434,6 +450,28 @@ def test_blur_comes_before_the_lower_resolution() -> None:
     lower = apply(blurred, drawn, dataclasses.replace(NONE, resolution=4))
     expected = apply(lower, drawn, dataclasses.replace(NONE, sharpen=4))
     torch.testing.assert_close(both, expected, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("side", [32, 57, 160])
+@pytest.mark.parametrize("quality", [5, 30, 49, 50, 75, 85])
+def test_compression_is_that_of_libjpeg(side: int, quality: int) -> None:
+    """Within a level or so of what a file gives back, on average, and nearer to that than to the
+    picture by far; the image beside it keeps every bit."""
+    noise = 6 * torch.randn(2, 1, side, side, generator=seeded(1))
+    images = (batch(2, side) + noise).round().clamp(0, 255)
+    out = apply(
+        images,
+        still(2)._replace(quality_B=torch.tensor([float(quality), 100.0])),
+        dataclasses.replace(NONE, compression=99),
+    )
+    file = io.BytesIO()
+    pixels = images[0].permute(1, 2, 0).to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    expected = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float()
+    apart = (out[0] - expected).abs().mean()
+    assert apart < 1.5
+    assert apart < 0.4 * (expected - images[0]).abs().mean()
+    assert torch.equal(out[1], images[1])
 
 
 def test_noise_is_bell_shaped_and_white() -> None:
@@ -574,8 +612,10 @@ def test_autocast_does_not_round() -> None:
 
 def test_the_host_never_waits() -> None:
     """On tensors without values, nothing asks for one, and no shape hangs on one."""
-    with FakeTensorMode() as fake:
-        drawn = draw(STRONG, 4, seeded(0))
+    real = draw(STRONG, 4, seeded(0))
+    apply(torch.zeros(4, 3, 24, 24), real, STRONG)  # what is made once for each device
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        drawn = Draws(*map(fake.from_tensor, real))
         images = torch.empty(4, 3, 24, 24).contiguous(memory_format=torch.channels_last)
         out = apply(images, drawn, STRONG)
         assert out.shape == images.shape
