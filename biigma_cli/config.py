@@ -29,7 +29,7 @@ Trunk = Literal[
 Criterion = Literal["hsic", "cka", "cosine", "none"]
 Normalisation = Literal["auto", "imagenet", "unit", "symmetric"]
 #: Of an exported file.
-Precision = Literal["fp32", "fp16", "fp16-weights", "int8-weights", "int8"]
+Precision = Literal["fp32", "fp16", "fp16-weights", "int8-weights", "int8-all-weights", "int8"]
 
 #: Precision of an exported file -> what it is called.
 PRECISIONS: dict[Precision, str] = {
@@ -37,6 +37,7 @@ PRECISIONS: dict[Precision, str] = {
     "fp16": "float16",
     "fp16-weights": "float16 weights",
     "int8-weights": "int8 weights",
+    "int8-all-weights": "int8 weights, all",
     "int8": "int8",
 }
 

@@ -60,7 +60,8 @@ def export_onnx(
         typer.Option(
             "--precision",
             help="fp32, fp16 (for GPUs), fp16-weights and int8-weights (half and a quarter of the "
-            "size, computed in float32) or int8 (for CPUs and small devices).",
+            "size, computed in float32), int8-all-weights (a little less) or int8 (for CPUs and "
+            "small devices).",
         ),
     ] = "fp32",
     outputs: Annotated[

@@ -34,8 +34,9 @@ def join(
         list[str] | None,
         typer.Option(
             "--precision",
-            help="How weights are stored: as-is, fp16-weights or int8-weights; once for all models "
-            "or once for each, in their order. fp16 and int8 files stay as they are.  "
+            help="How weights are stored: as-is, fp16-weights, int8-weights or int8-all-weights; "
+            "once for all models or once for each, in their order. fp16 and int8 files stay as "
+            "they are.  "
             "[default: as-is]",
         ),
     ] = None,

@@ -68,7 +68,7 @@ def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
             fix=f"choose it with --set model.trunk={own}",
         )
     precision = said.get("export", {}).get("precision", "fp32")
-    if precision in ("int8", "int8-weights"):
+    if precision.startswith("int8"):
         raise ModelFileError(
             f"{path} is in int8: its weights are rounded too far to be trained on",
             fix="take one in float32 or float16",

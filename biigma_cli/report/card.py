@@ -219,8 +219,8 @@ def _precision(export: dict[str, Any], *, joined: bool) -> list[str]:
         (title, *(f"{value:.4f}" for value in found[key]))
         for key, title in (("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy"))
     ]
-    if export["precision"] in ("fp16-weights", "int8-weights"):
-        bits = PRECISIONS[export["precision"]].removesuffix(" weights")
+    if export["precision"].endswith("-weights"):
+        bits = PRECISIONS[export["precision"]].split()[0]
         told = f"The weights are stored in {bits}; what is computed is computed in float32. "
     against = (
         ("the mean of its members' answers as they were given", "members")

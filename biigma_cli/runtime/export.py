@@ -29,7 +29,7 @@ from biigma_cli.errors import ParityError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.input_check import FittedCheck
-from biigma_cli.runtime.narrow import NARROW
+from biigma_cli.runtime.narrow import NARROW, hold_once
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
     LARGEST_LOSS,
@@ -175,6 +175,7 @@ def export_onnx(
         proto = quantise(proto, train)
     if precision in NARROW:
         NARROW[precision](proto, spared="novelty")
+        hold_once(proto)
     about: dict[str, Any] = {"precision": precision}
     if precision == "int8" and train is not None:
         about["quantisation"] = {"method": QUANTISATION, "train": len(train)}

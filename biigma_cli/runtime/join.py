@@ -29,7 +29,7 @@ from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, U
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
 from biigma_cli.runtime.input_check import FALSE_ALARMS, JUDGED_VIEWS
-from biigma_cli.runtime.narrow import NARROW, serving, widen_weights
+from biigma_cli.runtime.narrow import NARROW, hold_once, serving, widen_weights
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
     LARGEST_LOSS,
@@ -315,6 +315,7 @@ def _member(i: int, info: ModelInfo, precision: str, given: Sequence[str]) -> on
     proto = onnx.load_from_string(read_model(info.path))
     _store_anew(proto, info, precision)
     _keep(proto.graph, {"logits", *given})
+    hold_once(proto)
     _prefix(proto.graph, f"{i}/")
     return proto
 

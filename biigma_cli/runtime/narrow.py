@@ -8,6 +8,7 @@ activations stay float32 rounding costs next to nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from biigma_cli.errors import ParityError
 _LARGE = 1024
 # Elements to a channel from which a scale for each is little beside them.
 _LONG = 32
+# And from which int8 and a scale are at all less than float16: a depthwise kernel of 3 x 3 has 9.
+_SHORT = 8
 # What an initializer's name gets where it is float32 again, and what its scales are called.
 _AGAIN, _SCALE, _COUNTS = ".float32", ".scale", ".counts"
 
@@ -42,22 +45,27 @@ def halve_weights(proto: onnx.ModelProto, *, spared: str = "") -> None:
 
     Raises `ParityError` where a weight is not finite in float16.
     """
-    _store(proto, spared, _halved)
+    _store(proto, _besides(proto.graph, spared), _halved)
 
 
-def round_weights(proto: onnx.ModelProto, *, spared: str = "") -> None:
+def round_weights(proto: onnx.ModelProto, *, spared: str = "", depthwise: bool = False) -> None:
     """Store the large weights of a float32 graph in int8, in place.
 
     A channel's weights are whole multiples, -127 to 127, of a scale of its own, the largest
     absolute value over 127 (symmetric and per channel, Krishnamoorthi 2018). A channel is a row or
-    a column, whichever loses less. Short channels, those of depthwise convolutions, become float16.
+    a column, whichever loses less. Short channels, those of depthwise convolutions, become float16,
+    and so does what serves the spared output.
 
     Args:
-        spared: as of `halve_weights`.
+        spared: an output whose own weights are not rounded to int8.
+        depthwise: round each depthwise kernel, too, by a scale of its own: still smaller.
 
     Raises `ParityError` where a weight is not finite, or not in float16.
     """
-    _store(proto, spared, _rounded)
+    besides = _besides(proto.graph, spared)
+    own = serving(proto.graph, {spared}) - besides
+    _store(proto, besides, partial(_rounded, least=_SHORT if depthwise else _LONG))
+    _store(proto, own, _halved)
 
 
 def widen_weights(proto: onnx.ModelProto) -> None:
@@ -81,15 +89,51 @@ def widen_weights(proto: onnx.ModelProto) -> None:
         halves[name].CopyFrom(numpy_helper.from_array(value, name))
 
 
-def _store(proto: onnx.ModelProto, spared: str, stored: Callable[[str, Floats], _Stored]) -> None:
+def hold_once(proto: onnx.ModelProto) -> None:
+    """Drop constants that are the transpose of another, in place; a node gives them back.
+
+    Exporting folds a matrix that is used both ways into two. ONNX Runtime folds the node again,
+    once, when it opens the file: nothing is computed otherwise.
+    """
+    graph = proto.graph
+    outputs = {o.name for o in graph.output}
+    kept: dict[bytes, tuple[str, npt.NDArray[np.generic]]] = {}
+    before: list[onnx.NodeProto] = []
+    for held in list(graph.initializer):
+        if len(held.dims) != 2 or int(np.prod(held.dims)) < _LARGE:
+            continue
+        value = numpy_helper.to_array(held)
+        twin = kept.get(value.T.tobytes())
+        if twin is None or twin[1].shape != value.T.shape or twin[1].dtype != value.dtype:
+            kept[value.tobytes()] = (held.name, value)
+        elif held.name not in outputs:
+            before.append(
+                onnx.helper.make_node(
+                    "Transpose", [twin[0]], [held.name], name=f"transpose {held.name}", perm=[1, 0]
+                )
+            )
+            graph.initializer.remove(held)
+    nodes = [*before, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _besides(graph: onnx.GraphProto, spared: str) -> set[str]:
+    """Names of all that serves another output than that."""
+    return serving(graph, {o.name for o in graph.output if o.name != spared})
+
+
+def _store(
+    proto: onnx.ModelProto, among: set[str], stored: Callable[[str, Floats], _Stored]
+) -> None:
+    """Store anew what is large among these names, but no output."""
     graph = proto.graph
     if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
         raise ValueError("weights within a branch or a loop would not be found")
-    useful = serving(graph, {o.name for o in graph.output if o.name != spared})
     chosen = {
         i.name: i
         for i in graph.initializer
-        if i.name in useful - {o.name for o in graph.output}
+        if i.name in among - {o.name for o in graph.output}
         and i.data_type == onnx.TensorProto.FLOAT
         and int(np.prod(i.dims)) >= _LARGE
     }
@@ -121,13 +165,13 @@ def _halved(name: str, weight: Floats) -> _Stored:
     return _Stored([numpy_helper.from_array(half, name)], [_cast(name, name + _AGAIN)])
 
 
-def _rounded(name: str, weight: Floats) -> _Stored:
+def _rounded(name: str, weight: Floats, *, least: int) -> _Stored:
     if not np.isfinite(weight).all():
         raise ParityError(
             f"{name} holds a weight that is not finite", fix="nothing was written; train again"
         )
     # Of a convolution outputs and inputs; its rows and columns hold all channels.
-    axes = [a for a in range(min(2, weight.ndim)) if 1 < weight.shape[a] <= weight.size // _LONG]
+    axes = [a for a in range(min(2, weight.ndim)) if 1 < weight.shape[a] <= weight.size // least]
     if not axes:
         return _halved(name, weight)
 
@@ -167,4 +211,5 @@ def serving(graph: onnx.GraphProto, outputs: set[str]) -> set[str]:
 NARROW: dict[str, Callable[..., None]] = {
     "fp16-weights": halve_weights,
     "int8-weights": round_weights,
+    "int8-all-weights": partial(round_weights, depthwise=True),
 }

@@ -271,7 +271,7 @@ def test_narrow_weights_are_float32_once_opened(
 
 
 def test_int8_weights(rounded: Path, checked: Path, part: Part) -> None:
-    """A third of the size at most, nearly the same answers, the input check's own in float32."""
+    """A third of the size at most, nearly the same answers, the input check's own in float16."""
     assert rounded.stat().st_size < 0.35 * checked.stat().st_size
     before = Predictor(checked, device="cpu")(part.pixels)
     after = Predictor(rounded, device="cpu")(part.pixels)
@@ -279,7 +279,7 @@ def test_int8_weights(rounded: Path, checked: Path, part: Part) -> None:
     np.testing.assert_allclose(after.novelty_B, before.novelty_B, rtol=0.1)
     held = {i.name: i for i in onnx.load(rounded).graph.initializer}
     kinds = {n: i.data_type for n, i in held.items() if np.prod(i.dims) >= 1024}
-    assert kinds["check.axes_CK"] == onnx.TensorProto.FLOAT
+    assert kinds["check.axes_CK"] == onnx.TensorProto.FLOAT16
     # Depthwise kernels are too short for a scale each.
     depthwise = {n for n in kinds if list(held[n].dims[1:]) == [1, 3, 3]}
     assert {kinds[n] for n in depthwise} == {onnx.TensorProto.FLOAT16}
@@ -288,6 +288,27 @@ def test_int8_weights(rounded: Path, checked: Path, part: Part) -> None:
     card = rounded.with_suffix(".md").read_text(encoding="utf-8")
     assert "MB as ONNX (int8 weights)" in card
     assert "stored in int8; what is computed is computed in float32" in card
+
+
+def test_int8_all_weights(rounded: Path, checked: Path, part: Part) -> None:
+    """Each depthwise kernel has a scale of its own, and the file is smaller still."""
+    proto = onnx.load(checked)
+    narrow.NARROW["int8-all-weights"](proto, spared="novelty")
+    onnx.checker.check_model(proto, full_check=True)
+    held = {i.name: i for i in proto.graph.initializer}
+    depthwise = [n for n in held if list(held[n].dims[1:]) == [1, 3, 3] and n + ".scale" in held]
+    assert len(depthwise) > 5
+    for name in depthwise:
+        assert held[name].data_type == onnx.TensorProto.INT8
+        assert list(held[name + ".scale"].dims) == [held[name].dims[0], 1, 1, 1]
+    narrow.hold_once(proto)
+    assert proto.ByteSize() < rounded.stat().st_size
+    path = checked.with_name("all.onnx")
+    path.write_bytes(proto.SerializeToString())
+    before = Predictor(checked, device="cpu")(part.pixels)
+    after = Predictor(path, device="cpu")(part.pixels)
+    assert np.corrcoef(before.logits_BY.ravel(), after.logits_BY.ravel())[0, 1] > 0.99
+    np.testing.assert_allclose(after.novelty_B, before.novelty_B, rtol=0.1)
 
 
 def products(outputs: dict[str, list[str]], value: float = 0.5) -> onnx.ModelProto:
@@ -372,6 +393,7 @@ def test_rounding_takes_the_better_side() -> None:
 def test_halves_widen_again(checked: Path, halved: Path) -> None:
     """Under the names they had, rounded to float16; the graph is the float32 one again."""
     full, proto = onnx.load(checked), onnx.load(halved)
+    narrow.hold_once(full)
     narrow.widen_weights(proto)
     onnx.checker.check_model(proto, full_check=True)
     assert [n.op_type for n in proto.graph.node] == [n.op_type for n in full.graph.node]
@@ -381,6 +403,38 @@ def test_halves_widen_again(checked: Path, halved: Path) -> None:
         if held.name != "check.limit":
             before = onnx.numpy_helper.to_array(held)
             np.testing.assert_allclose(wide[held.name], before, rtol=1e-3, atol=1e-6)
+
+
+def test_a_transpose_is_held_once() -> None:
+    """A constant used both ways is one, and a node; others of the same size, or given out, stay."""
+    rng = np.random.default_rng(0)
+    proto = products({"logits": ["a", "b", "c"]})
+    proto.ir_version, proto.opset_import[0].version = 10, 20  # ONNX Runtime lags behind
+    values = {name: rng.normal(size=(40, 40)).astype(np.float32) for name in "ac"}
+    values["b"] = values["a"].T.copy()
+    for held in proto.graph.initializer:
+        held.CopyFrom(onnx.numpy_helper.from_array(values[held.name], held.name))
+    x = rng.normal(size=(1, 40)).astype(np.float32)
+
+    def said(proto: onnx.ModelProto) -> np.ndarray:
+        onnx.checker.check_model(proto, full_check=True)
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        return np.asarray(session.run(["logits"], {"x": x})[0])
+
+    before = said(proto)
+    given = onnx.ModelProto()
+    given.CopyFrom(proto)
+    given.graph.output.append(
+        onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [40, 40])
+    )
+    narrow.hold_once(given)
+    assert {i.name for i in given.graph.initializer} == {"a", "b", "c"}
+    narrow.hold_once(proto)
+    assert {i.name for i in proto.graph.initializer} == {"a", "c"}
+    assert [n.op_type for n in proto.graph.node].count("Transpose") == 1
+    np.testing.assert_array_equal(said(proto), before)
 
 
 def test_a_loss_writes_nothing(
@@ -442,7 +496,7 @@ def test_what_cannot_be(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     done = exported(tiny_run, path, "--precision", "int4")
     assert (
         done.code,
-        "choose one of: fp32, fp16, fp16-weights, int8-weights, int8" in done.err,
+        "choose one of: fp32, fp16, fp16-weights, int8-weights, int8-all-weights, int8" in done.err,
     ) == (2, True)
     done = exported(tiny_run, path, "--outputs", "salency")
     assert (done.code, "did you mean saliency?" in done.err) == (2, True)
