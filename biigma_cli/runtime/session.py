@@ -25,7 +25,7 @@ from biigma_cli.runtime import providers
 from biigma_cli.runtime.providers import PROVIDERS, first_line
 from biigma_cli.storage import available_cpus, models_dir
 
-DEFAULT_MODEL = "biigma-pair-isic18"
+DEFAULT_MODEL = "biigma-trio-isic18"
 
 # What must be in a model's metadata for it to be used here.
 REQUIRED_KEYS = ("classes", "class_names", "malignant", "preprocessing", "licence", "split")
