@@ -14,7 +14,7 @@ from tests.conftest import call
 def test_all_that_ship() -> None:
     """Each with its size, precision, classes, figures beside their protocol, and check."""
     shown = call("models").out
-    assert f"{DEFAULT_MODEL} (default)\n  mixed precisions, 15.8 MB" in shown
+    assert f"{DEFAULT_MODEL} (default)\n  mixed precisions, 15.9 MB" in shown
     assert "the mean of 2 networks: lite0-corners, biigma-light-isic18" in shown
     assert "biigma-light-isic18\n  float32, 15.8 MB" in shown
     assert "biigma-edge-isic18\n  int8, 4.5 MB" in shown
