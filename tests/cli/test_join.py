@@ -213,7 +213,9 @@ def test_its_figures_are_kept(pair: tuple[Path, Outcome], tmp_path: Path) -> Non
     assert set(about(path)["metrics"]) == {"val", "test"}
 
 
-@pytest.mark.parametrize(("how", "most"), [("fp16-weights", 0.56), ("int8-weights", 0.35)])
+@pytest.mark.parametrize(
+    ("how", "most"), [("fp16-weights", 0.56), ("int8-weights", 0.35), ("int8-all-weights", 0.35)]
+)
 def test_smaller(
     models: dict[str, Path], pair: tuple[Path, Outcome], part: Part, tmp_path: Path, how: str,
     most: float,
