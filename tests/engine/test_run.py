@@ -880,6 +880,7 @@ def killed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         process.communicate()
         # A fast machine can be through the second epoch by then.
         if last(runs / "killed").meta["epoch"] == 1:
+            assert not (runs / "killed" / "summary.json").exists()
             return runs / "killed"
     pytest.fail("the second epoch was always over")
 
