@@ -236,7 +236,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_side(self.side, "data.side")
-        _check(self, synthetic_count=(70, 1_000_000))
+        _check(
+            self,
+            synthetic_count=(70, 1_000_000),
+            synthetic_seed=(0, 2**63 - 1),
+            split_seed=(-(2**63), 2**63 - 1),
+        )
         if not 0 <= self.background_bias <= 1:
             raise UsageError(
                 f"data.background_bias is {self.background_bias}",
@@ -338,12 +343,20 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, epochs=(1, 100_000), batch_size=(2, 65_536), sampling_start_epoch=(0, 100_000))
+        _check(
+            self,
+            epochs=(1, 100_000),
+            batch_size=(2, 65_536),
+            sampling_start_epoch=(0, 100_000),
+            seed=(-(2**63), 2**63 - 1),  # what torch takes
+        )
         for name in ("weight_decay", "grad_clip", "balance", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(
                     f"train.{name} is {getattr(self, name)}", fix="give a number of 0 or more"
                 )
+        if self.balance > 4:  # (images of a class)^-b must stay a number
+            raise UsageError(f"train.balance is {self.balance}", fix="1 draws all classes alike")
         if not 0 <= self.warmup_fraction < 1:
             raise UsageError(
                 f"train.warmup_fraction is {self.warmup_fraction}", fix="give a share in [0, 1)"
@@ -700,6 +713,22 @@ def preset(name: str) -> Config:
             fix=f"choose one of: {', '.join(PRESETS)}",
         )
     return PRESETS[name]()
+
+
+def fit_sampling_start(config: Config, planned: TrainConfig, *, explicit: bool) -> Config:
+    """`config` with a hybrid branch that joins within its epochs, as early as in `planned`.
+
+    Without, the saliency adapters would keep their random weights, and nobody be told.
+
+    Args:
+        planned: whose start and epochs the start was meant for.
+        explicit: whether the start was asked for as it is; then it stays.
+    """
+    train = config.train
+    if explicit or not config.model.sampling or train.sampling_start_epoch < train.epochs:
+        return config
+    start = planned.sampling_start_epoch * train.epochs // planned.epochs
+    return dataclasses.replace(config, train=dataclasses.replace(train, sampling_start_epoch=start))
 
 
 def stretch_phases(train: TrainConfig, epochs: Any) -> dict[str, list[int]]:

@@ -16,6 +16,7 @@ from biigma_cli.config import (
     LossConfig,
     ModelConfig,
     TrainConfig,
+    fit_sampling_start,
     from_dict,
     parse_assignments,
     preset,
@@ -329,3 +330,19 @@ def test_stretching_nothing() -> None:
     assert stretch_phases(PHASED, "7") == {}
     assert stretch_phases(PHASED, 0) == {}
     assert stretch_phases(PHASED, 16) == {"sides": [96, 128, 160], "side_epochs": [4, 5, 7]}
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "start"),
+    [("light", 16, 4), ("light", 8, 4), ("light", 5, 4), ("light", 4, 1), ("light", 1, 0),
+     ("paper-isic18", 20, 4), ("paper-light", 1, 0)],
+)  # fmt: skip
+def test_a_hybrid_branch_that_joins_in_time(name: str, epochs: int, start: int) -> None:
+    """Fewer epochs than its start: it joins as early in proportion; else nothing changes."""
+    planned = preset(name).train
+    short = from_dict({"train": {"epochs": epochs}}, preset(name))
+    fitted = fit_sampling_start(short, planned, explicit=False)
+    assert fitted.train == dataclasses.replace(short.train, sampling_start_epoch=start)
+    assert fit_sampling_start(short, planned, explicit=True) is short
+    off = from_dict({"model": {"sampling": False}}, short)
+    assert fit_sampling_start(off, planned, explicit=False) is off

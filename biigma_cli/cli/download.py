@@ -86,6 +86,11 @@ def download(
             typer.echo(f"{url}\t{size}\t{checksum}")
         return
     folder = home() / "data" / dataset
+    if from_ is not None and set(wanted) != set(sources.PARTS):
+        raise UsageError(
+            "--parts chooses what is fetched; with --from all that lies there is read",
+            fix="leave --parts out",
+        )
     if from_ is None:
         from biigma_cli.data.fetch import download as fetch
 
@@ -111,7 +116,8 @@ def download(
                 placed = place_archives(
                     dataset, source, folder, accept_checksum=accept_checksum, on_event=shown
                 )
-            folders.append(placed)
+            # Beside the archives may lie what is unpacked already, or lesion masks.
+            folders += [placed, *([source] if source.is_dir() else [])]
 
     from biigma_cli.cli.progress import Progress
 

@@ -144,6 +144,7 @@ def train(
     """
     from biigma_cli import config as cfg
     from biigma_cli.errors import UsageError
+    from biigma_cli.taxonomy import SYNTHETIC
 
     # Set by torchrun, and by --devices, which uses its launcher.
     launched = "RANK" in os.environ
@@ -156,6 +157,8 @@ def train(
         if restarted and (runs / name / "weights" / "last.safetensors").is_file():
             resume = runs / name
     chosen_protocol = False
+    # Of several processes the first alone tells, and looks: it is the one that begins the folder.
+    first = os.environ.get("RANK", "0") == "0"
     if resume is not None:
         saved = resume / "config.toml"
         if not saved.is_file():
@@ -192,17 +195,35 @@ def train(
         given = cfg.parse_assignments(set_ or [])
         for section, values in short.items():
             chosen = {k: v for k, v in values.items() if v is not None}
+            for key, value in chosen.items():
+                if given.get(section, {}).get(key, value) != value:
+                    raise UsageError(
+                        f"--{key.replace('_', '-')} and --set {section}.{key}="
+                        f"{given[section][key]} contradict each other",
+                        fix="give one of them",
+                    )
             given[section] = {**chosen, **given.get(section, {})}
         if "epochs" in given["train"] and "sides" not in given["train"]:
             given["train"] |= cfg.stretch_phases(settings.train, given["train"]["epochs"])
         settings = cfg.from_dict(given, settings)
+        if background_bias is not None and settings.data.dataset != SYNTHETIC.dataset:
+            raise UsageError(
+                f"--background-bias is for the synthetic data set, not for {settings.data.dataset}",
+                fix=f"leave it out, or choose --dataset {SYNTHETIC.dataset}",
+            )
+        meant = settings.train.sampling_start_epoch
+        settings = cfg.fit_sampling_start(
+            settings,
+            cfg.preset(preset).train,
+            explicit=any("sampling_start_epoch" in s.get("train", {}) for s in (given, from_file)),
+        )
+        hushed = show_config or not first or (devices > 1 and not launched)
+        _tell_sampling_start(settings, meant, quiet=hushed)
         chosen_protocol = "protocol" in given["data"] or "protocol" in from_file.get("data", {})
         run = runs / (name or time.strftime("%Y%m%d-%H%M%S-") + preset)
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
         return
-    # Of several processes the first alone looks: it is the one that begins the folder.
-    first = os.environ.get("RANK", "0") == "0"
     if resume is None and not restarted and first and (run / "weights").exists():
         raise UsageError(
             f"{run} holds a run already", fix=f"choose another --name, or --resume {run}"
@@ -224,6 +245,19 @@ def train(
         )  # fmt: skip
 
 
+def _tell_sampling_start(settings: Config, meant: int, *, quiet: bool) -> None:
+    start, epochs = settings.train.sampling_start_epoch, settings.train.epochs
+    if quiet or not settings.model.sampling:
+        return
+    if start != meant:
+        note(f"the hybrid branch joins after {start} of {epochs} epochs (the preset says {meant})")
+    elif start >= epochs:
+        note(
+            f"warning: train.sampling_start_epoch is {start}: in {epochs} epochs the hybrid branch "
+            "is never trained, and the saliency map stays random"
+        )
+
+
 def _train(
     settings: Config,
     run: Path,
@@ -235,11 +269,13 @@ def _train(
     tensorboard: bool,
 ) -> None:
     """What each process does; the first alone tells."""
-    from biigma_cli.data.splits import brings_own_split
+    from biigma_cli.data.splits import brings_own_split, refuse_half_parts
     from biigma_cli.engine import train as engine
     from biigma_cli.engine.interrupt import stop_on_signals
 
     manifest = _data(settings, ranks, may_miss=allow_missing or resume)
+    if not chosen_protocol and not resume:
+        refuse_half_parts(manifest)
     if not chosen_protocol and not resume and brings_own_split(manifest):
         if ranks.is_main:
             note(f"{manifest.dataset} brings its own parts: --protocol official")

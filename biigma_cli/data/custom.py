@@ -26,6 +26,7 @@ from biigma_cli.errors import DataError, UsageError
 from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, lesion_class
 
 COLUMNS = ("image", "label")
+MASK = "_segmentation"
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -48,7 +49,8 @@ def read_custom(
     """Read a folder per class, or a CSV, and check that each image opens.
 
     A folder holds one folder per class, its name the label; or `train`, `val` and `test`, each
-    with a folder per class; or a single CSV. A CSV has the columns `image` (a path relative to
+    with a folder per class; or a single CSV. A mask lies beside its image, as
+    `IMAGE_segmentation.png`. A CSV has the columns `image` (a path relative to
     the CSV, or a file's name; the suffix may be left out) and `label`, and may have `lesion_id`,
     `split` (train, val, test), `mask`, `age`, `sex` and `site`; the separator may be a comma,
     semicolon or tab. Labels that are ISIC codes, in any case, become those.
@@ -147,6 +149,8 @@ def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str
         if mask is not None and not _is_file(mask):
             unmasked.append(row["mask"].strip())
             mask = None
+        if mask is None and _is_file(file.with_name(f"{file.stem}{MASK}.png")):
+            mask = file.with_name(f"{file.stem}{MASK}.png")
         drafts.append(
             Draft(
                 image_id=composed(
@@ -239,6 +243,13 @@ def _below(paths: Sequence[Path], table: Path) -> list[str]:
 
 def _class_folder(folder: Path, top: Path, part: str) -> list[Draft]:
     found = walk_files([folder], IMAGES)
+    stems = {path.with_suffix("") for path in found}
+    masks = {
+        path.with_name(path.stem[: -len(MASK)]): path
+        for path in found
+        if path.stem.endswith(MASK) and path.with_name(path.stem[: -len(MASK)]) in stems
+    }
+    found = [path for path in found if path not in masks.values()]
     if not found:
         raise DataError(f"the class folder {folder} holds no image", fix="fill or remove it")
     return [
@@ -247,6 +258,7 @@ def _class_folder(folder: Path, top: Path, part: str) -> list[Draft]:
             file=path,
             label=_label(folder.name),
             part=part,
+            mask=masks.get(path.with_suffix("")),
         )
         for path in found
     ]

@@ -44,11 +44,19 @@ def read_copy(
     """
     folders = [official.existing_folder(f) for f in folders]
     if dataset == "isic18":
-        # Official ground truth counts first: it alone says which images are the test part's.
+        # Official ground truth counts first: it alone says which images are the test part's. But
+        # that of the test part alone, as Dataverse hands it out, says nothing of HAM10000.
         challenge = official.CHALLENGES[dataset]
         there = official.truth_files(folders)
-        if not any(p.truth in there for p in challenge.parts):
-            found = there.get(METADATA)
+        found = there.get(METADATA)
+        truths = [p.truth for p in challenge.parts if p.truth in there]
+        trained = next(p.truth for p in challenge.parts if p.part == "train")
+        if not truths or (found and trained not in truths):
+            if truths and warn:
+                warn(
+                    f"{', '.join(truths)} left aside: {METADATA} is read, which knows no parts; "
+                    f"for the official ones, add {trained}"
+                )
             folder = found.parent if found else folders[0]
             return read_ham10000(
                 folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +12,19 @@ import numpy as np
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.images import Part, load_part
-from biigma_cli.data.manifest import Manifest, load_manifest
-from biigma_cli.data.splits import Split, brings_own_split, make_split
+from biigma_cli.data.manifest import Manifest, Record, load_manifest
+from biigma_cli.data.splits import (
+    Split,
+    brings_own_split,
+    lesion_groups,
+    make_split,
+    refuse_half_parts,
+)
 from biigma_cli.errors import DataError
 from biigma_cli.taxonomy import counterpart
+
+# An image of the ISIC archive.
+_ARCHIVE = re.compile(r"ISIC_\d{7}")
 
 
 class Extra(NamedTuple):
@@ -24,7 +34,8 @@ class Extra(NamedTuple):
         manifest: of that data set, with its own labels.
         split: of that data set.
         ids: images that join.
-        known: images left out because the data set they would join has them, by id or by bytes.
+        known: images left out because the data set they would join has them, or another image of
+            their lesion.
         classless: images left out by label, for want of a class here.
     """
 
@@ -54,32 +65,42 @@ class Extra(NamedTuple):
 def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
     """The training parts of `config.extra`.
 
-    Each is split by itself, with the protocol, shares and seed of `config` (`lesion` in place of
-    `official` where it brings no parts of its own) and near-duplicates kept together, so that its
-    own test part stays unseen. Images that `manifest` has anywhere are left out. Near-duplicates
-    over two data sets are not searched for.
+    Each is split by itself, with the protocol, shares and seed of `config` (`official` where a
+    user's own set brings its parts, `lesion` in place of `official` where it brings none) and
+    near-duplicates kept together, so that its own test part stays unseen. Images that `manifest`
+    has anywhere are left out, by bytes, by the archive's id and by its lesion id, and with them
+    whatever the other set keeps together with them. Near-duplicates over two data sets are not
+    searched for.
 
     Raises:
         DataError: a data set is not recorded here, or none of its images can join.
-        UsageError: no such data set.
+        UsageError: no such data set, or its own parts are no split.
     """
-    ids = {r.image_id for r in manifest.records}
-    digests = {r.digest for r in manifest.records}
+    seen = {mark for record in manifest.records for mark in _marks(record)}
     found = []
     for name in config.extra:
         other = load_manifest(name)
+        refuse_half_parts(other)
         protocol = config.protocol
-        if protocol == "official" and not brings_own_split(other):
+        if brings_own_split(other):
+            protocol = "official"
+        elif protocol == "official":
             protocol = "lesion"
         own = dataclasses.replace(
             config, dataset=name, extra=(), protocol=protocol, join_duplicates=True
         )
         split = make_split(other, own)
         records = other.by_id()
+        own_images = {
+            record.image_id
+            for group in lesion_groups(other.records, by_lesion=True, twins=True)
+            if any(mark in seen for record in group for mark in _marks(record))
+            for record in group
+        }
         joining, known, classless = [], 0, Counter[str]()
         for image in split.train:
             record = records[image]
-            if image in ids or record.digest in digests:
+            if image in own_images:
                 known += 1
             elif counterpart(record.label, manifest.taxonomy) is None:
                 classless[record.label] += 1
@@ -88,13 +109,28 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
         if not joining:
             raise DataError(
                 f"data.extra: no training image of {name} can join {manifest.dataset} "
-                f"({known} are its own, {sum(classless.values())} have no class in it)",
+                f"({known} are its own or of its lesions, "
+                f"{sum(classless.values())} have no class in it)",
                 fix="leave that data set out of data.extra",
             )
-        ids.update(joining)
-        digests.update(records[i].digest for i in joining)
+        seen |= {mark for i in joining for mark in _marks(records[i])}
         found.append(Extra(other, split, tuple(joining), known, dict(sorted(classless.items()))))
     return found
+
+
+def _marks(record: Record) -> list[tuple[str, str]]:
+    """What an image is known by in any data set.
+
+    Ids count only as the archive gives them: a user's own (`MEL/001`) may mean anything elsewhere.
+    ISIC 2019 appends `_downsampled` to some ids of the same images, whose bytes differ.
+    """
+    marks = [("bytes", record.digest)]
+    name = record.image_id.rpartition("/")[2].removesuffix("_downsampled")
+    if _ARCHIVE.fullmatch(name):
+        marks.append(("id", name))
+        if record.lesion_id:
+            marks.append(("lesion", record.lesion_id))
+    return marks
 
 
 def add_extra(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from biigma_cli.data.ham10000 import CITATION, EXPECTED_COUNTS, masks_by_id
+from biigma_cli.data.ham10000 import CITATION, EXPECTED_COUNTS, METADATA, masks_by_id
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.scan import (
     Draft,
@@ -194,6 +194,16 @@ def read_official(
         _check_counts(part, labels, len(unknown), allow_missing=allow_missing)
         lesions = _column(tables.get(part.groupings), "image", "lesion_id")
         extra = _metadata(challenge, tables.get(part.metadata))
+        if part.groupings and not lesions and METADATA in tables:
+            extra = _ham10000_facts(tables[METADATA])
+        named = lesions or any(facts.get("lesion_id") for facts in extra.values())
+        if warn and part.part == "train" and not named:
+            source = part.groupings or (part.metadata if dataset == "isic19" else "")
+            if source and source not in tables:
+                warn(
+                    f"no {source}: which images of {part.truth} show one lesion is not known, "
+                    "and nothing keeps them on one side of a split"
+                )
         for image_id, label in labels.items():
             file = files.get(image_id) or files.get(image_id.removesuffix("_downsampled"))
             if file is None:
@@ -295,6 +305,17 @@ def _column(path: Path | None, key: str, value: str) -> dict[str, str]:
     if path is None:
         return {}
     return {r[key]: r[value] for r in read_csv(path, (key, value), filled=(key,))}
+
+
+def _ham10000_facts(path: Path) -> dict[str, dict[str, str]]:
+    """Age, sex, site and lesion by id from HAM10000's own table, of the same images."""
+    names = {"age": "age", "sex": "sex", "localization": "site", "lesion_id": "lesion_id"}
+    return {
+        row["image_id"]: {
+            new: row[old] for old, new in names.items() if row.get(old) and row[old] != "unknown"
+        }
+        for row in read_csv(path, ("image_id", "lesion_id"), filled=("image_id",))
+    }
 
 
 def _metadata(challenge: Challenge, path: Path | None) -> dict[str, dict[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 from biigma_cli.config import DataConfig
 from biigma_cli.data.duplicates import twin_key
 from biigma_cli.data.manifest import Manifest, Record
-from biigma_cli.errors import CheckpointMismatch, DataError
+from biigma_cli.errors import CheckpointMismatch, DataError, UsageError
 from biigma_cli.storage import sha256_lines
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
@@ -26,7 +26,11 @@ _HASHES = {"data_hash": "data", "split_hash": "split"}
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Image ids of each part, sorted, and how they came about."""
+    """Image ids of each part, sorted, and how they came about.
+
+    Attributes:
+        nameless: images of all parts that say of no lesion that they show it.
+    """
 
     dataset: str
     variant: str
@@ -39,6 +43,7 @@ class Split:
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
+    nameless: int = 0
 
     @property
     def split_hash(self) -> str:
@@ -48,8 +53,13 @@ class Split:
     @property
     def title(self) -> str:
         """The protocol in one line, to stand beside every score."""
+        images = sum(len(getattr(self, p)) for p in PARTS)
+        safe = "lesion-safe (no lesion on two sides)"
+        if self.nameless:
+            named = f"{images - self.nameless:,} of {images:,}"
+            safe = f"lesion-safe as far as lesions are named ({named} images have a lesion id)"
         how = {
-            "lesion": "lesion-safe (no lesion on two sides)",
+            "lesion": safe,
             "paper": "random by image, as published (lesions leak between parts)",
             "official": "the publisher's own parts",
         }[self.protocol]
@@ -109,8 +119,14 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
         data_hash=manifest.data_hash,
+        nameless=_nameless(manifest, parts),
         **{part: tuple(sorted(ids)) for part, ids in parts.items()},
     )
+
+
+def _nameless(manifest: Manifest, parts: dict[str, list[str]]) -> int:
+    used = {i for ids in parts.values() for i in ids}
+    return sum(not r.lesion_id for r in manifest.records if r.image_id in used)
 
 
 def brings_own_split(manifest: Manifest) -> bool:
@@ -122,6 +138,26 @@ def brings_own_split(manifest: Manifest) -> bool:
         return False
     parts = {r.part for r in manifest.records}
     return "" not in parts and {"train", "test"} <= parts
+
+
+def refuse_half_parts(manifest: Manifest) -> None:
+    """Raise `UsageError` where a user's own data set has parts that cannot be a split.
+
+    They would be pooled and cut anew, held-out images among those to train on.
+    """
+    if manifest.dataset in TAXONOMIES or brings_own_split(manifest):
+        return
+    counts = Counter(r.part for r in manifest.records)
+    if set(counts) == {""}:
+        return
+    have = ", ".join(f"{counts[p]} in {p}" for p in PARTS if counts[p])
+    lacking = [f"none in {p}" for p in ("train", "test") if not counts[p]]
+    lacking += [f"{counts['']} in no part"] * bool(counts[""])
+    raise UsageError(
+        f"the parts of {manifest.dataset} are no split: {have}, but {' and '.join(lacking)}",
+        fix="complete them and record the data set again, or choose --protocol lesion, which cuts "
+        "all its images anew",
+    )
 
 
 def _official(manifest: Manifest, config: DataConfig, parts: dict[str, list[str]]) -> None:
@@ -171,7 +207,7 @@ def _cut(
 ) -> None:
     """Share `pool` out over the parts of `shares`, in that order, and train."""
     by_class: dict[str, list[list[Record]]] = defaultdict(list)
-    for members in _groups(pool, by_lesion=by_lesion, twins=config.join_duplicates):
+    for members in lesion_groups(pool, by_lesion=by_lesion, twins=config.join_duplicates):
         # A group of several classes (a label conflict) goes with its first by image id.
         by_class[members[0].label].append(members)
     for code in manifest.taxonomy.codes:
@@ -225,7 +261,9 @@ def _deal(
         parts["train"] += [r.image_id for r in group]
 
 
-def _groups(records: tuple[Record, ...], *, by_lesion: bool, twins: bool) -> list[list[Record]]:
+def lesion_groups(
+    records: tuple[Record, ...], *, by_lesion: bool, twins: bool
+) -> list[list[Record]]:
     """Records that must stay together, each group sorted by id."""
     if not by_lesion:
         return [[r] for r in records]

@@ -185,7 +185,9 @@ class Stepper:
             k = len(cosine)
             logged["kernel_mean"] = loss.independence.kernel_mean
             logged["head_cosine"] = (cosine.sum() - cosine.trace()) / max(1, k * (k - 1))
-        values_T = torch.stack([v.detach().double() for v in logged.values()])
+        # Apple's GPUs have no float64.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        values_T = torch.stack([v.detach().to(wide) for v in logged.values()])
         return Logged(lr, list(logged), values_T)
 
 

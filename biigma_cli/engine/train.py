@@ -347,7 +347,10 @@ class _Training:
 
     def _with_extra(self, part: Part) -> Part:
         for told in self.joined:
-            self.tell(NoteEvent(text=f"{told['images']} training images of {told['dataset']} join"))
+            text = f"{told['images']} training images of {told['dataset']} join"
+            left = [f"{told['known']} are known here"] * bool(told["known"])
+            left += [f"{n} {code} have no class here" for code, n in told["classless"].items()]
+            self.tell(NoteEvent(text=text + (f"; left out: {', '.join(left)}" if left else "")))
         return add_extra(
             part, self.manifest, self.extras, self.config.data,
             progress=self._decoding, warn=lambda text: self.tell(NoteEvent(text=text)),
@@ -373,6 +376,7 @@ class _Training:
             self._judge(row)
         summary = self._summary()
         if self.ranks.is_main:
+            self._write_metrics()  # a run killed after its last checkpoint may lack the last row
             write_json(self.files.run / "summary.json", summary)
         return summary
 
@@ -510,10 +514,13 @@ class _Training:
                 with self._keeping_the_run():
                     save_checkpoint(self.files.best, model_state(judged), self._meta())
             self._save()
-            with self._keeping_the_run():
-                atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state.rows))
+            self._write_metrics()
         epochs = self.config.train.epochs
         self.tell(EpochEvent(epoch=self.state.epoch, epochs=epochs, row=row, best=best))
+
+    def _write_metrics(self) -> None:
+        with self._keeping_the_run():
+            atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state.rows))
 
     def _validate(self, judged: BiigmaNet) -> npt.NDArray[np.float32]:
         """Probabilities for the validation part, `(n, Y)`, each rank computing its share."""

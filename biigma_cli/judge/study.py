@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from biigma_cli.config import Config, from_dict, parse_assignments, preset, stretch_phases
+from biigma_cli.config import (
+    Config,
+    fit_sampling_start,
+    from_dict,
+    parse_assignments,
+    preset,
+    stretch_phases,
+)
 from biigma_cli.data.manifest import load_manifest
-from biigma_cli.data.splits import brings_own_split
+from biigma_cli.data.splits import brings_own_split, refuse_half_parts
 from biigma_cli.errors import UsageError
 from biigma_cli.report.ablation import Measure
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES
@@ -290,7 +297,9 @@ def make_study(
     train = given.setdefault("train", {})
     if "epochs" in train and "sides" not in train:
         train |= stretch_phases(start.train, train["epochs"])
-    base = from_dict(given, start)
+    base = fit_sampling_start(
+        from_dict(given, start), start.train, explicit="sampling_start_epoch" in train
+    )
     if "protocol" not in given["data"] and _brings_own(name):
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, protocol="official"))
     for text in (*assignments, *settings):
@@ -309,7 +318,9 @@ def make_study(
 def _brings_own(dataset: str) -> bool:
     if dataset in TAXONOMIES:
         return dataset == SYNTHETIC.dataset
-    return brings_own_split(load_manifest(dataset))
+    manifest = load_manifest(dataset)
+    refuse_half_parts(manifest)
+    return brings_own_split(manifest)
 
 
 def _pick_rows(kind: Kind, text: str) -> tuple[Row, ...]:

@@ -298,6 +298,24 @@ def test_train_unrecorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / "runs").exists()
 
 
+def test_train_tells_when_the_hybrid_branch_joins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier than the preset says where its epochs are too few; never, where asked for."""
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "empty"))
+    never = "the saliency map stays random"
+    for more, word in (
+        (["--epochs", "4"], "joins after 1 of 4 epochs (the preset says 4)"),
+        (["--epochs", "4", "--set", "train.sampling_start_epoch=4"], never),
+        (["--epochs", "8"], ""),
+        (["--epochs", "4", "--preset", "plain-light"], ""),
+    ):
+        done = call("train", "--runs", tmp_path / "runs", *more)
+        assert done.code == 3
+        assert word in done.err
+        assert ("hybrid" in done.err) == bool(word)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -311,6 +329,10 @@ def test_train_unrecorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--protocol", "lesions"], ["data.protocol", "did you mean 'lesion'"]),
         (["--dataset", "isic20"], ["'isic20'", "isic18"]),
         (["--config", "nowhere.toml"], ["nowhere.toml"]),
+        (["--seed", str(10**20)], ["seed is 1000"]),
+        (["--set", "train.balance=110"], ["train.balance is 110", "all classes alike"]),
+        (["--epochs", "5", "--set", "train.epochs=3"], ["--epochs and --set train.epochs=3"]),
+        (["--background-bias", "0.9"], ["--background-bias", "not for isic18", "synthetic"]),
     ],
 )
 def test_train_settings(arguments: list[str], words: list[str], home: Path, tmp_path: Path) -> None:

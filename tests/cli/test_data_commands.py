@@ -358,6 +358,8 @@ def test_from_an_official_layout(fresh: Path, tmp_path: Path) -> None:
     assert (row["state"], row["missing"], row["licence"]) == ("partial", 1, "CC0-1.0")
     assert listed()["isic17-mel"]["classes"] == {"MEL": 4, "OTHER": 7}
     refused(call("download", "isic17", "--from", tmp_path / "no"), 3, "nothing at", "no")
+    parts = call("download", "isic17", "--from", folder, "--parts", "test")
+    refused(parts, 2, "--parts chooses what is fetched", "leave --parts out")
     assert listed()["isic17"] == row
 
 
@@ -552,6 +554,23 @@ def test_training_with_too_few_lesions(fresh: Path, tmp_path: Path) -> None:
     done = call(*TINY, "--dataset", "few", "--runs", tmp_path / "runs")
     refused(done, 3, "class rare has 2 lesions: too few for train, val, test")
     assert not (tmp_path / "runs").exists()
+
+
+def test_parts_that_are_no_split(fresh: Path, mine_parted: Path, tmp_path: Path) -> None:
+    """Held-out images are not trained on unasked."""
+    top = Path(shutil.copytree(mine_parted, tmp_path / "copy"))
+    shutil.rmtree(next(p for p in top.iterdir() if p.name.lower() == "test"))
+    assert call("datasets", "add", "half", top).code == 0
+    runs = ("--runs", tmp_path / "runs")
+    refused(
+        call("train", "--dataset", "half", *runs), 2, "the parts of half are no split",
+        "15 in train, 6 in val, but none in test", "--protocol lesion",
+    )  # fmt: skip
+    assert nothing_in(tmp_path / "runs")
+    refused(call("ablate", "--table2", "--dataset", "half", "--dry-run", *runs), 2, "no split")
+    asked = call("ablate", "--table2", "--dataset", "half", "--dry-run", *runs, "--set",
+                 "data.protocol=lesion")  # fmt: skip
+    assert asked.code == 0, asked.err
 
 
 def test_training_by_path_or_wrong_name(fresh: Path, mine: Path, tmp_path: Path) -> None:

@@ -69,6 +69,29 @@ def labels(manifest: Manifest) -> dict[str, str]:
     return {r.image_id: r.label for r in manifest.records}
 
 
+# --- masks -----------------------------------------------------------------------------------
+
+
+def test_masks_beside_their_images(tmp_path: Path) -> None:
+    """They are masks, not images of the class; a picture merely called so is none."""
+    top = pictures(
+        tmp_path / "d", "x/a.jpg", "x/a_segmentation.png", "x/b.jpg", "y/c.jpg",
+        "y/c_segmentation.png", "y/d_segmentation.png",
+    )  # fmt: skip
+    masks = {r.image_id: r.mask for r in read(top).records}
+    assert masks == {
+        "x/a": "x/a_segmentation.png", "x/b": "", "y/c": "y/c_segmentation.png",
+        "y/d_segmentation": "",
+    }  # fmt: skip
+    listed = table(
+        pictures(tmp_path / "t", "a.jpg", "a_segmentation.png", "b.jpg", "m.png"),
+        "image,label,mask", "a.jpg,x,", "b,y,m.png",
+    )  # fmt: skip
+    assert {r.image_id: r.mask for r in read(listed).records} == {
+        "a": "a_segmentation.png", "b": "m.png",
+    }  # fmt: skip
+
+
 # --- folders ---------------------------------------------------------------------------------
 
 

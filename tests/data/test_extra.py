@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from biigma_cli.config import DataConfig
+from biigma_cli.data import extra as extra_module
 from biigma_cli.data.custom import read_custom
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import load_part
-from biigma_cli.data.manifest import Manifest, load_manifest, save_manifest
+from biigma_cli.data.manifest import Manifest, Record, load_manifest, save_manifest
 from biigma_cli.data.splits import make_split
 from biigma_cli.errors import DataError, UsageError
-from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, counterpart
+from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, TAXONOMIES, counterpart
 from tests.data.samples import encode, noise
 
 CONFIG = DataConfig(dataset="main", side=32, extra=("other",))
@@ -34,7 +36,7 @@ def filled(top: Path, classes: dict[str, int], start: int) -> Path:
     for code, count in classes.items():
         (top / code).mkdir(parents=True)
         for _ in range(count):
-            (top / code / f"i{start:04}.png").write_bytes(encode(noise(40, 40, start), "PNG"))
+            (top / code / f"ISIC_{start:07}.png").write_bytes(encode(noise(40, 40, start), "PNG"))
             start += 1
     return top
 
@@ -77,6 +79,95 @@ def test_the_training_part_alone_joins(main: Manifest) -> None:
     told = extra.summary()
     assert told["images"] == len(expected) == sum(told["classes"].values())
     assert set(told["classes"]) == {"MEL", "NV", "SK"}
+
+
+def archive(name: str, *rows: tuple[str, str, str, str]) -> Manifest:
+    """A recorded set of (image id, label, lesion id, digest), with no files behind it."""
+    records = tuple(
+        Record(image_id=i, path=f"{i}.jpg", label=label, lesion_id=lesion, digest=digest)
+        for i, label, lesion, digest in sorted(rows)
+    )
+    return Manifest(
+        dataset=name, root=Path.cwd(), records=records, licence="", citation="",
+        codes=("MEL", "NV") if name not in TAXONOMIES else (),
+    )  # fmt: skip
+
+
+def many(start: int, count: int, suffix: str = "", lesion: str = "") -> list[Any]:
+    """Half melanomas, half nevi, ids and bytes of their own."""
+    return [
+        (f"ISIC_{i:07}{suffix}", ("MEL", "NV")[i % 2], lesion and f"{lesion}_{i}", f"{i}{suffix}")
+        for i in range(start, start + count)
+    ]
+
+
+def joined(main: Manifest, other: Manifest, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Ids that join `main` from `other`."""
+    monkeypatch.setattr(extra_module, "load_manifest", lambda _: other)
+    (found,) = find_extra(main, DataConfig(dataset=main.dataset, extra=(other.dataset,)))
+    assert found.known == len(found.split.train) - len(found.ids)
+    return set(found.ids)
+
+
+def test_downsampled_copies_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ISIC 2019 holds pictures of ISIC 2017 under a longer id, and in other bytes."""
+    rows = many(0, 60)
+    copies = [(f"{i}_downsampled", label, "", f"{digest}x") for i, label, _, digest in rows]
+    for main, other in (
+        (archive("isic17", *rows), archive("isic19", *copies, *many(1000, 60))),
+        (archive("isic19", *copies), archive("isic17", *rows, *many(1000, 60))),
+    ):
+        ids = joined(main, other, monkeypatch)
+        assert ids
+        assert all(i >= "ISIC_0001000" for i in ids)
+
+
+def test_other_images_of_a_lesion_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ISIC 2017 names no lesions, ISIC 2019 does: what shares one with a known image stays out."""
+    rows = many(0, 60)
+    again = [(i, label, f"BCN_{i}", digest) for i, label, _, digest in rows]
+    second = [(f"ISIC_{i + 500:07}", row[1], row[2], f"{i}b") for i, row in enumerate(again)]
+    other = archive("isic19", *again, *second, *many(1000, 60, lesion="BCN_own"))
+    ids = joined(archive("isic17", *rows), other, monkeypatch)
+    assert ids
+    assert all(i >= "ISIC_0001000" for i in ids)
+    # Named on both sides, though no image is the same.
+    named = archive("isic18", *again)
+    ids = joined(named, archive("isic19", *second, *many(1000, 60, lesion="BCN_own")), monkeypatch)
+    assert ids
+    assert all(i >= "ISIC_0001000" for i in ids)
+
+
+def test_ids_of_ones_own_mean_nothing_elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two folders with files counted from 1: other pictures, which all may join."""
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+    for name, start in (("a", 0), ("b", 500)):
+        for code in ("MEL", "NV"):
+            (tmp_path / name / code).mkdir(parents=True)
+            for i in range(12):
+                content = encode(noise(40, 40, start := start + 1), "PNG")
+                (tmp_path / name / code / f"{i:03}.png").write_bytes(content)
+    a = recorded("a", tmp_path / "a")
+    recorded("b", tmp_path / "b")
+    (found,) = find_extra(a, DataConfig(dataset="a", side=32, extra=("b",)))
+    assert (found.known, found.ids) == (0, found.split.train)
+
+
+def test_parts_of_ones_own_are_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    """A set with a test part lends its training part; one whose parts are no split is refused."""
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+    a = recorded("a", filled(tmp_path / "a", {"MEL": 12, "NV": 12}, 0))
+    for i, part in enumerate(("train", "test")):
+        filled(tmp_path / "b" / part, {"MEL": 8, "NV": 8}, 100 + 100 * i)
+    recorded("b", tmp_path / "b")
+    (found,) = find_extra(a, DataConfig(dataset="a", side=32, extra=("b",)))
+    assert found.ids
+    assert all(i.startswith("train/") for i in found.ids)
+    (tmp_path / "b" / "test").rename(tmp_path / "b" / "val")
+    recorded("c", tmp_path / "b")
+    with pytest.raises(UsageError, match="parts of c are no split: 16 in train, 16 in val") as e:
+        find_extra(a, DataConfig(dataset="a", side=32, extra=("c",)))
+    assert "none in test" in e.value.message
 
 
 def test_labels_and_pixels(main: Manifest) -> None:

@@ -198,6 +198,42 @@ def test_isic18(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_lesions_from_ham10000s_own_table(tmp_path: Path) -> None:
+    """Where the groupings are not there it names lesions, age, sex and site of the same images."""
+    folder = make_18(tmp_path / "data")
+    (folder / "ISIC2018_Task3_Training_LesionGroupings.csv").unlink()
+    warnings: list[str] = []
+    manifest = read_official("isic18", [folder], allow_missing=True, warn=warnings.append)
+    assert {r.lesion_id for r in manifest.records} == {""}
+    assert len(warnings) == 1
+    assert "no ISIC2018_Task3_Training_LesionGroupings.csv" in warnings[0]
+    split = make_split(manifest_of_two(manifest), DataConfig())
+    assert "as far as lesions are named (0 of " in split.title
+    rows = [[f"ISIC_002430{n}", f"HAM_{n // 2}", "55", "male", "unknown"] for n in range(8)]
+    header = ("image_id", "lesion_id", "age", "sex", "localization")
+    write(tmp_path / "ham" / "HAM10000_metadata.csv", header, rows)
+    warnings.clear()
+    manifest = read_official(
+        "isic18", [folder, tmp_path / "ham"], allow_missing=True, warn=warnings.append
+    )
+    assert warnings == []
+    assert [(r.lesion_id, r.age, r.sex, r.site) for r in manifest.records if r.part == "train"] == [
+        (f"HAM_{n // 2}", "55", "male", "") for n in range(8)
+    ]
+    assert {r.lesion_id for r in manifest.records if r.part != "train"} == {""}
+
+
+def manifest_of_two(manifest: Manifest) -> Manifest:
+    """Two classes of six images each, under the ids and lesions of its training part."""
+    first = manifest.records[0]
+    records = [
+        dataclasses.replace(first, image_id=f"ISIC_{i:07}", label="MEL" if i % 2 else "NV",
+                            digest=str(i), part="train")
+        for i in range(12)
+    ]  # fmt: skip
+    return dataclasses.replace(manifest, records=tuple(records))
+
+
 def test_isic19(tmp_path: Path) -> None:
     """Lesions, age, sex and site from the metadata; images of no class left out, with a word."""
     warnings: list[str] = []
@@ -346,6 +382,23 @@ def test_official_truth_comes_before_kaggles(tmp_path: Path) -> None:
     folder = make_ham(make_18(tmp_path / "data"))
     manifest = read_copy("isic18", [folder], allow_missing=True)
     assert {r.part for r in manifest.records} == {"train", "val", "test"}
+
+
+def test_a_test_truth_alone_beside_kaggles(tmp_path: Path) -> None:
+    """As Dataverse hands HAM10000 out: it is read, whatever form the other table has."""
+    folder = make_ham(tmp_path / "data")
+    truth = folder / "ISIC2018_Task3_Test_GroundTruth.csv"
+    labels = {"ISIC_0034524": "MEL"}
+    for header, rows in (
+        (("image", *CODES_18), one_hot(labels, CODES_18)),
+        (("lesion_id", "image_id", "dx"), [["HAMTEST_1", "ISIC_0034524", "mel"]]),
+    ):
+        write(truth, header, rows)
+        warnings: list[str] = []
+        manifest = read_copy("isic18", [folder], allow_missing=True, warn=warnings.append)
+        assert [r.image_id for r in manifest.records] == ["ISIC_1", "ISIC_2", "ISIC_3"]
+        assert {r.part for r in manifest.records} == {""}
+        assert any(truth.name in w and "left aside" in w for w in warnings)
 
 
 # --- faults ----------------------------------------------------------------------------------
