@@ -170,17 +170,39 @@ def without_folders(text: str) -> str:
     return re.sub(r"""[^\s"',=\[\]]*/[^\s"',=\[\]]*""", short, text)
 
 
+def is_there(path: Path | str) -> bool:
+    """Whether a path exists, as far as may be seen. Unlike `Path.exists` it never raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is a file. Unlike `Path.is_file` it never raises."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether there is a folder. Unlike `Path.is_dir` it never raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def check_writable(path: Path) -> None:
     """Raise `UsageError` now rather than after the work, where `path` cannot be written."""
-    if path.is_dir():
+    if is_folder(path):
         raise UsageError(f"{path} is a folder", fix="give a file name")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # to be made, or looked into below
+    except (OSError, ValueError) as error:  # a name too long, or one with a null
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot write {path}: {why}", fix="choose another name") from None
     folder = path.parent
-    while not folder.exists():
+    while not is_there(folder) and folder != folder.parent:
         folder = folder.parent
     if (
-        not folder.is_dir()
+        not is_folder(folder)
         or not os.access(folder, os.W_OK | os.X_OK)
-        or (path.exists() and not os.access(path, os.W_OK))
+        or (is_there(path) and not os.access(path, os.W_OK))
     ):
         raise UsageError(f"cannot write {path}", fix="choose a place you may write to")
 

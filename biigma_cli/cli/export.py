@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -102,6 +103,7 @@ def export_onnx(
     in their place.
     """
     from biigma_cli.cli.evaluate import best_checkpoint, newest_run
+    from biigma_cli.cli.targets import check_targets
     from biigma_cli.storage import check_writable
 
     if precision not in PRECISIONS:
@@ -118,30 +120,24 @@ def export_onnx(
         checkpoint = best_checkpoint(run)
         note(f"exporting {checkpoint}")
     folder = run or checkpoint.parent
+    if run is None and checkpoint.parent.name == "weights":
+        folder = checkpoint.parent.parent
     target = output or folder / "model.onnx"
+    check_targets(target, card, [checkpoint])
     check_writable(target)
     if card is not None:
         check_writable(card)
-
-    import json
 
     from biigma_cli.core.weights import load_checkpoint
     from biigma_cli.engine.device import pick_device
     from biigma_cli.runtime.quantise import IMAGES as INT8_IMAGES
     from biigma_cli.runtime.quantise import check_available
-    from biigma_cli.runtime.stored import storable
 
     if precision == "int8":
         check_available()
     torch_device = pick_device(device)
     loaded = load_checkpoint(checkpoint)
-    metrics = {}
-    for part in ("val", "test"):
-        file = folder / f"eval-{part}.json"
-        if file.is_file():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["split_hash"] == loaded.meta["split"]["split_hash"]:
-                metrics[part] = storable(stored)
+    metrics = _figures(folder, checkpoint, loaded)
     if "test" not in metrics:
         note("no test figures to store: run 'biigma eval --split test' before exporting")
     wants_check = not no_input_check and (chosen is None or "novelty" in chosen)
@@ -157,7 +153,7 @@ def export_onnx(
         train = _part(loaded, "train", INT8_IMAGES)
         if train is None:
             raise DataError(
-                "int8 is calibrated on training images, which are not here",
+                "int8 is calibrated on training images, which are not all here",
                 fix=f"run 'biigma download {loaded.config.data.dataset}' first, or export "
                 "fp16-weights",
             )
@@ -189,19 +185,27 @@ def export_onnx(
     if found.accuracy is not None:
         typer.echo(found.accuracy.summary())
     typer.echo("not calibrated" if calibration is None else calibration.summary())
-    typer.echo("no input check" if check is None else check.summary())
+    typer.echo("no input check" if found.check is None else found.check.summary())
     if card is not None:
         from biigma_cli.report.card import model_card
         from biigma_cli.runtime.session import Predictor
         from biigma_cli.storage import atomic_write_text
 
+        words = ["--run", f"runs/{folder.name}"]
+        if checkpoint.name != "best.safetensors":
+            words = ["--checkpoint", f"runs/{folder.name}/weights/{checkpoint.name}"]
+        words += ["-o", target.name]
+        words += [] if precision == "fp32" else ["--precision", precision]
+        words += [] if chosen is None else ["--outputs", ",".join(chosen)]
+        flags = {"--no-input-check": no_input_check, "--no-calibrate": no_calibrate}
+        words += [flag for flag, given in (flags | {"--force": force}).items() if given]
         tensors = loaded.tensors.items()
         text = model_card(
             target.stem,
             Predictor(target, device="cpu").info.metadata,
             parameters=sum(v.numel() for k, v in tensors if k.startswith("model.")),
             megabytes=size / 1e6,
-            commands=_commands(loaded, folder.name, target.name, metrics, precision),
+            commands=_commands(loaded, folder.name, metrics, words),
         )
         atomic_write_text(card, text)
         typer.echo(f"wrote {card}")
@@ -227,8 +231,36 @@ def commands_behind(
     return [*(f"biigma download {base}" for base in known), *lines]
 
 
+def _figures(folder: Path, path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What 'biigma eval' left in a run's folder of this very checkpoint and data, by part."""
+    import json
+
+    from biigma_cli.runtime.stored import storable
+
+    found: dict[str, Any] = {}
+    if path.name != "best.safetensors":  # the one that is judged
+        return found
+    for part in ("val", "test"):
+        file = folder / f"eval-{part}.json"
+        if not file.is_file():
+            continue
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            same = all(
+                stored[k] == checkpoint.meta["split"][k] for k in ("data_hash", "split_hash")
+            )
+            if same and file.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+                found[part] = storable(stored)
+                continue
+            why = "is of an earlier state of this run, or of other data"
+        except (OSError, ValueError, KeyError, TypeError):
+            why = "is damaged"
+        note(f"{file} {why}: its figures are left out; run 'biigma eval --split {part}' again")
+    return found
+
+
 def _commands(
-    checkpoint: Checkpoint, run: str, target: str, metrics: dict[str, Any], precision: str
+    checkpoint: Checkpoint, run: str, metrics: dict[str, Any], words: list[str]
 ) -> list[str]:
     """What made the exported file; without anyone's folders."""
     from biigma_cli.core.sources import sources_of
@@ -240,8 +272,7 @@ def _commands(
     return [
         *commands_behind(sources_of(checkpoint), [*checkpoint.meta.get("ancestors", []), own]),
         *(f"biigma eval --run runs/{run} --split {part}" for part in metrics),
-        f"biigma export onnx --run runs/{run} -o {target}"
-        + ("" if precision == "fp32" else f" --precision {precision}"),
+        shlex.join(["biigma", "export", "onnx", *words]),
     ]
 
 
@@ -304,6 +335,8 @@ def _part(checkpoint: Checkpoint, name: Literal["train", "val"], count: int | No
         if name == "val":
             note(f"no validation images here ({error.message}): not calibrated, no input check, "
                  "and proven on drawn patterns")  # fmt: skip
+        else:
+            note(f"no training images here ({error.message})")
         return None
 
 
@@ -315,7 +348,9 @@ def _check(checkpoint: Checkpoint, validation: Part, device: torch.device) -> Fi
 
     train = _part(checkpoint, "train", IMAGES)
     fewest = min(0 if train is None else len(train.pixels), len(validation.pixels))
-    if train is None or fewest < FEWEST:
+    if train is None:
+        return None
+    if fewest < FEWEST:
         note(f"no input check: it takes {FEWEST} training and validation images")
         return None
     model = load_model(checkpoint).float()

@@ -59,6 +59,7 @@ def join(
 
     from biigma_cli.cli.export import commands_behind
     from biigma_cli.cli.progress import Progress
+    from biigma_cli.cli.targets import check_targets
     from biigma_cli.cli.train import command_given
     from biigma_cli.core.sources import merged, sources_of
     from biigma_cli.core.weights import Checkpoint
@@ -75,7 +76,7 @@ def join(
 
     stored = _stored(precision, len(models))
     paths = [find_model(name) for name in models]
-    _check_targets(output, card, paths)
+    check_targets(output, card, paths)
     check_writable(output)
     if card is not None:
         check_writable(card)
@@ -181,20 +182,6 @@ def _stored(given: list[str] | None, count: int) -> list[str]:
             fix="give it once, or once for each model",
         )
     return chosen * count if len(chosen) == 1 else chosen
-
-
-def _check_targets(output: Path, card: Path | None, models: list[Path]) -> None:
-    """Raise `UsageError` where what is written would take the place of something else."""
-    from biigma_cli.errors import UsageError
-
-    if output.suffix != ".onnx":
-        raise UsageError(f"-o {output} is no .onnx file", fix="give its name that ending")
-    if output.resolve() in [path.resolve() for path in models]:
-        raise UsageError(
-            f"-o {output} is one of the models that are joined", fix="choose another name"
-        )
-    if card is not None and card.suffix == ".onnx":
-        raise UsageError(f"--card {card} would be Markdown", fix="choose a name that ends in .md")
 
 
 def _names(models: list[Predictor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -172,6 +173,8 @@ def predict(
             f"--saliency and --report are not for --engine {engine}",
             fix="leave them out, or use the local engine",
         )
+    if target is not None:
+        _check_target(target, from_list, model)
     convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
     sink = Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
@@ -228,7 +231,7 @@ def predict(
         if len(answered):
             note(f"{len(answered)} files are answered already")
     tally = _Tally(sink, writer, answered)
-    page = None
+    page, written = None, False
     if report is not None:
         from biigma_cli.report.prediction_page import PredictionPage
 
@@ -253,6 +256,7 @@ def predict(
         if page is not None and report is not None and pictures is not None and tally.begun:
             assert local is not None
             write_page(page, report, made, local, notes=pictures.notes, topk=topk)
+            written = True
     except BaseException:
         batches.close()
         kept = sink.drop()
@@ -271,13 +275,29 @@ def predict(
     if saliency is not None:
         note(f"pictures in {saliency}")
     if report is not None:
-        note(f"page in {report}")
+        note(f"page in {report}" if written else f"nothing to show: {report} was not written")
     note(DISCLAIMER)
     if tally.failed:
         raise PartialFailure(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
             fix="the error column says why",
         )
+
+
+def _check_target(target: Path, from_list: str | None, model: str | None) -> None:
+    """Raise `UsageError` where the answers would take the place of what they are about."""
+    from biigma_cli.errors import UsageError
+    from biigma_cli.runtime.inputs import SUFFIXES
+
+    if target.suffix.lower() in SUFFIXES | {".onnx", ".safetensors"}:
+        what = "an image" if target.suffix.lower() in SUFFIXES else "a model"
+        raise UsageError(
+            f"-o {target} is the name of {what}, and answers are text",
+            fix="give a name such as answers.csv (did a pattern stand behind -o?)",
+        )
+    for name, option in ((from_list, "--from-list"), (model, "--model")):
+        if name not in (None, "-") and os.path.realpath(str(name)) == os.path.realpath(target):
+            raise UsageError(f"-o {target} is the file of {option}, too", fix="choose another name")
 
 
 class _Inputs:
@@ -309,7 +329,9 @@ class _Inputs:
     @property
     def single(self) -> bool:
         """Whether one file was named."""
-        return self.list is None and len(self.paths) == 1 and Path(self.paths[0]).is_file()
+        from biigma_cli.storage import is_file
+
+        return self.list is None and len(self.paths) == 1 and is_file(self.paths[0])
 
     def sources(self) -> Iterator[Source]:
         """Each in turn. What cannot give any raises at once."""
@@ -325,13 +347,14 @@ class _Inputs:
     def count(self, stop: Callable[[], bool]) -> int | None:
         """How many there are, where that can be known without using them up."""
         from biigma_cli.runtime.inputs import count, read_list
+        from biigma_cli.storage import is_file
 
         if self.paths == ["-"] or self.list == "-":
             return None
         if self.list is None:
             return count(self.paths, stop, self.skip)
         total = 0
-        if not Path(self.list).is_file():
+        if not is_file(self.list):
             return None  # a pipe, which can be read but once
         with _opened(self.list) as file:
             for _ in read_list(file):
@@ -372,6 +395,10 @@ def _opened(path: str) -> BinaryIO:
 
 def _stdin() -> BinaryIO:
     """Standard input, unbuffered: a thread that waits in its buffer would trouble the exit."""
+    if sys.stdin is None:
+        from biigma_cli.errors import UsageError
+
+        raise UsageError("standard input is closed", fix="name files instead of -")
     try:
         return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
     except (OSError, ValueError, AttributeError):  # no file behind it
@@ -388,10 +415,11 @@ def _format_of(target: Path | None) -> str:
 def _converter(form: str, target: Path | None) -> Callable[[Path, Path], None] | None:
     from biigma_cli.errors import UsageError
     from biigma_cli.report import parquet
+    from biigma_cli.storage import is_file, is_there
 
     if form != "parquet":
         return None
-    if target is None or not (target.is_file() or not target.exists()):
+    if target is None or not (is_file(target) or not is_there(target)):
         raise UsageError("Parquet needs a file", fix="add -o FILE.parquet")
     parquet.check_installed()
     return parquet.from_csv

@@ -33,10 +33,10 @@ TTA_NOTE = "The answer averages eight views; the maps are those of the upright o
 def check_targets(saliency: Path | None, report: Path | None, output: Path | None) -> None:
     """Raise `UsageError` before any work where the pictures or the page cannot be written."""
     from biigma_cli.errors import UsageError
-    from biigma_cli.storage import check_writable
+    from biigma_cli.storage import check_writable, is_folder, is_there
 
     if saliency is not None:
-        if saliency.exists() and not saliency.is_dir():
+        if is_there(saliency) and not is_folder(saliency):
             raise UsageError(f"{saliency} is no folder", fix="give --saliency a folder")
         check_writable(saliency / "picture.png")
     if report is not None:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from biigma_cli.errors import ImageError
+from biigma_cli.storage import is_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -57,6 +58,8 @@ _TURNS = {
 }
 # Those that swap width and height.
 _LYING = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+# Tags of width and height.
+_TIFF_SIZE = (256, 257)
 # A side for which no JPEG is decoded at a reduced scale.
 _NO_DRAFT = 32768
 
@@ -150,6 +153,10 @@ def upright_size(source: Path | bytes) -> tuple[int, int]:
     label = shown(str(source)) if isinstance(source, Path) else "the image"
     with opened(source, label) as image:
         width, height = image.size
+        tags = getattr(image, "tag_v2", None)
+        if image.format == "TIFF" and tags is not None:
+            # Of a TIFF Pillow gives the size as it is shown; here it is as it is stored.
+            width, height = (int(tags[tag]) for tag in _TIFF_SIZE)
         lying = _turn(image) in _LYING
     return (height, width) if lying else (width, height)
 
@@ -231,7 +238,7 @@ def _open(source: Path | bytes, label: str) -> BinaryIO:
     except IsADirectoryError:
         raise ImageError(f"{label} is a folder", fix="name a file") from None
     except PermissionError:
-        if source.is_dir():  # how Windows says it
+        if is_folder(source):  # how Windows says it
             raise ImageError(f"{label} is a folder", fix="name a file") from None
         raise ImageError(f"no permission to read {label}", fix="change its permissions") from None
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a null in the name
@@ -341,7 +348,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What its EXIF orientation asks for. Tags of a wrong type or value ask for nothing."""
-    return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a header that is none; the pixels are decoded by themselves
+        return None
+    return _TURNS.get(orientation)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

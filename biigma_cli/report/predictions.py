@@ -23,7 +23,7 @@ import numpy as np
 
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import check_writable, make_readable
+from biigma_cli.storage import check_writable, is_there, make_readable
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 RESUMABLE = ("csv", "jsonl", "parquet")
@@ -447,6 +447,8 @@ class Output:
         self.begun = False
         self._whole = 0
         if self.target is None:
+            if sys.stdout is None:
+                raise UsageError("standard output is closed", fix="name a file with -o")
             return
         if _special(self.target):
             if not os.access(self.target, os.W_OK):
@@ -455,7 +457,7 @@ class Output:
             check_writable(self.target)
             name = f"{self.target.name}.part" if keep else f".{self.target.name}.{os.getpid()}~"
             self.part = self.target.with_name(name)
-            if keep and not resume and self.part.exists() and self.part.stat().st_size:
+            if keep and not resume and is_there(self.part) and self.part.stat().st_size:
                 raise UsageError(
                     f"{self.part} holds the answers of an interrupted run",
                     fix="add --resume to go on with them, or delete it",
@@ -495,12 +497,19 @@ class Output:
         # Bytes of names that are no UTF-8 become \\udcXX: in JSON that is the escape itself.
         data = text.encode("utf-8", "backslashreplace")
         if self.target is None:
-            stream = getattr(sys.stdout, "buffer", None)
-            if stream is None:
-                sys.stdout.write(data.decode())
-            else:
-                stream.write(data)
-            sys.stdout.flush()
+            try:
+                with _writing(Path("standard output")):
+                    stream = getattr(sys.stdout, "buffer", None)
+                    if stream is None:
+                        sys.stdout.write(data.decode())
+                    else:
+                        stream.write(data)
+                    sys.stdout.flush()
+            except BiigmaError:
+                # Let the final flush say nothing.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise
             return
         with _writing(self.target):
             if self.file is None:
@@ -552,7 +561,7 @@ class Output:
         if self.part is None:
             return None
         with contextlib.suppress(OSError):
-            if self.keep and self.part.exists() and self.part.stat().st_size:
+            if self.keep and is_there(self.part) and self.part.stat().st_size:
                 return self.part
             self.part.unlink(missing_ok=True)
         return None
@@ -565,7 +574,7 @@ class Output:
 
 def _special(path: Path) -> bool:
     """A device or a pipe."""
-    return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+    return is_there(path) and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 import warnings
@@ -109,10 +110,12 @@ class Exported(NamedTuple):
         parity: of its probabilities with torch's in float32.
         accuracy: what a lower precision does to the validation part; None in float32, and where
             there is no validation part.
+        check: the input check as the file has it.
     """
 
     parity: Parity
     accuracy: AccuracyChange | None
+    check: FittedCheck | None = None
 
 
 def export_onnx(
@@ -183,7 +186,10 @@ def export_onnx(
     if check is not None and precision != "fp32":
         limit = trial(proto, values, lambda p: novelty_limit(p, images))
         scale_constant(proto, "check.limit", limit)
+        check = check.moved(limit)
     exported = trial(proto, values, lambda p: _run(p, images))
+    if check is not None and labels is not None:
+        check = dataclasses.replace(check, flagged=float((exported["novelty"] > 1).mean()))
     wanted = dict(zip(names, _outputs(graph, images, torch.device("cpu")), strict=True))
     before, after = wanted["probabilities"], exported["probabilities"]
     accuracy = None
@@ -207,7 +213,7 @@ def export_onnx(
     about["parity"] = parity._asdict()
     values = metadata(checkpoint, metrics, calibration, check=check, export=about)
     atomic_write_bytes(path, finished(proto, values))
-    return Exported(parity, accuracy)
+    return Exported(parity, accuracy, check)
 
 
 def _to_proto(graph: nn.Module, side: int, names: Sequence[str]) -> onnx.ModelProto:

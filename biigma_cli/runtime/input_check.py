@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,18 @@ class FittedCheck:
         train: images that it was fitted on, each in `FITTED_VIEWS`.
         validation: images that its limit was set on, each in `JUDGED_VIEWS`.
         flagged: share of the validation images, as they are, that lie above the limit.
+        scale: what the module's limit is multiplied by in the file.
     """
 
     module: InputCheck
     train: int
     validation: int
     flagged: float
+    scale: float = 1.0
+
+    def moved(self, factor: float) -> FittedCheck:
+        """With a limit so many times as high, as a file of fewer bits has it."""
+        return dataclasses.replace(self, scale=self.scale * factor)
 
     def summary(self) -> str:
         """One line to show."""
@@ -68,7 +75,7 @@ class FittedCheck:
             "output": "novelty: above 1 the image is not like the training images",
             "method": METHOD,
             "components": self.module.axes_CK.shape[1],
-            "threshold": float(self.module.limit),
+            "threshold": float(self.module.limit) * self.scale,
             "train": {"n": self.train, "views": list(FITTED_VIEWS)},
             "validation": {
                 "n": self.validation,

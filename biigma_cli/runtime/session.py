@@ -23,7 +23,7 @@ from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
 from biigma_cli.errors import DeviceError, ModelFileError
 from biigma_cli.runtime import providers
 from biigma_cli.runtime.providers import PROVIDERS, first_line
-from biigma_cli.storage import available_cpus, models_dir
+from biigma_cli.storage import available_cpus, is_file, is_folder, models_dir
 
 DEFAULT_MODEL = "biigma-trio-isic18"
 
@@ -103,13 +103,15 @@ def find_model(name: str | None) -> Path:
     Raises `ModelFileError` that lists the shipped models where there is no such thing.
     """
     name = name or os.environ.get("BIIGMA_MODEL") or DEFAULT_MODEL
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # `~` of a user who is none
+        path = path.expanduser()
+    if is_file(path):
         return path
     shipped = models_dir() / f"{name}.onnx"
-    if shipped.is_file():
+    if is_file(shipped):
         return shipped
-    if path.is_dir():
+    if is_folder(path):
         raise ModelFileError(f"{path} is a folder", fix="name the .onnx file in it")
     listed = ", ".join(p.stem for p in shipped_models()) or "none"
     raise ModelFileError(f"no model {name!r}", fix=f"give an .onnx file or one of: {listed}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -187,6 +190,87 @@ def test_output_where_one_may_not_write(tiny_onnx: Path, picture: Path, tmp_path
     locked.mkdir(mode=0o500)
     done = call("predict", picture, "--model", tiny_onnx, "-o", locked / "out.csv")
     refused(done, 2, "cannot write")
+
+
+LONG = "x" * 300
+
+
+def test_names_that_cannot_be(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """A name that no file system takes, or the home of nobody, is an error as any other."""
+    page = tmp_path / f"{LONG}.jpg"
+    refused(call("predict", page, "--model", tiny_onnx), 3, "cannot open", "too long")
+    done = call("predict", picture, page, picture, "--model", tiny_onnx, "--format", "csv")
+    assert (done.code, done.out.count("\n")) == (5, 4)
+    for more in (("-o", f"{LONG}.csv"), ("--saliency", LONG), ("-o", f"{LONG}.parquet")):
+        done = call("predict", picture, "--model", tiny_onnx, more[0], tmp_path / more[1])
+        assert done.code in (1, 2), done.err
+        assert "Traceback" not in done.err
+        assert done.err.count("error:") == 1
+    for name in (f"{LONG}.onnx", "~nosuchuser/x.onnx"):
+        refused(call("predict", picture, "--model", name), 3, "no model")
+    assert not files_below(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="not root")
+def test_a_folder_one_may_not_enter(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """One image in it costs its own row."""
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    shutil.copy(picture, shut / "a.jpg")
+    os.chown(shut, 65534, 65534)
+    shut.chmod(0o700)
+    words = ["predict", picture, shut / "a.jpg", "--model", tiny_onnx, "--format", "csv"]
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m",
+         "biigma_cli", *map(str, words), "--device", "cpu"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "no permission to read" in done.stdout
+
+
+def test_output_over_an_input(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """Images, lists and models are never written over; a pattern behind -o names an image."""
+    image = Path(shutil.copy(picture, tmp_path / "a.jpg"))
+    model = Path(shutil.copy(tiny_onnx, tmp_path / "m.onnx"))
+    plain = Path(shutil.copy(tiny_onnx, tmp_path / "model"))
+    names = tmp_path / "names.txt"
+    names.write_text(f"{image}\n")
+    before = {p: p.read_bytes() for p in files_below(tmp_path)}
+    for words, said in (
+        ((image, "--model", model, "-o", image), "name of an image"),
+        ((image, "--model", model, "-o", tmp_path / "new.PNG"), "name of an image"),
+        ((image, "--model", model, "-o", model), "name of a model"),
+        ((image, "--model", plain, "-o", plain), "the file of --model"),
+        (("--from-list", names, "--model", model, "-o", names), "the file of --from-list"),
+    ):
+        refused(call("predict", *words), 2, said)
+    assert {p: p.read_bytes() for p in files_below(tmp_path)} == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("> /dev/full", 1, "cannot write standard output"),
+        (">&-", 2, "standard output is closed"),
+        ("- <&-", 2, "standard input is closed"),
+    ],
+)
+def test_streams_that_are_shut(
+    tiny_onnx: Path, picture: Path, end: str, code: int, said: str
+) -> None:
+    """A full disk behind the shell's `>`, and streams that were closed."""
+    image = "" if end.startswith("-") else shlex.quote(str(picture))
+    line = f"{shlex.quote(sys.executable)} -m biigma_cli predict {image} --model "
+    line += f"{shlex.quote(str(tiny_onnx))} --device cpu --format csv {end}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 # --- download --------------------------------------------------------------------------------
@@ -504,6 +588,50 @@ def test_export_run_and_checkpoint(tiny_run: Path) -> None:
 def test_export_to_a_folder(tiny_run: Path, tmp_path: Path) -> None:
     """The target is checked before the work."""
     refused(call("export", "onnx", "--run", tiny_run, "-o", tmp_path), 2, "is a folder")
+
+
+def test_export_over_what_it_is_made_of(tiny_run: Path, tmp_path: Path) -> None:
+    """Neither the checkpoint nor the new model is lost to a slip."""
+    file = Path(shutil.copy(tiny_run / "weights" / "best.safetensors", tmp_path))
+    before = file.read_bytes()
+    export = ("export", "onnx", "--checkpoint", file)
+    refused(call(*export, "-o", file), 2, "is no .onnx file")
+    new = tmp_path / "new.onnx"
+    refused(call(*export, "-o", new, "--card", new), 2, "would be Markdown")
+    refused(call(*export, "-o", new, "--card", file), 2, "would be Markdown")
+    assert file.read_bytes() == before
+    assert not new.exists()
+
+
+def test_export_of_figures_that_are_not_its_own(run_copy: Path) -> None:
+    """Those of an older checkpoint, of other data, and damaged ones are left out, with a word."""
+    figures = run_copy / "eval-test.json"
+    done = call("eval", "--run", run_copy, "--device", "cpu", "--resamples", "0")
+    assert done.code == 0, done.err
+    good = figures.read_text()
+    best = run_copy / "weights" / "best.safetensors"
+    export = ("export", "onnx", "--checkpoint", best, "--no-input-check", "--device", "cpu")
+
+    def stored() -> dict[str, object]:
+        made = onnx.load(run_copy / "model.onnx")
+        held = {p.key: p.value for p in made.metadata_props}
+        return dict(json.loads(held["metrics"]))
+
+    done = call(*export)  # beside the run, as with --run
+    assert done.code == 0, done.err
+    assert list(stored()) == ["test"]
+    for text in ("{", good.replace('"data_hash": "', '"data_hash": "x')):
+        figures.write_text(text)
+        done = call(*export)
+        assert done.code == 0, done.err
+        assert "its figures are left out" in done.err
+        assert stored() == {}
+    figures.write_text(good)
+    later = figures.stat().st_mtime + 5
+    os.utime(best, (later, later))
+    done = call(*export)
+    assert "of an earlier state of this run" in done.err
+    assert stored() == {}
 
 
 def test_export_foreign_checkpoint(home: Path, tmp_path: Path) -> None:

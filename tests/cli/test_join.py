@@ -326,7 +326,7 @@ def test_refused(
     refused(call("join", tiny, moved, "-o", out, "--card", out), out, "--card", code=2)
     before = moved.read_bytes()
     done = call("join", tiny, moved, "-o", moved)
-    assert (done.code, "one of the models that are joined" in done.err) == (2, True)
+    assert (done.code, "one of the networks it is made of" in done.err) == (2, True)
     assert moved.read_bytes() == before
     many = ("--precision", "as-is") * 3
     refused(call("join", tiny, moved, "-o", out, *many), out, "3 times for 2", code=2)

@@ -455,3 +455,15 @@ def test_uneven_list(toy: Path, tmp_path: Path) -> None:
     assert predict(toy, tmp_path / "wide.png", "--report", page).code == 0
     (image,) = Page(page.read_text("utf-8")).all("img")
     assert (image["width"], image["height"]) == ("240", "12")
+
+
+def test_no_page_of_nothing(toy: Path, tmp_path: Path) -> None:
+    """An older page is not passed off for one of today's."""
+    (tmp_path / "list").write_text("")
+    page = tmp_path / "r.html"
+    done = call("predict", "--model", toy, "--device", "cpu", "--from-list", tmp_path / "list",
+                "--report", page)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "page in" not in done.err
+    assert "was not written" in done.err
+    assert not page.exists()

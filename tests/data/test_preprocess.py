@@ -654,6 +654,32 @@ def test_upright_size(tmp_path: Path) -> None:
         assert load_image(path, 16).shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_upright_size_is_the_shown_one(kind: str, orientation: int, tmp_path: Path) -> None:
+    """Of every format, whether Pillow counts its header's size before turning it or after."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.img"
+    Image.new("RGB", (60, 20), (200, 150, 120)).save(path, kind, exif=exif)
+    wanted = (20, 60) if orientation in (6, 8) else (60, 20)
+    assert upright_size(path) == wanted
+    with preprocess.opened(path, "a.img") as image:
+        image.load()
+        assert preprocess._upright(image).size == wanted
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbagegarbage", b"Exif\0\0II"])
+def test_an_exif_header_that_is_none(kind: str, exif: bytes) -> None:
+    """It asks for no turn; the pixels are sound."""
+    plain, odd = io.BytesIO(), io.BytesIO()
+    picture = noise(40, 30, 3)
+    picture.save(plain, kind, lossless=True)
+    picture.save(odd, kind, lossless=True, exif=exif)
+    np.testing.assert_array_equal(load_image(odd.getvalue(), 32), load_image(plain.getvalue(), 32))
+
+
 def test_upright_size_of_a_large_jpeg(tmp_path: Path) -> None:
     """Not that of a reduced scale."""
     path = tmp_path / "large.jpg"

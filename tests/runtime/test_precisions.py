@@ -183,6 +183,19 @@ def test_int8(int8: tuple[Path, Outcome], checked: Path, part: Part) -> None:
     assert (novelty > 1).mean() <= 0.1
 
 
+def test_the_limit_that_is_stated(
+    checked: Path, int8: tuple[Path, Outcome], fp16: Path, halved: Path, rounded: Path, part: Part
+) -> None:
+    """It is the file's own, and so is the share of the validation images above it."""
+    for path in (checked, int8[0], fp16, halved, rounded):
+        stated = about(path)["input_check"]
+        held = {i.name: i for i in onnx.load(path).graph.initializer}["check.limit"]
+        assert stated["threshold"] == pytest.approx(float(onnx.numpy_helper.to_array(held)))
+        novelty = Predictor(path, device="cpu")(part.pixels).novelty_B
+        assert novelty is not None
+        assert stated["validation"]["flagged"] == pytest.approx((novelty > 1).mean(), abs=1e-9)
+
+
 @pytest.fixture(scope="module")
 def fp16(tiny_run: Path, folder: Path) -> Path:
     """float16 with an input check."""
