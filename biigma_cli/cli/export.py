@@ -123,8 +123,8 @@ def export_onnx(
     if run is None and checkpoint.parent.name == "weights":
         folder = checkpoint.parent.parent
     target = output or folder / "model.onnx"
-    check_targets(target, card, [checkpoint])
     check_writable(target)
+    check_targets(target, card, [checkpoint])
     if card is not None:
         check_writable(card)
 

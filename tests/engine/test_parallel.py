@@ -100,7 +100,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
     """One clear message, no process left behind, and a run that can be resumed."""
     run = tmp_path / "k"
     process = start(
-        [*SAME, "--set", "train.epochs=30", "--set", "train.checkpoint_minutes=1e-9",
+        [*SAME, "--epochs", "30", "--set", "train.checkpoint_minutes=1e-9",
          "--devices", "2", "--runs", str(tmp_path), "--name", "k"],
         bare_environment,
     )  # fmt: skip
