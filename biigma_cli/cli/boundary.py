@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -13,6 +14,8 @@ import typer
 from biigma_cli.errors import EXIT_INTERRUPTED, BiigmaError
 
 P = ParamSpec("P")
+# What a write is refused with for want of space.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def boundary(function: Callable[P, None]) -> Callable[P, None]:
@@ -25,15 +28,29 @@ def boundary(function: Callable[P, None]) -> Callable[P, None]:
         try:
             with using_home(kwargs.get("data_dir")):  # type: ignore[arg-type]
                 function(*args, **kwargs)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except BiigmaError as error:
             say_error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)  # noqa: T201
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            # The reader has gone (`| head`): say nothing, and let the final flush say nothing.
+        except OSError as error:
+            # The reader has gone (`| head`), or the disk behind `>` is full. What writes files has
+            # its own message.
+            gone = isinstance(error, BrokenPipeError)
+            if not gone and error.errno not in _FULL:
+                raise
+            # Let the final flush say nothing.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not gone:
+                say_error(
+                    BiigmaError(
+                        f"cannot write standard output: {error.strerror}",
+                        fix="free some space, or write elsewhere",
+                    )
+                )
             raise typer.Exit(1) from None
 
     return wrapped

@@ -301,11 +301,11 @@ def _kept(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
     """What took long, of an earlier judgement of the very same checkpoint and data."""
     import json
 
+    from biigma_cli.judge.judgement import still_holds
+
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        same = file.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
-        same &= stored["data_hash"] == judged.split.data_hash
-        same &= stored["split_hash"] == judged.split.split_hash
+        same = still_holds(stored, file, checkpoint, judged.split.summary())
         keys = ("saliency", "heads", "robustness") if same else ()
         return {key: stored[key] for key in keys if key in stored}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

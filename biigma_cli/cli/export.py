@@ -119,9 +119,8 @@ def export_onnx(
             raise UsageError(f"no run in {runs}", fix="train first, or give --checkpoint FILE")
         checkpoint = best_checkpoint(run)
         note(f"exporting {checkpoint}")
-    folder = run or checkpoint.parent
-    if run is None and checkpoint.parent.name == "weights":
-        folder = checkpoint.parent.parent
+    inside = checkpoint.parent.name == "weights"
+    folder = run or (checkpoint.parent.parent if inside else checkpoint.parent)
     target = output or folder / "model.onnx"
     check_writable(target)
     check_targets(target, card, [checkpoint])
@@ -235,6 +234,7 @@ def _figures(folder: Path, path: Path, checkpoint: Checkpoint) -> dict[str, Any]
     """What 'biigma eval' left in a run's folder of this very checkpoint and data, by part."""
     import json
 
+    from biigma_cli.judge.judgement import still_holds
     from biigma_cli.runtime.stored import storable
 
     found: dict[str, Any] = {}
@@ -246,14 +246,11 @@ def _figures(folder: Path, path: Path, checkpoint: Checkpoint) -> dict[str, Any]
             continue
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
-            same = all(
-                stored[k] == checkpoint.meta["split"][k] for k in ("data_hash", "split_hash")
-            )
-            if same and file.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            if still_holds(stored, file, path, checkpoint.meta["split"]):
                 found[part] = storable(stored)
                 continue
             why = "is of an earlier state of this run, or of other data"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             why = "is damaged"
         note(f"{file} {why}: its figures are left out; run 'biigma eval --split {part}' again")
     return found

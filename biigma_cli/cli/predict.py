@@ -231,7 +231,7 @@ def predict(
         if len(answered):
             note(f"{len(answered)} files are answered already")
     tally = _Tally(sink, writer, answered)
-    page, written = None, False
+    page = None
     if report is not None:
         from biigma_cli.report.prediction_page import PredictionPage
 
@@ -256,7 +256,6 @@ def predict(
         if page is not None and report is not None and pictures is not None and tally.begun:
             assert local is not None
             write_page(page, report, made, local, notes=pictures.notes, topk=topk)
-            written = True
     except BaseException:
         batches.close()
         kept = sink.drop()
@@ -275,7 +274,7 @@ def predict(
     if saliency is not None:
         note(f"pictures in {saliency}")
     if report is not None:
-        note(f"page in {report}" if written else f"nothing to show: {report} was not written")
+        note(f"page in {report}" if tally.begun else f"nothing to show: {report} was not written")
     note(DISCLAIMER)
     if tally.failed:
         raise PartialFailure(

@@ -269,14 +269,12 @@ def _train(
     tensorboard: bool,
 ) -> None:
     """What each process does; the first alone tells."""
-    from biigma_cli.data.splits import brings_own_split, refuse_half_parts
+    from biigma_cli.data.splits import own_split_meant
     from biigma_cli.engine import train as engine
     from biigma_cli.engine.interrupt import stop_on_signals
 
     manifest = _data(settings, ranks, may_miss=allow_missing or resume)
-    if not chosen_protocol and not resume:
-        refuse_half_parts(manifest)
-    if not chosen_protocol and not resume and brings_own_split(manifest):
+    if not chosen_protocol and not resume and own_split_meant(manifest):
         if ranks.is_main:
             note(f"{manifest.dataset} brings its own parts: --protocol official")
         data = dataclasses.replace(settings.data, protocol="official")

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from biigma_cli.data.ham10000 import MASK
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.scan import (
     IMAGES,
@@ -23,10 +24,10 @@ from biigma_cli.data.scan import (
     walk_files,
 )
 from biigma_cli.errors import DataError, UsageError
+from biigma_cli.storage import is_file
 from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, lesion_class
 
 COLUMNS = ("image", "label")
-MASK = "_segmentation"
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -130,7 +131,7 @@ def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str
                 fix=f"did you mean {near[0]!r}?" if near else "use train, val or test",
             )
         file = path.parent / named
-        if not _is_file(file):
+        if not is_file(file):
             if by_stem is None:
                 by_stem = _by_name(path.parent)
             found = by_stem.get(composed(Path(named).name), [])
@@ -146,11 +147,12 @@ def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str
                 )
             file = found[0]
         mask = path.parent / row["mask"].strip() if (row.get("mask") or "").strip() else None
-        if mask is not None and not _is_file(mask):
+        if mask is not None and not is_file(mask):
             unmasked.append(row["mask"].strip())
             mask = None
-        if mask is None and _is_file(file.with_name(f"{file.stem}{MASK}.png")):
-            mask = file.with_name(f"{file.stem}{MASK}.png")
+        beside = file.with_name(f"{file.stem}{MASK}.png")
+        if mask is None and is_file(beside):
+            mask = beside
         drafts.append(
             Draft(
                 image_id=composed(
@@ -249,7 +251,8 @@ def _class_folder(folder: Path, top: Path, part: str) -> list[Draft]:
         for path in found
         if path.stem.endswith(MASK) and path.with_name(path.stem[: -len(MASK)]) in stems
     }
-    found = [path for path in found if path not in masks.values()]
+    taken = set(masks.values())
+    found = [path for path in found if path not in taken]
     if not found:
         raise DataError(f"the class folder {folder} holds no image", fix="fill or remove it")
     return [
@@ -313,10 +316,3 @@ def _delimiter(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
     return max(",;\t", key=header.count)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long for the file system
-        return False

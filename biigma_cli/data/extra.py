@@ -13,13 +13,7 @@ import numpy as np
 from biigma_cli.config import DataConfig
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest, Record, load_manifest
-from biigma_cli.data.splits import (
-    Split,
-    brings_own_split,
-    lesion_groups,
-    make_split,
-    refuse_half_parts,
-)
+from biigma_cli.data.splits import Split, lesion_groups, make_split, own_split_meant
 from biigma_cli.errors import DataError
 from biigma_cli.taxonomy import counterpart
 
@@ -80,9 +74,8 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
     found = []
     for name in config.extra:
         other = load_manifest(name)
-        refuse_half_parts(other)
         protocol = config.protocol
-        if brings_own_split(other):
+        if own_split_meant(other):
             protocol = "official"
         elif protocol == "official":
             protocol = "lesion"

@@ -23,6 +23,8 @@ from biigma_cli.errors import DataError
 from biigma_cli.taxonomy import ISIC18
 
 METADATA = "HAM10000_metadata.csv"
+# What a lesion mask's name has behind its image's.
+MASK = "_segmentation"
 COLUMNS = ("lesion_id", "image_id", "dx")
 EXPECTED_COUNTS = {
     "MEL": 1113, "NV": 6705, "BCC": 514, "AKIEC": 327, "BKL": 1099, "DF": 115, "VASC": 142,
@@ -107,8 +109,8 @@ def read_ham10000(
 def masks_by_id(folders: Sequence[Path]) -> dict[str, Path]:
     """Lesion masks (`ID_segmentation.png`, by ViDIR and by the ISIC challenges) by image id."""
     found: dict[str, Path] = {}
-    for path in walk_files(folders, ("_segmentation.png",)):
-        found.setdefault(path.name[: -len("_segmentation.png")], path)
+    for path in walk_files(folders, (f"{MASK}.png",)):
+        found.setdefault(path.stem[: -len(MASK)], path)
     return found
 
 

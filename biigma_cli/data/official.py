@@ -193,9 +193,9 @@ def read_official(
             warn(f"{len(unknown)} images of {part.truth} are of the class UNK; left out")
         _check_counts(part, labels, len(unknown), allow_missing=allow_missing)
         lesions = _column(tables.get(part.groupings), "image", "lesion_id")
-        extra = _metadata(challenge, tables.get(part.metadata))
-        if part.groupings and not lesions and METADATA in tables:
-            extra = _ham10000_facts(tables[METADATA])
+        extra = _metadata(challenge.id_column, tables.get(part.metadata))
+        if part.groupings and not lesions:
+            extra = _metadata("image_id", tables.get(METADATA))
         named = lesions or any(facts.get("lesion_id") for facts in extra.values())
         if warn and part.part == "train" and not named:
             source = part.groupings or (part.metadata if dataset == "isic19" else "")
@@ -307,26 +307,14 @@ def _column(path: Path | None, key: str, value: str) -> dict[str, str]:
     return {r[key]: r[value] for r in read_csv(path, (key, value), filled=(key,))}
 
 
-def _ham10000_facts(path: Path) -> dict[str, dict[str, str]]:
-    """Age, sex, site and lesion by id from HAM10000's own table, of the same images."""
-    names = {"age": "age", "sex": "sex", "localization": "site", "lesion_id": "lesion_id"}
-    return {
-        row["image_id"]: {
-            new: row[old] for old, new in names.items() if row.get(old) and row[old] != "unknown"
-        }
-        for row in read_csv(path, ("image_id", "lesion_id"), filled=("image_id",))
-    }
-
-
-def _metadata(challenge: Challenge, path: Path | None) -> dict[str, dict[str, str]]:
+def _metadata(key: str, path: Path | None) -> dict[str, dict[str, str]]:
     """Age, sex, site and lesion by id, under our own names."""
     if path is None:
         return {}
     names = {
-        "age_approx": "age", "age_approximate": "age", "sex": "sex",
-        "anatom_site_general": "site", "lesion_id": "lesion_id",
+        "age": "age", "age_approx": "age", "age_approximate": "age", "sex": "sex",
+        "anatom_site_general": "site", "localization": "site", "lesion_id": "lesion_id",
     }  # fmt: skip
-    key = challenge.id_column
     return {
         row[key]: {
             new: row[old] for old, new in names.items() if row.get(old) and row[old] != "unknown"

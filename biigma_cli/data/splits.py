@@ -140,16 +140,16 @@ def brings_own_split(manifest: Manifest) -> bool:
     return "" not in parts and {"train", "test"} <= parts
 
 
-def refuse_half_parts(manifest: Manifest) -> None:
-    """Raise `UsageError` where a user's own data set has parts that cannot be a split.
+def own_split_meant(manifest: Manifest) -> bool:
+    """`brings_own_split`, where nothing else was asked for.
 
-    They would be pooled and cut anew, held-out images among those to train on.
+    Raises `UsageError` where a user's own data set has parts that cannot be a split: they would be
+    pooled and cut anew, held-out images among those to train on.
     """
-    if manifest.dataset in TAXONOMIES or brings_own_split(manifest):
-        return
+    brings = brings_own_split(manifest)
     counts = Counter(r.part for r in manifest.records)
-    if set(counts) == {""}:
-        return
+    if brings or manifest.dataset in TAXONOMIES or set(counts) == {""}:
+        return brings
     have = ", ".join(f"{counts[p]} in {p}" for p in PARTS if counts[p])
     lacking = [f"none in {p}" for p in ("train", "test") if not counts[p]]
     lacking += [f"{counts['']} in no part"] * bool(counts[""])

@@ -34,7 +34,7 @@ from biigma_cli.errors import (
     TrainingDiverged,
 )
 from biigma_cli.judge.candidate import Candidate, Progress, open_candidate
-from biigma_cli.judge.judgement import Judgement, judge, split_of
+from biigma_cli.judge.judgement import Judgement, judge, split_of, still_holds
 from biigma_cli.judge.study import (
     FIGURES,
     ROWS,
@@ -192,8 +192,7 @@ def stored_judgement(planned: Planned, condition: Condition) -> dict[str, Any] |
         stored = json.loads(path.read_text(encoding="utf-8"))
         split = json.loads((planned.path / "summary.json").read_text(encoding="utf-8"))["split"]
         known = stored["trained_on"] if condition.test_background else stored
-        good = all(known[key] == split[key] for key in ("data_hash", "split_hash"))
-        good &= path.stat().st_mtime_ns >= best.stat().st_mtime_ns
+        good = still_holds(known, path, best, split)
         good &= all(isinstance(stored[name], float) for name in FIGURES)
     except (OSError, ValueError, KeyError, TypeError):
         return None

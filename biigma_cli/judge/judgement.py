@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from biigma_cli.config import DataConfig
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
-from biigma_cli.data.splits import Split, check_same_split, make_split
+from biigma_cli.data.splits import Split, check_same_split, make_split, same_split
 from biigma_cli.errors import CheckpointMismatch
 from biigma_cli.judge.candidate import Answers, Candidate, Progress
 from biigma_cli.metrics import (
@@ -141,6 +142,17 @@ class Judgement:
                 "difference": other.difference.to_dict(),
             }
         return plain
+
+
+def still_holds(
+    figures: dict[str, Any], file: Path, checkpoint: Path, split: dict[str, Any]
+) -> bool:
+    """Whether figures kept in `file` are those of the present checkpoint, on this split's data.
+
+    Raises `OSError` where one of the files is not there.
+    """
+    newer = file.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+    return newer and same_split(figures, split)
 
 
 def split_of(candidate: Candidate, manifest: Manifest) -> Split:

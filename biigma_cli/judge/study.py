@@ -23,7 +23,7 @@ from biigma_cli.config import (
     stretch_phases,
 )
 from biigma_cli.data.manifest import load_manifest
-from biigma_cli.data.splits import brings_own_split, refuse_half_parts
+from biigma_cli.data.splits import own_split_meant
 from biigma_cli.errors import UsageError
 from biigma_cli.report.ablation import Measure
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES
@@ -318,9 +318,7 @@ def make_study(
 def _brings_own(dataset: str) -> bool:
     if dataset in TAXONOMIES:
         return dataset == SYNTHETIC.dataset
-    manifest = load_manifest(dataset)
-    refuse_half_parts(manifest)
-    return brings_own_split(manifest)
+    return own_split_meant(load_manifest(dataset))
 
 
 def _pick_rows(kind: Kind, text: str) -> tuple[Row, ...]:

@@ -493,23 +493,16 @@ class Output:
         return answered
 
     def write(self, text: str) -> None:
-        """Append text, and flush it. Raises `BiigmaError` where the disk is full."""
+        """Append text, and flush it. Raises `BiigmaError` where the file's disk is full."""
         # Bytes of names that are no UTF-8 become \\udcXX: in JSON that is the escape itself.
         data = text.encode("utf-8", "backslashreplace")
         if self.target is None:
-            try:
-                with _writing(Path("standard output")):
-                    stream = getattr(sys.stdout, "buffer", None)
-                    if stream is None:
-                        sys.stdout.write(data.decode())
-                    else:
-                        stream.write(data)
-                    sys.stdout.flush()
-            except BiigmaError:
-                # Let the final flush say nothing.
-                with contextlib.suppress(OSError, ValueError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise
+            stream = getattr(sys.stdout, "buffer", None)
+            if stream is None:
+                sys.stdout.write(data.decode())
+            else:
+                stream.write(data)
+            sys.stdout.flush()
             return
         with _writing(self.target):
             if self.file is None:

@@ -186,7 +186,7 @@ def export_onnx(
     if check is not None and precision != "fp32":
         limit = trial(proto, values, lambda p: novelty_limit(p, images))
         scale_constant(proto, "check.limit", limit)
-        check = check.moved(limit)
+        check = dataclasses.replace(check, scale=limit)
     exported = trial(proto, values, lambda p: _run(p, images))
     if check is not None and labels is not None:
         check = dataclasses.replace(check, flagged=float((exported["novelty"] > 1).mean()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +56,6 @@ class FittedCheck:
     validation: int
     flagged: float
     scale: float = 1.0
-
-    def moved(self, factor: float) -> FittedCheck:
-        """With a limit so many times as high, as a file of fewer bits has it."""
-        return dataclasses.replace(self, scale=self.scale * factor)
 
     def summary(self) -> str:
         """One line to show."""

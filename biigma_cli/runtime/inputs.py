@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from biigma_cli.data.preprocess import shown as shown
 from biigma_cli.errors import BiigmaError, DataError
+from biigma_cli.storage import is_folder
 
 _PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
@@ -85,7 +86,7 @@ def _expand(arguments: Sequence[str], warn: Callable[[str], None], skip: str) ->
         for place in _places(argument, links):
             if within(place, skip):
                 continue
-            if _is_folder(place):
+            if is_folder(place):
                 yield from below(place, warn=warn, skip=skip)
             else:
                 yield Source(place, Path(place))
@@ -108,7 +109,7 @@ def _places(argument: str, links: set[str]) -> Iterator[str]:
         if match == last:
             continue
         last = match
-        folder = _is_folder(match)
+        folder = is_folder(match)
         if (folder or _is_image(match)) and _lies_in(match, folders):
             continue
         if folder:
@@ -177,7 +178,7 @@ def count(arguments: Sequence[str], stop: Callable[[], bool], skip: str = "") ->
                 return None
             if within(place, skip):
                 continue
-            if not _is_folder(place):
+            if not is_folder(place):
                 total += 1
                 continue
             for _ in _any_below(place, stop, skip):
@@ -327,10 +328,6 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
 
 
-def _is_folder(path: str) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 - unlike Path's, never raises
-
-
 def _join(folder: str, name: str) -> str:
     return os.path.join(folder, name)  # noqa: PTH118 - unlike Path, keeps what the user wrote
 
@@ -343,7 +340,7 @@ def _glob(pattern: str, links: set[str], *, folders: bool = False) -> Iterator[s
     """
     head, tail = os.path.split(pattern)
     if not glob.has_magic(pattern):
-        if os.path.lexists(pattern) and (tail or _is_folder(head)):
+        if os.path.lexists(pattern) and (tail or is_folder(head)):
             yield pattern
         return
     if not tail:
@@ -358,7 +355,7 @@ def _glob(pattern: str, links: set[str], *, folders: bool = False) -> Iterator[s
             yield from _walk(top, links, folders=folders)
         elif not glob.has_magic(tail):
             path = _join(top, tail)
-            if _is_folder(path) if folders else os.path.lexists(path):
+            if is_folder(path) if folders else os.path.lexists(path):
                 yield path
         else:
             for entry in _visible(top, hidden=tail.startswith(".")):
@@ -406,7 +403,7 @@ def _check(argument: str, skip: str) -> None:
     """Raise where nothing can come of an argument."""
     if "\0" in argument:
         return
-    if _is_folder(argument):
+    if is_folder(argument):
         if not any(True for _ in _any_below(argument, skip=skip)):
             raise DataError(
                 f"no image in the folder {shown(argument)}",

@@ -382,6 +382,17 @@ def test_train_unrecorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", ["models", "models --json", "train --show-config"])
+def test_a_full_disk_behind_any_command(command: str) -> None:
+    """Whether it is told while writing or at the end."""
+    line = f"{shlex.quote(sys.executable)} -m biigma_cli {command} > /dev/full"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write standard output: No space left")
+    assert done.stderr.count("\n") == 2
+
+
 def test_train_tells_when_the_hybrid_branch_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
