@@ -194,7 +194,7 @@ def stored_judgement(planned: Planned, condition: Condition) -> dict[str, Any] |
         known = stored["trained_on"] if condition.test_background else stored
         good = still_holds(known, path, best, split)
         good &= all(isinstance(stored[name], float) for name in FIGURES)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return dict(stored) if good else None
 
