@@ -715,6 +715,32 @@ def preset(name: str) -> Config:
     return PRESETS[name]()
 
 
+def resolve(
+    given: dict[str, dict[str, Any]],
+    base: Config,
+    *,
+    planned: TrainConfig,
+    start_given: bool = False,
+) -> Config:
+    """`base` with the settings given, and what hangs on the number of epochs fitted to it.
+
+    Args:
+        given: section, then key: value.
+        base: settings for whatever is not given.
+        planned: the preset's, whose sampling start was meant for its own epochs.
+        start_given: `base` has its sampling start from the user, so it stays.
+
+    Raises:
+        UsageError: an unknown section or key, or a value that is not allowed.
+    """
+    train = given.get("train", {})
+    if "epochs" in train and "sides" not in train:
+        given = {**given, "train": {**train, **stretch_phases(base.train, train["epochs"])}}
+    return fit_sampling_start(
+        from_dict(given, base), planned, explicit=start_given or "sampling_start_epoch" in train
+    )
+
+
 def fit_sampling_start(config: Config, planned: TrainConfig, *, explicit: bool) -> Config:
     """`config` with a hybrid branch that joins within its epochs, as early as in `planned`.
 

@@ -21,6 +21,7 @@ from biigma_cli.config import (
     parse_assignments,
     preset,
     read_toml,
+    resolve,
     stretch_phases,
     to_toml,
 )
@@ -330,6 +331,22 @@ def test_stretching_nothing() -> None:
     assert stretch_phases(PHASED, "7") == {}
     assert stretch_phases(PHASED, 0) == {}
     assert stretch_phases(PHASED, 16) == {"sides": [96, 128, 160], "side_epochs": [4, 5, 7]}
+
+
+def test_what_hangs_on_the_epochs() -> None:
+    """One step for train and ablate: phases and sampling start are fitted unless given."""
+    base = dataclasses.replace(preset("light"), train=PHASED)
+    given: dict[str, dict[str, object]] = {"train": {"epochs": 4}}
+    fitted = resolve(given, base, planned=PHASED).train
+    assert (fitted.sides, fitted.side_epochs) == ((96, 128, 160), (1, 1, 2))
+    assert fitted.sampling_start_epoch == 1
+    assert given == {"train": {"epochs": 4}}
+    kept = {"epochs": 4, "sides": [160], "side_epochs": [4], "sampling_start_epoch": 4}
+    chosen = resolve({"train": kept}, base, planned=PHASED).train
+    assert (chosen.sides, chosen.side_epochs, chosen.sampling_start_epoch) == ((160,), (4,), 4)
+    late = resolve(given, base, planned=PHASED, start_given=True).train
+    assert late.sampling_start_epoch == 4
+    assert resolve({}, base, planned=PHASED) == base
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`biigma train`: train a network and choose its best epoch on the validation part."""
+"""`biigma train`: train a network; which epoch is kept, the validation part decides."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from biigma_cli.data.manifest import Manifest
     from biigma_cli.engine.distributed import Ranks
     from biigma_cli.engine.events import Event
+
+#: How the epoch that is kept is called, by `train.select`.
+KEPT = {"macro_f1": "best", "log_loss": "best", "last": "last"}
 
 
 @boundary
@@ -138,8 +141,9 @@ def train(
 ) -> None:
     """Train, choosing the epoch on validation.
 
-    The best epoch is the one with the highest macro-F1 on the validation part; the test part is
-    never looked at. Ctrl-C writes a checkpoint and stops; a crash loses the minutes since the
+    The epoch kept is the one with the highest macro-F1 on the validation part, or what the
+    preset's or your train.select says: lowest log_loss, or the last. The test part is never
+    looked at. Ctrl-C writes a checkpoint and stops; a crash loses the minutes since the
     last one: go on with --resume RUN. On several machines: torchrun ... -m biigma_cli train.
     """
     from biigma_cli import config as cfg
@@ -203,20 +207,17 @@ def train(
                         fix="give one of them",
                     )
             given[section] = {**chosen, **given.get(section, {})}
-        if "epochs" in given["train"] and "sides" not in given["train"]:
-            given["train"] |= cfg.stretch_phases(settings.train, given["train"]["epochs"])
-        settings = cfg.from_dict(given, settings)
+        planned_start = settings.train.sampling_start_epoch
+        meant = given["train"].get("sampling_start_epoch", planned_start)
+        settings = cfg.resolve(
+            given, settings, planned=cfg.preset(preset).train,
+            start_given="sampling_start_epoch" in from_file.get("train", {}),
+        )  # fmt: skip
         if background_bias is not None and settings.data.dataset != SYNTHETIC.dataset:
             raise UsageError(
                 f"--background-bias is for the synthetic data set, not for {settings.data.dataset}",
                 fix=f"leave it out, or choose --dataset {SYNTHETIC.dataset}",
             )
-        meant = settings.train.sampling_start_epoch
-        settings = cfg.fit_sampling_start(
-            settings,
-            cfg.preset(preset).train,
-            explicit=any("sampling_start_epoch" in s.get("train", {}) for s in (given, from_file)),
-        )
         hushed = show_config or not first or (devices > 1 and not launched)
         _tell_sampling_start(settings, meant, quiet=hushed)
         chosen_protocol = "protocol" in given["data"] or "protocol" in from_file.get("data", {})
@@ -299,7 +300,7 @@ def _train(
     from biigma_cli.report.curves import draw_curves
 
     typer.echo(
-        f"best epoch {summary['best_epoch']}: validation macro-F1 "
+        f"{KEPT[settings.train.select]} epoch {summary['best_epoch']}: validation macro-F1 "
         f"{summary['best_val_macro_f1']:.4f} ({summary['protocol']})"
     )
     typer.echo(f"checkpoint: {run / 'weights' / 'best.safetensors'}")

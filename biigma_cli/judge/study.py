@@ -16,11 +16,10 @@ from typing import Literal
 
 from biigma_cli.config import (
     Config,
-    fit_sampling_start,
     from_dict,
     parse_assignments,
     preset,
-    stretch_phases,
+    resolve,
 )
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.splits import own_split_meant
@@ -294,12 +293,7 @@ def make_study(
     given.setdefault("data", {})["dataset"] = name
     if weights is not None:
         given.setdefault("model", {})["weights"] = weights
-    train = given.setdefault("train", {})
-    if "epochs" in train and "sides" not in train:
-        train |= stretch_phases(start.train, train["epochs"])
-    base = fit_sampling_start(
-        from_dict(given, start), start.train, explicit="sampling_start_epoch" in train
-    )
+    base = resolve(given, start, planned=start.train)
     if "protocol" not in given["data"] and _brings_own(name):
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, protocol="official"))
     for text in (*assignments, *settings):

@@ -393,6 +393,17 @@ def test_a_full_disk_behind_any_command(command: str) -> None:
     assert done.stderr.count("\n") == 2
 
 
+def test_train_says_which_epoch_it_keeps(home: Path, tmp_path: Path) -> None:
+    """Not "best" where it is the last by rule."""
+    for select, word in (("last", "last"), ("log_loss", "best")):
+        done = call(
+            *TINY, "--epochs", "1", "--set", f"train.select={select}", "--name", select,
+            "--set", "train.sampling_start_epoch=0", "--runs", tmp_path,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert done.out.startswith(f"{word} epoch 1: validation macro-F1 ")
+
+
 def test_train_tells_when_the_hybrid_branch_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
