@@ -463,7 +463,10 @@ def _coerce(value: Any, hint: Any) -> Any:
             raise ValueError(f"expected a list of {kinds[item]}")
         return tuple(value)
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError("expected a smaller number") from None
     if type(value) is not hint:
         kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}
         raise ValueError(f"expected {kind.get(hint.__name__, 'text')}")
@@ -528,7 +531,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
             )
         try:
             value = tomllib.loads(f"v = {raw}")["v"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:  # no TOML, or a number of thousands of digits
             value = raw.strip()
         values.setdefault(section, {})[name] = value
     return values
@@ -537,10 +540,10 @@ def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Nested values of a TOML file. Raises `UsageError` where it cannot be read or parsed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}", fix="check --config") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         raise UsageError(f"{path} is not valid TOML: {error}", fix="mend that line") from error
 
 

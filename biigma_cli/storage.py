@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
@@ -27,7 +28,11 @@ def home() -> Path:
     """
     if _chosen:
         return _chosen[-1]
-    return Path(os.environ.get("BIIGMA_HOME") or platformdirs.user_data_dir("biigma"))
+    named = os.environ.get("BIIGMA_HOME")
+    if not named:
+        return Path(platformdirs.user_data_dir("biigma"))
+    # Set by other than a shell, a leading `~` is nobody's yet; unknown users keep theirs.
+    return Path(os.path.expanduser(named))  # noqa: PTH111
 
 
 @contextlib.contextmanager
@@ -114,19 +119,27 @@ def models_dir() -> Path:
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary file beside `path`, flush to disk, then rename over it.
 
+    A link is followed and stays; a device or a pipe is written to as it is.
+
     Raises `BiigmaError` where the folder cannot be written or the disk is full; what was at `path`
     is then still there, and the temporary file is gone.
     """
     temporary: str | None = None
+    target = Path(os.path.realpath(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="~")
+        if is_special(target):
+            target.write_bytes(data)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Cut, so that a name which just fits the file system still does.
+        prefix = f".{target.name[:40]}."
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix="~")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         make_readable(Path(temporary))
-        Path(temporary).replace(path)
+        Path(temporary).replace(target)
     except OSError as error:
         raise BiigmaError(
             f"cannot write {path}: {error.strerror or error}",
@@ -183,6 +196,15 @@ def is_file(path: Path | str) -> bool:
 def is_folder(path: Path | str) -> bool:
     """Whether there is a folder. Unlike `Path.is_dir` it never raises."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_special(path: Path) -> bool:
+    """Whether a device or a pipe is there, which must not be replaced by a file."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def check_writable(path: Path) -> None:

@@ -18,9 +18,13 @@ from biigma_cli.cli.options import DataDirOption, JsonOption
 def audit(
     dataset: Annotated[str, typer.Argument(help="Name of a recorded data set, such as isic18.")],
     protocol: Annotated[
-        str,
-        typer.Option("--protocol", help="Split that --strict judges: lesion, paper or official."),
-    ] = "lesion",
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="Split that --strict judges: lesion, paper or official.  [default: the one that "
+            "train takes]",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the splits.")] = 0,
     test_fraction: Annotated[
         float, typer.Option("--test-fraction", help="Share of images in the test part.")
@@ -61,13 +65,14 @@ def audit(
     from biigma_cli.config import DataConfig
     from biigma_cli.data.audit import audit_manifest
     from biigma_cli.data.manifest import load_manifest
+    from biigma_cli.data.splits import own_split_meant
     from biigma_cli.errors import EXIT_FAILURE, UsageError
     from biigma_cli.report.audit import audit_html, audit_json, audit_text
     from biigma_cli.report.tables import table_width
     from biigma_cli.storage import atomic_write_text, check_writable, write_json
 
     accepted = ("lesion", "paper", "official")
-    if protocol not in accepted:
+    if protocol is not None and protocol not in accepted:
         raise UsageError(
             f"unknown --protocol {protocol!r}", fix=f"choose one of: {', '.join(accepted)}"
         )
@@ -83,6 +88,10 @@ def audit(
     for page in pages:
         check_writable(page)
     manifest = load_manifest(dataset)
+    if protocol is None:
+        protocol = "lesion"
+        with contextlib.suppress(UsageError):  # parts that are no split: train asks for a protocol
+            protocol = "official" if own_split_meant(manifest) else "lesion"
     config = DataConfig(
         dataset=dataset,
         protocol=protocol,  # type: ignore[arg-type]

@@ -106,9 +106,10 @@ def download(
             ]  # fmt: skip
     else:
         from biigma_cli.data.fetch import find_archives, place_archives
+        from biigma_cli.data.scan import resolved
 
         folders = []
-        for source in from_:
+        for source in (resolved(given, fix="check --from") for given in from_):
             if not find_archives(dataset, source):
                 folders.append(source)
                 continue
@@ -133,8 +134,9 @@ def _recorded_elsewhere(dataset: str, folder: Path, wanted: list[str]) -> list[P
     from biigma_cli.data.manifest import load_manifest, record_path
     from biigma_cli.data.sources import PARTS
     from biigma_cli.errors import BiigmaError, UsageError
+    from biigma_cli.storage import is_file, is_folder
 
-    if set(wanted) == set(PARTS) or not record_path(dataset).is_file():
+    if set(wanted) == set(PARTS) or not is_file(record_path(dataset)):
         return []
     try:
         manifest = load_manifest(dataset)
@@ -149,7 +151,9 @@ def _recorded_elsewhere(dataset: str, folder: Path, wanted: list[str]) -> list[P
             "a part alone cannot be added to it",
             fix=f"fetch all parts: biigma download {dataset}",
         )
-    return [manifest.root]
+    # Of several --from, all but the first are in the paths alone.
+    elsewhere = (Path(r.path).parent for r in manifest.records if Path(r.path).is_absolute())
+    return [manifest.root, *dict.fromkeys(p for p in elsewhere if is_folder(p))]
 
 
 def show_recorded(manifest: Manifest) -> None:

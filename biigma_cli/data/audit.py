@@ -30,7 +30,6 @@ wider search confirmed: near-duplicates are found mostly, not all.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import typing
 from collections import Counter, defaultdict
@@ -41,11 +40,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.manifest import Manifest, Record
-from biigma_cli.data.preprocess import FORMATS, load_image, map_threads
+from biigma_cli.data.preprocess import load_image, map_threads, read_header
+from biigma_cli.data.scan import delimiter_of
 from biigma_cli.data.splits import PARTS, Split, make_split, part_counts
 from biigma_cli.errors import DataError, ImageError, UsageError
 from biigma_cli.storage import available_cpus, content_digest
@@ -80,7 +79,6 @@ _SUFFIXES = {
     ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF",
 }  # fmt: skip
 _ID_COLUMNS = ("image_id", "image", "isic_id")
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +343,7 @@ def _scan(path: Path, record: Record) -> _Scan | Unreadable:
     try:
         content = path.read_bytes()
         square = load_image(content, SIDE, name=str(path))
+        kind, mode, size, orientation = read_header(content, name=str(path))
     except FileNotFoundError:
         return Unreadable(
             image_id=record.image_id, path=record.path, error="no such file", missing=True
@@ -352,11 +351,6 @@ def _scan(path: Path, record: Record) -> _Scan | Unreadable:
     except (ImageError, OSError) as error:
         text = error.message if isinstance(error, ImageError) else error.strerror or str(error)
         return Unreadable(image_id=record.image_id, path=record.path, error=text, missing=False)
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        # A JPEG of several pictures is still a JPEG.
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
-        mode, size = image.mode, image.size
-        orientation = image.getexif().get(_ORIENTATION, 1)
     problems = []
     if content_digest(content) != record.digest:
         problems.append("changed since it was recorded")
@@ -366,8 +360,6 @@ def _scan(path: Path, record: Record) -> _Scan | Unreadable:
         problems.append(f"mode {mode}, not RGB")
     if orientation not in (0, 1):
         problems.append(f"EXIF orientation {orientation}")
-        if orientation in (5, 6, 7, 8):
-            size = (size[1], size[0])
     # Entropy-coded data cannot hold this marker, so its absence means a cut, if a late one.
     if kind == "JPEG" and b"\xff\xd9" not in content[len(content) // 2 :]:
         problems.append("no end marker: cut short")
@@ -695,11 +687,12 @@ def _rows_without_image(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     result = {}
     for path in sorted(tables):
         try:
+            separator = delimiter_of(path)
             with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
+                reader = csv.DictReader(file, delimiter=separator)
                 column = next((c for c in _ID_COLUMNS if c in (reader.fieldnames or ())), None)
                 ids = [row[column] for row in reader if row[column]] if column else []
-        except (OSError, UnicodeDecodeError, csv.Error):
+        except (DataError, OSError, UnicodeDecodeError, csv.Error):
             continue  # some other table; the metadata proper was read when it was recorded
         if missing := tuple(i for i in dict.fromkeys(ids) if i not in there):
             result[path.relative_to(manifest.root).as_posix()] = missing

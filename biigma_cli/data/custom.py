@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from biigma_cli.data.ham10000 import MASK
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.scan import (
     IMAGES,
+    OTHER_IMAGES,
     Draft,
     Progress,
     Warn,
     check_images,
     composed,
+    delimiter_of,
     first,
     read_csv,
-    refuse_doubles,
     resolved,
     walk_files,
 )
@@ -28,6 +30,9 @@ from biigma_cli.storage import is_file
 from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, lesion_class
 
 COLUMNS = ("image", "label")
+OPTIONAL = ("lesion_id", "split", "mask", "age", "sex", "site")
+# What stands for no lesion id in tables of other programs.
+_NO_LESION = ("unknown", "nan", "na", "n/a", "none", "null", "-", "?")
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -54,7 +59,8 @@ def read_custom(
     `IMAGE_segmentation.png`. A CSV has the columns `image` (a path relative to
     the CSV, or a file's name; the suffix may be left out) and `label`, and may have `lesion_id`,
     `split` (train, val, test), `mask`, `age`, `sex` and `site`; the separator may be a comma,
-    semicolon or tab. Labels that are ISIC codes, in any case, become those.
+    semicolon or tab. A lesion id such as `unknown` or `nan` is none. Labels that are ISIC codes,
+    in any case, become those.
 
     Args:
         name: to call it; lower case letters, digits, and `.`, `_`, `-`.
@@ -72,14 +78,16 @@ def read_custom(
     table = source if source.is_file() else _only_table(source)
     if table is not None:
         root = table.parent
-        drafts, missing = _from_csv(table, allow_missing=allow_missing)
+        drafts, missing = _from_csv(table, allow_missing=allow_missing, warn=warn)
     else:
         root = source
-        drafts, missing = _from_folders(source), []
+        drafts, missing = _from_folders(source, warn=warn), []
     codes = _classes(sorted({d.label for d in drafts}), classes)
     if missing and warn:
         warn(f"{len(missing)} rows have no image; left out: {first(missing)}")
-    refuse_doubles((d.image_id for d in drafts), table or source)
+    _refuse_doubles(drafts, table or source)
+    if warn:
+        _tell_big_lesions(drafts, warn)
     return Manifest(
         dataset=name,
         root=root,
@@ -113,21 +121,54 @@ def _only_table(folder: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str]]:
-    rows = read_csv(path, COLUMNS, delimiter=_delimiter(path), absent="check the path")
+def _refuse_doubles(drafts: Sequence[Draft], where: Path) -> None:
+    """No image twice, by id or by file: with two labels, or in two parts, it would be a leak."""
+    by_id: dict[str, Draft] = {}
+    by_file: dict[str, Draft] = {}
+    for draft in drafts:
+        file = os.path.realpath(draft.file)
+        other = by_id.setdefault(draft.image_id, draft)
+        if other is draft:
+            other = by_file.setdefault(file, draft)
+        if other is not draft:
+            both = dict.fromkeys([other.file.name, draft.file.name])
+            raise DataError(
+                f"{where} names images twice: {draft.image_id} ({' and '.join(both)})",
+                fix="remove the doubles" if len(both) == 1 else "remove or rename one of them",
+            )
+
+
+def _tell_big_lesions(drafts: Sequence[Draft], warn: Warn) -> None:
+    """A lesion with a tenth of all images, which goes to one part whole, may be a placeholder."""
+    counts = Counter(d.lesion_id for d in drafts if d.lesion_id)
+    for lesion, count in counts.most_common(1):
+        if count > max(20, len(drafts) / 10):
+            warn(
+                f"lesion_id {lesion!r} has {count} of {len(drafts)} images, which all go to one "
+                "part; if it means that the lesion is unknown, leave the cell empty"
+            )
+
+
+def _from_csv(
+    path: Path, *, allow_missing: bool, warn: Warn | None
+) -> tuple[list[Draft], list[str]]:
+    rows = read_csv(
+        path, COLUMNS, optional=OPTIONAL, delimiter=delimiter_of(path), absent="check the path",
+        warn=warn,
+    )  # fmt: skip
     if not rows:
         raise DataError(f"{path} has no rows", fix="one row per image")
     by_stem: dict[str, list[Path]] | None = None
     drafts: list[Draft] = []
     missing: list[str] = []
     unmasked: list[str] = []
-    for line, row in enumerate(rows, 2):
+    for row in rows:
         named = row["image"].strip()
         part = (row.get("split") or "").strip().lower()
         if part and part not in PARTS:
             near = difflib.get_close_matches(part, PARTS, n=1)
             raise DataError(
-                f"{path}, line {line}: unknown split {row['split']!r}",
+                f"{path}, line {row.line}: unknown split {row['split']!r}",
                 fix=f"did you mean {near[0]!r}?" if near else "use train, val or test",
             )
         file = path.parent / named
@@ -141,8 +182,9 @@ def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str
                 missing.append(named)
                 continue
             if len(found) > 1:
+                files = first(_below(found, path))
                 raise DataError(
-                    f"{path}, line {line}: {named!r} could be any of {first(_below(found, path))}",
+                    f"{path}, line {row.line}: {named!r} could be any of {files}",
                     fix="write the path, with its suffix",
                 )
             file = found[0]
@@ -163,7 +205,7 @@ def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str
                 file=file,
                 label=_label(row["label"]),
                 part=PARTS.get(part, ""),
-                lesion_id=(row.get("lesion_id") or "").strip(),
+                lesion_id=_lesion(row.get("lesion_id") or ""),
                 mask=mask,
                 **{k: (row.get(k) or "").strip() for k in ("age", "sex", "site")},
             )
@@ -183,7 +225,12 @@ def _from_csv(path: Path, *, allow_missing: bool) -> tuple[list[Draft], list[str
     return drafts, missing
 
 
-def _from_folders(top: Path) -> list[Draft]:
+def _lesion(text: str) -> str:
+    text = composed(text.strip())
+    return "" if text.casefold() in _NO_LESION else text
+
+
+def _from_folders(top: Path, *, warn: Warn | None) -> list[Draft]:
     below = _folders(top)
     parted = [p for p in below if p.name.lower() in PARTS]
     others = [p.name for p in below if p not in parted]
@@ -191,8 +238,8 @@ def _from_folders(top: Path) -> list[Draft]:
     if parted and not others:
         for folder in parted:
             for own in _folders(folder):
-                drafts += _class_folder(own, top, PARTS[folder.name.lower()])
-    elif len(parted) > 1:
+                drafts += _class_folder(own, top, PARTS[folder.name.lower()], warn)
+    elif len(parted) > 1 or any(_folders(p) for p in parted):
         raise DataError(
             f"{top} holds {', '.join(p.name for p in parted)}, and beside them {first(others)}: "
             "parts, or classes?",
@@ -200,7 +247,7 @@ def _from_folders(top: Path) -> list[Draft]:
         )
     else:
         for own in below:
-            drafts += _class_folder(own, top, "")
+            drafts += _class_folder(own, top, "", warn)
     if not drafts:
         raise DataError(
             f"no folder of images in {top}",
@@ -243,8 +290,19 @@ def _below(paths: Sequence[Path], table: Path) -> list[str]:
     return [p.relative_to(table.parent).as_posix() for p in paths]
 
 
-def _class_folder(folder: Path, top: Path, part: str) -> list[Draft]:
+def _class_folder(folder: Path, top: Path, part: str, warn: Warn | None) -> list[Draft]:
+    parts = [p.name for p in _folders(folder) if p.name.lower() in PARTS]
+    if parts:
+        raise DataError(
+            f"the class folder {folder} holds {first(parts)}: parts belong above the classes",
+            fix=f"make it {parts[0]}/{folder.name} instead of {folder.name}/{parts[0]}",
+        )
     found = walk_files([folder], IMAGES)
+    if warn and (others := walk_files([folder], OTHER_IMAGES)):
+        warn(
+            f"{len(others)} files of {folder} are left out ({others[0].name}, ...): of a folder "
+            f"{', '.join(IMAGES)} are taken; name others in a CSV"
+        )
     stems = {path.with_suffix("") for path in found}
     masks = {
         path.with_name(path.stem[: -len(MASK)]): path
@@ -307,12 +365,3 @@ def _classes(found: list[str], wanted: Sequence[str]) -> tuple[str, ...]:
         if set(found) <= set(known.codes):
             return tuple(sorted(found, key=known.codes.index))
     return tuple(found)
-
-
-def _delimiter(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
-    return max(",;\t", key=header.count)

@@ -22,7 +22,7 @@ from biigma_cli.data.manifest import (
 )
 from biigma_cli.data.scan import Draft, Progress, Warn, check_images, read_csv
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import home
+from biigma_cli.storage import home, is_file, is_folder
 from biigma_cli.taxonomy import DERIVED, SYNTHETIC, TAXONOMIES, base_of
 
 OFFICIAL = tuple(official.CHALLENGES)
@@ -101,7 +101,7 @@ def load_synthetic(data: DataConfig, *, progress: Progress | None = None) -> Man
     folder = home() / "data" / name
     record = record_path(name)
     written = write_synthetic(options, folder, progress=progress)
-    if record.is_file():
+    if is_file(record):
         manifest = read_record(record, again=f"remove {record} and {folder}, and run it again")
         if manifest.root == written:
             return manifest
@@ -162,13 +162,13 @@ def statuses() -> list[Status]:
 
 def _status(name: str) -> Status:
     title = TAXONOMIES[name].title if name in TAXONOMIES else name
-    if not record_path(base_of(name)).is_file():
+    if not is_file(record_path(base_of(name))):
         return Status(name=name, title=title, state="not here")
     try:
         if name.startswith(f"{SYNTHETIC.dataset}-"):
             manifest = read_record(record_path(name), again="remove it")
             title = SYNTHETIC.title
-            if not manifest.root.is_dir():
+            if not is_folder(manifest.root):
                 raise DataError(f"its images are gone from {manifest.root}")
         else:
             manifest = load_manifest(name)
@@ -193,7 +193,7 @@ def forget(name: str) -> Path:
         raise UsageError(
             f"{name} is made from {DERIVED[name]}", fix=f"biigma datasets remove {DERIVED[name]}"
         )
-    if is_path(name) or not path.is_file():
+    if is_path(name) or not is_file(path):
         raise UsageError(f"no data set {name!r} is recorded", fix="see: biigma datasets")
     try:
         path.unlink()

@@ -39,6 +39,7 @@ _TWIN = {image_id: pair[0] for pair in KNOWN_PAIRS for image_id in pair}
 def twin_key(image_id: str) -> str:
     """What both images of a known pair share; empty for all others.
 
-    ISIC 2019 appends `_downsampled` to some ids of the same images.
+    ISIC 2019 appends `_downsampled` to some ids of the same images; in a user's own set the id is
+    a path.
     """
-    return _TWIN.get(image_id.removesuffix("_downsampled"), "")
+    return _TWIN.get(image_id.rpartition("/")[2].removesuffix("_downsampled"), "")

@@ -29,7 +29,7 @@ class Extra(NamedTuple):
         split: of that data set.
         ids: images that join.
         known: images left out because the data set they would join has them, or another image of
-            their lesion.
+            their lesion; or because another extra set holds them out, or has brought them already.
         classless: images left out by label, for want of a class here.
     """
 
@@ -61,33 +61,31 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
 
     Each is split by itself, with the protocol, shares and seed of `config` (`official` where a
     user's own set brings its parts, `lesion` in place of `official` where it brings none) and
-    near-duplicates kept together, so that its own test part stays unseen. Images that `manifest`
-    has anywhere are left out, by bytes, by the archive's id and by its lesion id, and with them
-    whatever the other set keeps together with them. Near-duplicates over two data sets are not
-    searched for.
+    near-duplicates kept together, so that its own validation and test part stay unseen, of which
+    no other of the sets may bring an image either. Images that `manifest` has anywhere are left
+    out, by bytes, by the archive's id and by its lesion id, and with them whatever the other set
+    keeps together with them. Near-duplicates over two data sets are not searched for.
 
     Raises:
         DataError: a data set is not recorded here, or none of its images can join.
         UsageError: no such data set, or its own parts are no split.
     """
     seen = {mark for record in manifest.records for mark in _marks(record)}
+    # All are split before any is chosen from: what the last holds out, the first must not bring.
+    others = [_split(name, config) for name in config.extra]
+    held_out = [
+        {mark for i in (*split.val, *split.test) for mark in _marks(records[i])}
+        for other, split in others
+        for records in [other.by_id()]
+    ]
     found = []
-    for name in config.extra:
-        other = load_manifest(name)
-        protocol = config.protocol
-        if own_split_meant(other):
-            protocol = "official"
-        elif protocol == "official":
-            protocol = "lesion"
-        own = dataclasses.replace(
-            config, dataset=name, extra=(), protocol=protocol, join_duplicates=True
-        )
-        split = make_split(other, own)
+    for n, (name, (other, split)) in enumerate(zip(config.extra, others, strict=True)):
+        shut = seen.union(*held_out[:n], *held_out[n + 1 :])
         records = other.by_id()
         own_images = {
             record.image_id
             for group in lesion_groups(other.records, by_lesion=True, twins=True)
-            if any(mark in seen for record in group for mark in _marks(record))
+            if any(mark in shut for record in group for mark in _marks(record))
             for record in group
         }
         joining, known, classless = [], 0, Counter[str]()
@@ -102,13 +100,27 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
         if not joining:
             raise DataError(
                 f"data.extra: no training image of {name} can join {manifest.dataset} "
-                f"({known} are its own or of its lesions, "
+                f"({known} are its own, of its lesions, or in another extra set, "
                 f"{sum(classless.values())} have no class in it)",
                 fix="leave that data set out of data.extra",
             )
         seen |= {mark for i in joining for mark in _marks(records[i])}
         found.append(Extra(other, split, tuple(joining), known, dict(sorted(classless.items()))))
     return found
+
+
+def _split(name: str, config: DataConfig) -> tuple[Manifest, Split]:
+    """An extra data set and its split."""
+    other = load_manifest(name)
+    protocol = config.protocol
+    if own_split_meant(other):
+        protocol = "official"
+    elif protocol == "official":
+        protocol = "lesion"
+    own = dataclasses.replace(
+        config, dataset=name, extra=(), protocol=protocol, join_duplicates=True
+    )
+    return other, make_split(other, own)
 
 
 def _marks(record: Record) -> list[tuple[str, str]]:

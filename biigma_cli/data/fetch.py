@@ -45,7 +45,7 @@ from biigma_cli.data.sources import (
     without_password,
 )
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import atomic_write_text, write_json
+from biigma_cli.storage import atomic_write_text, is_file, write_json
 
 if TYPE_CHECKING:
     import requests
@@ -235,7 +235,7 @@ def find_archives(dataset: str, source: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files(dataset):
         for path in (source / file.name, source / file.path, source / "archives" / file.name):
-            if path.is_file():
+            if is_file(path):
                 found[file.name] = path
                 break
     return found if any(name.endswith(".zip") for name in found) else {}

@@ -11,8 +11,10 @@ from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.scan import (
     Draft,
     Progress,
+    Row,
     Warn,
     check_images,
+    delimiter_of,
     first,
     images_by_stem,
     read_csv,
@@ -20,9 +22,12 @@ from biigma_cli.data.scan import (
     walk_files,
 )
 from biigma_cli.errors import DataError
+from biigma_cli.storage import is_file
 from biigma_cli.taxonomy import ISIC18
 
 METADATA = "HAM10000_metadata.csv"
+#: Its names: Kaggle's, Dataverse's with tabs, and Dataverse's as it was deposited.
+METADATA_NAMES = (METADATA, "HAM10000_metadata.tab", "HAM10000_metadata")
 # What a lesion mask's name has behind its image's.
 MASK = "_segmentation"
 COLUMNS = ("lesion_id", "image_id", "dx")
@@ -47,8 +52,9 @@ def read_ham10000(
     """Check an existing copy: counts, classes, and that each image opens.
 
     Args:
-        folder: holds `HAM10000_metadata.csv` and the images, in `HAM10000_images_part_1` and
-            `_2` or anywhere below; lesion masks (`*_segmentation.png`) are taken where they are.
+        folder: holds `HAM10000_metadata.csv` (or `.tab`, or without a suffix) and the images, in
+            `HAM10000_images_part_1` and `_2` or anywhere below; lesion masks
+            (`*_segmentation.png`) are taken where they are.
         beside: more folders below which images and masks may lie.
         allow_missing: take a partial copy: rows without an image are left out, counts may differ.
         progress: called with (images checked, images in all).
@@ -60,18 +66,19 @@ def read_ham10000(
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}", fix="give the folder that holds " + METADATA)
-    rows = _read_metadata(folder / METADATA)
+    table = next((t for n in METADATA_NAMES if is_file(t := folder / n)), folder / METADATA)
+    rows = _read_metadata(table)
     folders = [folder, *beside]
     files = images_by_stem(folders)
     missing = [r["image_id"] for r in rows if r["image_id"] not in files]
     if missing and not allow_missing:
         raise DataError(
-            f"{len(missing)} rows of {METADATA} have no image: {first(missing)}",
-            fix="complete the copy, or pass --allow-missing to train on the rest",
+            f"{len(missing)} rows of {table.name} have no image: {first(missing)}",
+            fix=_completing(folders),
         )
     rows = [r for r in rows if r["image_id"] in files]
     if not rows:
-        raise DataError(f"no image of {METADATA} lies below {folder}", fix="check --from")
+        raise DataError(f"no image of {table.name} lies below {folder}", fix=_completing(folders))
     counts = Counter(r["dx"].upper() for r in rows)
     if not allow_missing and counts != EXPECTED_COUNTS:
         raise DataError(
@@ -81,7 +88,7 @@ def read_ham10000(
         )
     extra = len(files) - len(rows)
     if extra and warn:
-        warn(f"{extra} images have no row in {METADATA}; left out")
+        warn(f"{extra} images have no row in {table.name}; left out")
     masks = masks_by_id(folders)
     drafts = [
         Draft(
@@ -106,6 +113,14 @@ def read_ham10000(
     )
 
 
+def _completing(folders: Sequence[Path]) -> str:
+    """What to do about images that are not there."""
+    zips = [p.name for f in folders for p in sorted(f.glob("HAM10000_images_part_*.zip"))]
+    if zips:
+        return f"unzip {' and '.join(dict.fromkeys(zips))} there"
+    return "complete the copy, or pass --allow-missing to train on the rest"
+
+
 def masks_by_id(folders: Sequence[Path]) -> dict[str, Path]:
     """Lesion masks (`ID_segmentation.png`, by ViDIR and by the ISIC challenges) by image id."""
     found: dict[str, Path] = {}
@@ -118,16 +133,17 @@ def _known(value: str | None) -> str:
     return "" if value in (None, "unknown") else str(value)
 
 
-def _read_metadata(path: Path) -> list[dict[str, str]]:
+def _read_metadata(path: Path) -> list[Row]:
     rows = read_csv(
-        path, COLUMNS, absent="give the folder of a Kaggle or Dataverse copy of HAM10000"
-    )
+        path, COLUMNS, delimiter=delimiter_of(path),
+        absent="give the folder of a Kaggle or Dataverse copy of HAM10000",
+    )  # fmt: skip
     known = [c.lower() for c in ISIC18.codes]
-    for line, row in enumerate(rows, 2):
+    for row in rows:
         if row["dx"].lower() not in known:
             near = difflib.get_close_matches(row["dx"].lower(), known, n=1)
             raise DataError(
-                f"{path}, line {line}: unknown class {row['dx']!r}",
+                f"{path}, line {row.line}: unknown class {row['dx']!r}",
                 fix=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}",
             )
     refuse_doubles((r["image_id"] for r in rows), path)

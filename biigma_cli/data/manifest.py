@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from biigma_cli.errors import DataError, UsageError
-from biigma_cli.storage import home, sha256_lines, write_json
+from biigma_cli.storage import home, is_file, is_folder, is_there, sha256_lines, write_json
 from biigma_cli.taxonomy import (
     SYNTHETIC,
     TAXONOMIES,
@@ -150,14 +150,14 @@ def load_manifest(dataset: str) -> Manifest:
         again = f"run: biigma download {base}"
     else:
         again = f"run: biigma datasets add {base} FOLDER"
-    if is_path(base) or not path.is_file():
+    if is_path(base) or not is_file(path):
         if base not in TAXONOMIES:
             _unknown(base)
         raise DataError(f"the data set {base} is not on this machine yet", fix=again)
     manifest = read_record(path, again=again)
     if manifest.dataset != (SYNTHETIC.dataset if drawn else base):
         raise DataError(f"{path} is damaged: it holds {manifest.dataset!r}", fix=again)
-    if not manifest.root.is_dir():
+    if not is_folder(manifest.root):
         raise DataError(f"the images of {base} are gone from {manifest.root}", fix=again)
     return manifest if base == dataset else _binary(manifest, dataset)
 
@@ -199,7 +199,7 @@ def is_path(name: str) -> bool:
 
 
 def _unknown(dataset: str) -> NoReturn:
-    if is_path(dataset) or Path(dataset).exists():
+    if is_path(dataset) or is_there(dataset):
         raise UsageError(
             f"{dataset} is a path, and data sets go by name",
             fix=f"record it first: biigma datasets add NAME {dataset}",

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from biigma_cli.data.ham10000 import CITATION, EXPECTED_COUNTS, METADATA, masks_by_id
+from biigma_cli.data.ham10000 import (
+    CITATION,
+    EXPECTED_COUNTS,
+    METADATA,
+    METADATA_NAMES,
+    masks_by_id,
+)
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.scan import (
     Draft,
     Progress,
     Warn,
     check_images,
+    delimiter_of,
     first,
     images_by_stem,
     read_csv,
@@ -22,6 +29,7 @@ from biigma_cli.data.scan import (
     walk_files,
 )
 from biigma_cli.errors import DataError
+from biigma_cli.storage import is_folder
 from biigma_cli.taxonomy import taxonomy
 
 CITATION_17 = "ISIC 2017 challenge: Codella et al., arXiv:1710.05006."
@@ -139,16 +147,19 @@ CHALLENGES = {
 def existing_folder(folder: Path) -> Path:
     """`folder`, whole. Raises `DataError` where there is none."""
     folder = resolved(folder, fix="check --from")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"no folder at {folder}", fix="check --from")
     return folder
 
 
 def truth_files(folders: Sequence[Path]) -> dict[str, Path]:
-    """CSV files below the folders by name."""
+    """Tables below the folders by name; HAM10000's under whichever of its names as `METADATA`."""
     found: dict[str, Path] = {}
-    for path in walk_files(folders, (".csv",)):
+    for path in walk_files(folders, (".csv", *(n.lower() for n in METADATA_NAMES))):
         found.setdefault(path.name, path)
+    for name in METADATA_NAMES:
+        if name in found:
+            found.setdefault(METADATA, found[name])
     return found
 
 
@@ -256,16 +267,18 @@ def _labels(challenge: Challenge, path: Path) -> tuple[dict[str, str], list[str]
     refuse_doubles((r[key] for r in rows), path)
     labels: dict[str, str] = {}
     unknown: list[str] = []
-    for line, row in enumerate(rows, 2):
+    for row in rows:
         try:
             values = {c: float(row[c]) for c in columns}
             other = float(row.get("UNK") or 0)
         except ValueError as error:
-            raise DataError(f"{path}, line {line}: {error}", fix="get the file again") from error
+            raise DataError(
+                f"{path}, line {row.line}: {error}", fix="get the file again"
+            ) from error
         odd = [v for v in (*values.values(), other) if v not in (0, 1)]
         if odd:
             raise DataError(
-                f"{path}, line {line}: {odd[0]:g} is neither 0 nor 1", fix="get the file again"
+                f"{path}, line {row.line}: {odd[0]:g} is neither 0 nor 1", fix="get the file again"
             )
         chosen = [code for c, code in columns.items() if values[c]] + ["UNK"] * bool(other)
         if chosen == ["UNK"]:
@@ -276,7 +289,7 @@ def _labels(challenge: Challenge, path: Path) -> tuple[dict[str, str], list[str]
             labels[row[key]] = "NV"
         else:
             raise DataError(
-                f"{path}, line {line}: {row[key]} is of {len(chosen)} classes",
+                f"{path}, line {row.line}: {row[key]} is of {len(chosen)} classes",
                 fix="exactly one column must be 1",
             )
     return labels, unknown
@@ -304,7 +317,8 @@ def _show(counts: dict[str, int]) -> str:
 def _column(path: Path | None, key: str, value: str) -> dict[str, str]:
     if path is None:
         return {}
-    return {r[key]: r[value] for r in read_csv(path, (key, value), filled=(key,))}
+    rows = read_csv(path, (key, value), filled=(key,), delimiter=delimiter_of(path))
+    return {r[key]: r[value] for r in rows}
 
 
 def _metadata(key: str, path: Path | None) -> dict[str, dict[str, str]]:
@@ -319,5 +333,5 @@ def _metadata(key: str, path: Path | None) -> dict[str, dict[str, str]]:
         row[key]: {
             new: row[old] for old, new in names.items() if row.get(old) and row[old] != "unknown"
         }
-        for row in read_csv(path, (key,))
+        for row in read_csv(path, (key,), delimiter=delimiter_of(path))
     }

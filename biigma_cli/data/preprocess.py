@@ -145,20 +145,42 @@ def decode_image(
             ) from error
 
 
-def upright_size(source: Path | bytes) -> tuple[int, int]:
-    """Width and height of an image as it is shown, from its header; a DICOM file is decoded.
+class Header(NamedTuple):
+    """What an image's header says.
 
-    Raises `ImageError` as `decode_image`.
+    Attributes:
+        kind: Pillow's name of its format, or `DICOM`.
+        mode: Pillow's.
+        size: width and height as it is shown.
+        orientation: EXIF's, 1 (upright) where it says nothing that can be read.
     """
-    label = shown(str(source)) if isinstance(source, Path) else "the image"
+
+    kind: str
+    mode: str
+    size: tuple[int, int]
+    orientation: int
+
+
+def upright_size(source: Path | bytes) -> tuple[int, int]:
+    """Width and height of an image as it is shown. Raises `ImageError` as `decode_image`."""
+    return read_header(source).size
+
+
+def read_header(source: Path | bytes, *, name: str | None = None) -> Header:
+    """An image's header; a DICOM file is decoded. Raises `ImageError` as `decode_image`."""
+    label = name or (shown(str(source)) if isinstance(source, Path) else "the image")
     with opened(source, label) as image:
         width, height = image.size
         tags = getattr(image, "tag_v2", None)
         if image.format == "TIFF" and tags is not None:
             # Of a TIFF Pillow gives the size as it is shown; here it is as it is stored.
             width, height = (int(tags[tag]) for tag in _TIFF_SIZE)
-        lying = _turn(image) in _LYING
-    return (height, width) if lying else (width, height)
+        orientation = _orientation(image)
+        if _TURNS.get(orientation) in _LYING:
+            width, height = height, width
+        # A JPEG of several pictures is still a JPEG.
+        kind = "JPEG" if image.format == "MPO" else image.format or "DICOM"
+        return Header(kind, image.mode, (width, height), orientation)
 
 
 @contextlib.contextmanager
@@ -347,12 +369,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What its EXIF orientation asks for. Tags of a wrong type or value ask for nothing."""
+    """What its EXIF orientation asks for."""
+    return _TURNS.get(_orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it; 1 where the tag, or the whole header, is none that can be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a header that is none; the pixels are decoded by themselves
-        return None
-    return _TURNS.get(orientation)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

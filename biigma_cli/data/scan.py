@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +22,8 @@ Warn = Callable[[str], None]
 
 JPEG = (".jpg", ".jpeg")
 IMAGES = (*JPEG, ".png", ".tif", ".tiff", ".bmp", ".webp")
+#: Read where a table names them, but not looked for in folders: films, and whole studies.
+OTHER_IMAGES = (".gif", ".dcm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,20 +178,30 @@ def _stored(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
+class Row(dict[str, str]):
+    """A line of a table, by column; `line` is its number in the file."""
+
+    line: int = 0
+
+
 def read_csv(
     path: Path,
     columns: Sequence[str],
     *,
+    optional: Sequence[str] = (),
     filled: Sequence[str] | None = None,
     delimiter: str = ",",
     absent: str = "",
-) -> list[dict[str, str]]:
+    warn: Warn | None = None,
+) -> list[Row]:
     """Rows of a CSV file in UTF-8, with or without a byte-order mark.
 
     Args:
-        columns: those it must have.
+        columns: those it must have, in any case and with spaces around.
+        optional: those it may have, likewise.
         filled: those of them in which no cell may be empty; default: all.
         absent: the remedy where there is no such file.
+        warn: told of a column that is none of these but nearly so.
 
     Raises `DataError` where it cannot be read, lacks a column or has it twice, or has an empty
     cell or a line longer than the header.
@@ -195,35 +209,75 @@ def read_csv(
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter=delimiter)
-            there = reader.fieldnames or []
+            there = [_column(name, (*columns, *optional)) for name in reader.fieldnames or []]
+            reader.fieldnames = there
             lacking = [c for c in columns if c not in there]
             if lacking:
                 raise DataError(
                     f"{path} has no column {', '.join(lacking)}; it has: {', '.join(there)}",
                     fix=f"the expected columns are {', '.join(columns)}",
                 )
-            twice = [c for c in columns if there.count(c) > 1]
+            twice = [c for c in (*columns, *optional) if there.count(c) > 1]
             if twice:
                 raise DataError(
                     f"{path} has the column {', '.join(twice)} more than once",
-                    fix=f"the expected columns are {', '.join(columns)}",
+                    fix=f"keep one column {twice[0]}",
                 )
-            rows = list(reader)
+            if warn:
+                _tell_near(path, there, (*columns, *optional), warn)
+            rows = []
+            for cells in reader:
+                row = Row(cells)
+                row.line = reader.line_num
+                rows.append(row)
     except FileNotFoundError:
         raise DataError(f"no {path.name} in {path.parent}", fix=absent) from None
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}", fix="get the file again") from error
-    for line, row in enumerate(rows, 2):
+    for row in rows:
+        line = row.line
         if not all((row[c] or "").strip() for c in (columns if filled is None else filled)):
             raise DataError(f"{path}, line {line}: an empty cell", fix="mend that line")
-        beyond: Sequence[str] = row.get(None, ())
+        beyond: Sequence[str] = row.get(None, ())  # type: ignore[call-overload]
         if any(cell.strip() for cell in beyond):
             raise DataError(
                 f"{path}, line {line}: more cells than columns", fix="mend that line, or quote it"
             )
     return rows
+
+
+def delimiter_of(path: Path) -> str:
+    """What separates the cells of a table's header: a comma, a semicolon or a tab.
+
+    Raises `DataError` where it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+    except FileNotFoundError:
+        return ","  # whoever reads it says so
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
+    return max(",;\t", key=header.count)
+
+
+def _column(name: str, known: Sequence[str]) -> str:
+    """A column's name as it is known, however it is spelt here; else as it is."""
+    plain = composed(name.strip()).casefold()
+    return next((k for k in known if k.casefold() == plain), name)
+
+
+def _tell_near(path: Path, there: Sequence[str], known: Sequence[str], warn: Warn) -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]", "", name).casefold()
+
+    absent = {plain(k): k for k in known if k not in there}
+    for name in there:
+        near = difflib.get_close_matches(plain(name), absent, n=1, cutoff=0.8)
+        if near and name not in known:
+            warn(f"{path}: the column {name!r} is not read; did you mean {absent[near[0]]!r}?")
 
 
 def refuse_doubles(ids: Iterable[str], where: Path | str) -> None:

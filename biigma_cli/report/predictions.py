@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import stat
 import sys
 from array import array
 from collections import Counter
@@ -23,7 +22,7 @@ import numpy as np
 
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import check_writable, is_there, make_readable
+from biigma_cli.storage import check_writable, is_special, is_there, make_readable
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 RESUMABLE = ("csv", "jsonl", "parquet")
@@ -450,7 +449,7 @@ class Output:
             if sys.stdout is None:
                 raise UsageError("standard output is closed", fix="name a file with -o")
             return
-        if _special(self.target):
+        if is_special(self.target):
             if not os.access(self.target, os.W_OK):
                 raise UsageError(f"cannot write {target}", fix="choose a place you may write to")
         else:
@@ -563,11 +562,6 @@ class Output:
         """Nothing was begun: leave no part."""
         self.keep = False
         self.drop()
-
-
-def _special(path: Path) -> bool:
-    """A device or a pipe."""
-    return is_there(path) and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
 
 
 @contextlib.contextmanager
