@@ -137,6 +137,36 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> 
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
+def test_links_and_devices_stay(tmp_path: Path) -> None:
+    """A link is written through, a pipe into, and neither becomes a file."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    for content in (b"one", b"two"):
+        atomic_write_bytes(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "real").read_bytes() == content
+    if not hasattr(os, "mkfifo"):
+        return
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(pipe)
+        atomic_write_bytes(pipe, b"three")
+        assert os.read(reader, 10) == b"three"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "real"]
+
+
+def test_a_name_that_just_fits(tmp_path: Path) -> None:
+    """The temporary one beside it is no longer."""
+    for name in ("a" * 255, "\u00e9" * 127):
+        atomic_write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+
+
 def test_text_and_json(tmp_path: Path) -> None:
     """Text is UTF-8 with its own line ends; JSON is indented and ends with a newline."""
     atomic_write_text(tmp_path / "text", "Größe\n")
@@ -204,6 +234,14 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert home() == default
     monkeypatch.delenv("BIIGMA_HOME")
     assert home() == default
+
+
+def test_home_of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A `~` that no shell has seen."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("BIIGMA_HOME", "~/data")
+    assert home() == tmp_path / "data"
 
 
 def test_models_dir() -> None:

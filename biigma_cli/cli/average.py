@@ -40,6 +40,7 @@ def average(
     """
     from biigma_cli.cli.evaluate import best_checkpoint
     from biigma_cli.cli.progress import Progress
+    from biigma_cli.cli.targets import check_run_name
     from biigma_cli.cli.train import command_given
     from biigma_cli.config import to_toml
     from biigma_cli.core.weights import load_checkpoint, save_checkpoint
@@ -63,6 +64,7 @@ def average(
         raise UsageError("--share lies outside 0 to 1", fix="give shares such as --share 0.5")
     if select not in ("macro_f1", "log_loss"):
         raise UsageError(f"unknown --select {select!r}", fix="choose macro_f1 or log_loss")
+    check_run_name(name)
     run = runs / name
     if any((run / "weights").glob("*.safetensors")):
         raise UsageError(f"{run} holds a run already", fix="choose another --name")
@@ -71,6 +73,12 @@ def average(
     early, late = (load_checkpoint(p) for p in paths)
     names = (without_folders(str(first)), without_folders(str(second)))
     check_alike(early, late, names)
+    own = early.meta.get("command", "")
+    if own and own not in [a.get("command") for a in late.meta.get("ancestors", [])]:
+        note(
+            f"warning: {names[1]} does not say that it was begun from {names[0]}; between networks "
+            "of different beginnings lies none that is good"
+        )
     data = late.config.data
     manifest = load_dataset(data)
     split = make_split(manifest, data)

@@ -156,6 +156,7 @@ def evaluate(
     it was trained to. Without --run and --model: the newest run in runs/, else the shipped model.
     """
     from biigma_cli.cli.progress import Progress
+    from biigma_cli.cli.targets import check_distinct
     from biigma_cli.data.splits import PARTS
     from biigma_cli.errors import UsageError
     from biigma_cli.report.style import picture_kind
@@ -192,10 +193,21 @@ def evaluate(
 
     from biigma_cli.judge import judge, open_candidate
 
-    candidate = open_candidate(path, device)
-    second = None
+    other = None
     if against is not None:
         other = best_checkpoint(against) if against.is_dir() else find_network(str(against))
+    check_distinct(
+        {
+            "--predictions-out": predictions_out, "--reliability": reliability, "--heads": heads,
+            "--robustness-figure": robustness_figure, "--robustness-sheet": robustness_sheet,
+            "--report": page,
+        },
+        [file for one in (path, other) if one is not None
+         for file in (one, one.with_suffix(".md"), *one.parent.parent.glob("eval-*.json"))],
+    )  # fmt: skip
+    candidate = open_candidate(path, device)
+    second = None
+    if other is not None:
         second = open_candidate(other, device)
     if tta:
         candidate, second = candidate.over_views(), second and second.over_views()
@@ -237,13 +249,20 @@ def evaluate(
         )  # fmt: skip
     saved = []
     if run is not None and not tta:  # those of a run are of one view: an export takes them along
+        from biigma_cli.metrics import FEWEST
         from biigma_cli.storage import write_json
 
-        saved.append(run / f"eval-{split}.json")
-        found = {
-            **judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed),
-        }  # fmt: skip
-        write_json(saved[-1], {**_kept(saved[-1], path, judged), **found})
+        file = run / f"eval-{split}.json"
+        stored = _stored(file, path, judged)
+        if resamples < FEWEST <= stored.get("assessment", {}).get("resamples", 0):
+            note(f"{file} keeps its intervals, which {resamples} resamples do not give")
+        else:
+            kept = {k: stored[k] for k in ("saliency", "heads", "robustness") if k in stored}
+            found = {
+                **judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed),
+            }  # fmt: skip
+            write_json(file, {**kept, **found})
+            saved.append(file)
     if store:
         saved += evaluate_store.store(path, judged)
     if predictions_out is not None:
@@ -275,6 +294,7 @@ def evaluate(
                 notes=[*told, *(f"input check: {line}" for line in _flagged(judged))],
                 saliency=insight.to_dict().get("saliency"),
                 robustness=evaluate_robustness.plain(perturbed).get("robustness"),
+                heads=insight.to_dict().get("heads"),
                 progress=mapping,
             )  # fmt: skip
         saved.append(page)
@@ -297,8 +317,8 @@ def evaluate(
         note(f"saved in {path}")
 
 
-def _kept(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
-    """What took long, of an earlier judgement of the very same checkpoint and data."""
+def _stored(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
+    """An earlier judgement of the very same checkpoint and data; empty where there is none."""
     import json
 
     from biigma_cli.judge.judgement import still_holds
@@ -306,8 +326,7 @@ def _kept(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         same = still_holds(stored, file, checkpoint, judged.split.summary())
-        keys = ("saliency", "heads", "robustness") if same else ()
-        return {key: stored[key] for key in keys if key in stored}
+        return dict(stored) if same else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -367,7 +386,7 @@ def _flagged(judged: Judgement) -> list[str]:
         return []
     lines = [
         f"{found.flagged} of {found.n} ({found.share:.1%}, {found.low:.1%} to "
-        f"{found.high:.1%}) taken for no dermoscopy"
+        f"{found.high:.1%}, Wilson, by image) taken for no dermoscopy"
     ]
     if found.accuracy is not None and found.flagged:
         lines.append(f"accuracy {found.accuracy:.4f} where it was not")

@@ -107,6 +107,7 @@ def write_report(
     notes: list[str],
     saliency: Mapping[str, Any] | None = None,
     robustness: Mapping[str, Any] | None = None,
+    heads: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Write the page, as a whole or not at all.
@@ -118,6 +119,7 @@ def write_report(
         notes: what else the reader must know.
         saliency: figures of the maps as plain values, if they were asked for.
         robustness: of images painted over, likewise.
+        heads: how alike they are, likewise.
         progress: of the mistakes' maps, as of `Candidate.maps`.
 
     Raises:
@@ -152,6 +154,7 @@ def write_report(
             against=against,
             saliency=saliency,
             robustness=robustness,
+            heads=heads,
             provenance=_provenance(judged),
             licence=manifest.licence,
             citation=manifest.citation,

@@ -102,6 +102,8 @@ def score(
                  "or calibration error; --normalise divides each row by its sum")  # fmt: skip
         matched.append(joined)
     first = matched[0]
+    for other, file in zip(matched[1:], files[1:], strict=True):
+        _check_classes(first, other, predictions, file.path)
     tasks = {name: _assessed(name, task, resamples, seed) for name, task in _tasks(first)}
     others = {
         name: _assessed(name, task, resamples, seed)
@@ -130,6 +132,19 @@ def _tasks(matched: Matched) -> Iterable[tuple[str, Matched]]:
     from biigma_cli.data.submission import binary_tasks
 
     return binary_tasks(matched) if matched.binary else [("", matched)]
+
+
+def _check_classes(first: Matched, other: Matched, one: Path, two: Path) -> None:
+    """Raise `DataError` where two files would be judged on different classes."""
+    from biigma_cli.errors import DataError
+
+    for here, there, lacks in ((first, other, two), (other, first, one)):
+        absent = [c for c in here.codes if c not in there.codes]
+        if absent:
+            raise DataError(
+                f"{lacks} has no column for {', '.join(absent)}, which the other file has",
+                fix="add the column; 0 throughout, if the model cannot say that class",
+            )
 
 
 def _assessed(name: str, task: Matched, resamples: int, seed: int) -> Assessment:

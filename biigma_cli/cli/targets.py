@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 
 from biigma_cli.errors import UsageError
+
+
+def check_run_name(name: str) -> None:
+    """Raise `UsageError` where a run's name would not be a folder in that of the runs."""
+    if not name.strip() or name in (".", "..") or PurePath(name).name != name or "\\" in name:
+        raise UsageError(
+            f"--name {name!r} cannot be a run's name",
+            fix="give a name without slashes; the folder of runs is --runs",
+        )
+
+
+def check_distinct(targets: Mapping[str, Path | None], sources: Sequence[Path]) -> None:
+    """Raise `UsageError` where two outputs are one file, or one is what is read.
+
+    Args:
+        targets: by option; None where it was not given.
+        sources: files that are read.
+    """
+    read = {os.path.realpath(path) for path in sources}
+    taken: dict[str, str] = {}
+    for option, path in targets.items():
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in read:
+            raise UsageError(
+                f"{option} {path} would take the place of a file that is read",
+                fix="choose another name",
+            )
+        if place in taken:
+            raise UsageError(
+                f"{taken[place]} and {option} are both {path}", fix="give each a name of its own"
+            )
+        taken[place] = option
 
 
 def check_targets(output: Path, card: Path | None, sources: Sequence[Path]) -> None:

@@ -147,11 +147,14 @@ def train(
     last one: go on with --resume RUN. On several machines: torchrun ... -m biigma_cli train.
     """
     from biigma_cli import config as cfg
+    from biigma_cli.cli.targets import check_run_name
     from biigma_cli.errors import UsageError
     from biigma_cli.taxonomy import SYNTHETIC
 
     # Set by torchrun, and by --devices, which uses its launcher.
     launched = "RANK" in os.environ
+    if name is not None:
+        check_run_name(name)
     # The first is torchrun's, the second that of --devices.
     counts = ("TORCHELASTIC_RESTART_COUNT", "BIIGMA_RESTART")
     restarted = launched and any(os.environ.get(name, "0") != "0" for name in counts)

@@ -16,7 +16,7 @@ from biigma_cli.data.masks import load_masks
 from biigma_cli.errors import DataError, ModelFileError
 from biigma_cli.judge.candidate import Candidate, Maps, Progress
 from biigma_cli.judge.judgement import split_of
-from biigma_cli.metrics import score_weight
+from biigma_cli.metrics import intervals_title, score_weight
 from biigma_cli.metrics.localisation import REFERENCES, Localisation, localise
 
 #: Names of a model's maps, in the order they are shown.
@@ -67,8 +67,7 @@ class SaliencyJudgement:
     @property
     def bootstrap(self) -> str:
         """How the intervals were made, for people."""
-        what = "lesions" if self.grouped else "images"
-        return f"95% percentile intervals, {self.resamples} resamples of {what}"
+        return intervals_title(self.resamples, grouped=self.grouped)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""

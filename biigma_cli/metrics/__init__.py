@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from biigma_cli.metrics.assess import (
+    FEWEST,
     SUM_TOLERANCE,
     ZERO_WEIGHT,
     Assessment,
@@ -14,6 +15,7 @@ from biigma_cli.metrics.assess import (
     Figure,
     assess,
     compare,
+    intervals_title,
     is_probability,
     mean_auc,
     paper_columns,
@@ -43,6 +45,7 @@ from biigma_cli.metrics.confusion import (
 from biigma_cli.metrics.names import HALVES, LOWER_IS_BETTER, OVERALL, PER_CLASS, POINTS, TITLES
 
 __all__ = [
+    "FEWEST",
     "HALVES",
     "HEADLINE",
     "LOWER_IS_BETTER",
@@ -71,6 +74,7 @@ __all__ = [
     "confusions",
     "evaluate",
     "fit_temperature",
+    "intervals_title",
     "is_probability",
     "log_probability",
     "mean_auc",

@@ -13,8 +13,9 @@ Conventions:
 * Intervals are 95% percentile intervals over resamples of whole groups; a resample without a class
   does not count for that class's figures, and its macro averages run over the classes it has.
   That of ECE alone is the basic one, twice the value less the percentiles, widened to hold the
-  value: resampling itself adds
-  calibration error, and plain percentiles may all lie above the value.
+  value: resampling itself adds calibration error, and plain percentiles may all lie above the
+  value. It adds more where there was less, which no interval of a difference of two ECEs mends:
+  that has none.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from biigma_cli.metrics.resampled import block, prepare, untied
 ZERO_WEIGHT = frozenset({"ISIC_0035068"})
 # Rows may miss 1 by this much, as rows rounded to three decimals do.
 SUM_TOLERANCE = 0.005
+# Resamples with a value, below which there is no interval.
+FEWEST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,7 @@ class Assessment:
     @property
     def bootstrap(self) -> str:
         """How the intervals were made, for people."""
-        what = "lesions" if self.grouped else "images"
-        return f"95% percentile intervals, {self.resamples} resamples of {what}"
+        return intervals_title(self.resamples, grouped=self.grouped, basic="ECE")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
@@ -143,6 +145,20 @@ class Difference:
             "overall": plain_figures(self.overall),
             "per_class": {code: plain_figures(figures) for code, figures in self.per_class.items()},
         }
+
+
+def intervals_title(resamples: int, *, grouped: bool, basic: str = "") -> str:
+    """How intervals were made, for people.
+
+    Args:
+        grouped: whether lesions were drawn, not images.
+        basic: figures whose intervals are no percentiles.
+    """
+    if resamples < FEWEST:
+        return "no intervals" + (f": {resamples} resamples are too few" if resamples else "")
+    but = f" ({basic}: basic)" if basic else ""
+    what = "lesions" if grouped else "images"
+    return f"95% percentile intervals{but}, {resamples} resamples of {what}"
 
 
 def score_weight(ids: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -200,7 +216,7 @@ def assess(
     draws = {k: np.concatenate([b[k] for b in blocks] or [v[None][:0]]) for k, v in values.items()}
     sure = is_probability(proba)
     overall = {
-        name: with_interval(values[name], draws[name], basic=name == "ece")
+        name: with_interval(values[name], draws[name], basic=name == "ece", least=0)
         if sure or name not in PROPER
         else Figure(value=None, why="the scores do not sum to 1")
         for name in OVERALL
@@ -230,7 +246,7 @@ def assess(
 
 
 def compare(first: Assessment, second: Assessment) -> Difference:
-    """Paired differences first - second of every figure, with percentile intervals.
+    """Paired differences first - second of every figure, with percentile intervals; ECE's without.
 
     Raises `DataError` where they were not made over the same images, in the same order, with the
     same groups, resamples and seed.
@@ -247,14 +263,20 @@ def compare(first: Assessment, second: Assessment) -> Difference:
             fix="judge both on the same images, in the same order, with the same seed",
         )
 
-    def minus(a: Figure, b: Figure, draws: Floats) -> Figure:
+    def minus(a: Figure, b: Figure, draws: Floats, *, biased: bool = False) -> Figure:
         if a.value is None or b.value is None:
             return Figure(value=None, why=a.why or b.why)
+        if biased:
+            why = "no interval: resampling draws it towards 0; see log loss and Brier score"
+            return Figure(value=a.value - b.value, why=why)
         return with_interval(np.float64(a.value - b.value), draws)
 
     apart = {name: drawn - second.draws[name] for name, drawn in first.draws.items()}
     return Difference(
-        overall={n: minus(f, second.overall[n], apart[n]) for n, f in first.overall.items()},
+        overall={
+            n: minus(f, second.overall[n], apart[n], biased=n == "ece")
+            for n, f in first.overall.items()
+        },
         per_class={
             code: {
                 n: minus(f, second.per_class[code][n], apart[n][:, i]) for n, f in figures.items()
@@ -329,21 +351,25 @@ def _scikit(label_n: Ints, proba: Floats, figures: Figures) -> dict[str, Any]:
     }
 
 
-def with_interval(value: np.float64, drawn: Floats, *, basic: bool = False) -> Figure:
+def with_interval(
+    value: np.float64, drawn: Floats, *, basic: bool = False, least: float = -np.inf
+) -> Figure:
     """A value with the 95% interval of the resamples that have one.
 
     Args:
         drawn: `(b,)`, the value in each resample, NaN where it has none.
         basic: the basic interval (2 v - q) instead of the percentile one: for what a resample
             biases, such as ECE.
+        least: of what the value can be: no basic interval goes below.
     """
     drawn = drawn[~np.isnan(drawn)]
-    if len(drawn) < 20:
+    if len(drawn) < FEWEST:
         return Figure(value=float(value), why="too few resamples for an interval")
     low, high = np.quantile(drawn, (0.025, 0.975))
     if basic:
         # Widened to hold the value: the shift can be larger than half the interval.
-        low, high = max(2 * value - high, 0.0), max(2 * value - low, value)
+        low, high = 2 * value - high, 2 * value - low
+        low, high = max(min(low, value), least), max(high, value)
     return Figure(value=float(value), low=float(low), high=float(high))
 
 

@@ -327,4 +327,10 @@ def _figure(figure: dict[str, Any]) -> tuple[str, str]:
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _plain(cell: object) -> str:
+    """A cell that neither ends early nor is read as HTML: names of classes may hold anything."""
+    text = str(cell).replace("|", "\\|")
+    return text.replace("<", "&lt;")

@@ -87,7 +87,7 @@ def class_table(effects: Sequence[Effect], codes: Sequence[str]) -> Table:
     there = [code for code in codes if any(code in e.support for e in effects)]
     most = {code: max(e.support.get(code, 0) for e in effects) for code in there}
     for code in there:
-        table.add_column(code, justify="right", no_wrap=True)
+        table.add_column(Text(code), justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
     table.add_row(Text("images", style="dim"), *(Text(str(most[c]), style="dim") for c in there))
     strongest = {e.name: e for e in effects}  # the last of each name

@@ -196,8 +196,8 @@ def confusion_table(figures: Figures) -> Table:
     )  # fmt: skip
     table.add_column("")
     for code in codes:
-        table.add_column(code, justify="right")
+        table.add_column(Text(code), justify="right")
     for i, (code, row) in enumerate(zip(codes, figures.confusion, strict=True)):
         cells = [Text(str(n), style="bold" if i == j else "") for j, n in enumerate(row)]
-        table.add_row(code, *cells)
+        table.add_row(Text(code), *cells)
     return table

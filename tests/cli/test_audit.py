@@ -15,6 +15,7 @@ from PIL import Image
 
 from biigma_cli.data.manifest import save_manifest
 from biigma_cli.storage import using_home
+from tests.cli.test_data_commands import paint_classes
 from tests.conftest import call
 from tests.data.test_audit import plant
 from tests.report.pages import Page
@@ -176,6 +177,47 @@ def test_strict_lets_a_clean_set_pass(home: Path) -> None:
     leaky = call("audit", "isic18", "--strict", "--protocol", "paper", "--data-dir", home)
     assert leaky.code == 1
     assert "two sides of the paper split" in leaky.err
+
+
+def test_strict_judges_what_train_takes(tmp_path: Path) -> None:
+    """A set with parts of its own is trained by them: a leak between them fails."""
+    top = tmp_path / "images"
+    paint_classes(top, {"MEL": 12, "NV": 12})
+    lines = ["image,label,lesion_id,split"]
+    for n, path in enumerate(sorted(top.rglob("*.jpg"))):
+        name = path.relative_to(top).as_posix()
+        part = ("train", "train", "test")[n % 3]
+        lines.append(f"{name},{path.parent.name},L{n if n > 2 else 0},{part}")
+    table = top / "labels.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with using_home(tmp_path / "home"):
+        done = call("datasets", "add", "own", table)
+        assert done.code == 0, done.err
+        done = call("audit", "own", "--strict")
+        assert done.code == 1, done.err
+        assert "two sides of the official split" in done.err
+        assert call("audit", "own", "--strict", "--protocol", "lesion").code == 0
+
+
+def test_whatever_can_be_recorded_can_be_audited(tmp_path: Path) -> None:
+    """Broken EXIF headers ask for nothing; a turned TIFF has the size of a turned JPEG."""
+    top = tmp_path / "images"
+    paint_classes(top, {"MEL": 40, "NV": 40})
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    tall = Image.new("RGB", (160, 30), (90, 60, 50))
+    for name in ("MEL/turned.jpg", "NV/t.tif"):
+        tall.save(top / name, exif=turned)
+    tall.save(top / "NV" / "broken.png", exif=b"Exif\0\0MM")
+    with using_home(tmp_path / "home"):
+        done = call("datasets", "add", "own", top)
+        assert done.code == 0, done.err
+        done = call("audit", "own", "--json")
+    assert done.code == 0, done.err
+    odd = {o["image"]: " ".join(o["problems"]) for o in json.loads(done.out)["odd"]}
+    assert "30 x 160" in odd["MEL/turned"]
+    assert "30 x 160" in odd["NV/t"]
+    assert "160 x 30" in odd["NV/broken"]
 
 
 @pytest.mark.parametrize(

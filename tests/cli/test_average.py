@@ -18,7 +18,7 @@ from biigma_cli.data.splits import make_split
 from biigma_cli.engine.evaluate import predict_proba
 from biigma_cli.engine.interpolate import between
 from biigma_cli.metrics import evaluate
-from tests.conftest import Outcome, call
+from tests.conftest import TINY, Outcome, call
 
 
 def best(run: Path) -> Checkpoint:
@@ -56,6 +56,30 @@ def refused(done: Outcome, *words: str, code: int = 2) -> None:
     assert done.err.count("error:") == done.err.count("fix:") == 1
     for word in words:
         assert word in done.err
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "../mean", "a/b", "a\\b"])
+def test_names_that_are_no_folder(pair: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    """Nothing is written into the folder of all runs, or beside it."""
+    done = call("average", *pair, "--name", name, "--runs", tmp_path / "runs", "--device", "cpu")
+    refused(done, "cannot be a run's name")
+    refused(call(*TINY, "--name", name, "--runs", tmp_path / "runs"), "cannot be a run's name")
+    assert not list(tmp_path.iterdir())
+
+
+def test_strangers_are_told_of(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The average of two networks of different beginnings is none."""
+    words = "does not say that it was begun from"
+    assert words in run_of(pair, tmp_path / "a").err
+    first, second = best(pair[0]), best(pair[1])
+    heir = shutil.copytree(pair[1], tmp_path / "heir")
+    line = [{"run": "first", "command": first.meta["command"], "versions": {}}]
+    save_checkpoint(
+        heir / "weights" / "best.safetensors", second.tensors, {**second.meta, "ancestors": line}
+    )
+    done = run_of((pair[0], heir), tmp_path / "b")
+    assert done.code == 0, done.err
+    assert words not in done.err
 
 
 def test_between(pair: tuple[Path, Path]) -> None:

@@ -436,6 +436,8 @@ def test_train_tells_when_the_hybrid_branch_joins(
         (["--dataset", "isic20"], ["'isic20'", "isic18"]),
         (["--config", "nowhere.toml"], ["nowhere.toml"]),
         (["--seed", str(10**20)], ["seed is 1000"]),
+        (["--set", "train.lr=1" + "0" * 400], ["train.lr", "a smaller number"]),
+        (["--set", "train.lr=1" + "0" * 5000], ["train.lr", "expected a number"]),
         (["--set", "train.balance=110"], ["train.balance is 110", "all classes alike"]),
         (["--epochs", "5", "--set", "train.epochs=3"], ["--epochs and --set train.epochs=3"]),
         (["--background-bias", "0.9"], ["--background-bias", "not for isic18", "synthetic"]),

@@ -402,6 +402,33 @@ def test_a_part_is_added_to_a_record(
     assert {r.image_id for r in load_manifest("isic17").records} == had | {"ISIC_0099999"}
 
 
+def test_a_part_is_added_to_several_folders(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was recorded from a second --from stays, too: truth here, images there."""
+    copy = make_isic17(tmp_path / "here")
+    (copy / "ISIC-2017_Test_v2_Part3_GroundTruth.csv").unlink()
+    there = tmp_path / "there"
+    there.mkdir()
+    (copy / "ISIC-2017_Training_Data").rename(there / "images")
+    done = call("download", "isic17", "--from", copy, "--from", there, "--allow-missing")
+    assert done.code == 0, done.err
+    had = {r.image_id for r in load_manifest("isic17").records}
+    assert len(had) == 9
+
+    def fetched(dataset: str, folder: Path, **options: Any) -> Path:
+        make_isic17(folder)
+        for name in ("Training", "Validation"):
+            shutil.rmtree(folder / f"ISIC-2017_{name}_Data")
+            (folder / f"ISIC-2017_{name}_Part3_GroundTruth.csv").unlink()
+        return folder
+
+    monkeypatch.setattr("biigma_cli.data.fetch.download", fetched)
+    done = call("download", "isic17", "--parts", "test", "--allow-missing")
+    assert done.code == 0, done.err
+    assert {r.image_id for r in load_manifest("isic17").records} > had
+
+
 def test_an_empty_cache(fresh: Path) -> None:
     """Nothing to list, nothing to clear, nothing made."""
     done = call("cache", "list")

@@ -113,7 +113,9 @@ def test_json_is_complete(tiny_eval: dict[str, Any]) -> None:
         assert set(figures) == {"support", *PER_CLASS}
     for figure in whole["overall"].values():
         assert figure["low"] <= figure["high"]
-    assert tiny_eval["bootstrap"] == "95% percentile intervals, 2000 resamples of lesions"
+    assert (
+        tiny_eval["bootstrap"] == "95% percentile intervals (ECE: basic), 2000 resamples of lesions"
+    )
     assert tiny_eval["temperature"] is None
     for name, figure in tiny_eval["intervals"].items():
         assert figure == whole["overall"][name]
@@ -208,6 +210,20 @@ def test_no_resamples(tiny_onnx: Path) -> None:
     assert " .. " not in done.out
     assert "resamples" not in done.out
     assert "accuracy" in done.out
+
+
+def test_a_run_keeps_its_intervals(run_copy: Path) -> None:
+    """A quick look without resamples takes them from nobody."""
+    file = run_copy / "eval-test.json"
+    command = ("eval", "--run", run_copy, "--device", "cpu", "--resamples")
+    assert call(*command, "40").code == 0
+    before = file.read_text()
+    done = call(*command, "0")
+    assert done.code == 0, done.err
+    assert f"{file} keeps its intervals" in done.err
+    assert file.read_text() == before
+    assert call(*command, "30").code == 0
+    assert json.loads(file.read_text())["assessment"]["resamples"] == 30
 
 
 def test_the_part_it_was_calibrated_on(tiny_onnx: Path) -> None:
@@ -315,6 +331,30 @@ def test_targets(tiny_run: Path, tmp_path: Path, option: str, name: str, word: s
     (tmp_path / "plain").write_text("")
     refused(call("eval", "--run", tiny_run, option, tmp_path / name), word, code=2)
     refused(call("eval", "--run", tiny_run, option, tmp_path / name, "--json"), word, code=2)
+
+
+def test_outputs_that_would_replace_each_other(
+    tiny_run: Path, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    """Or the model that is judged, its card, or a run's stored figures: said before the work."""
+    model = tmp_path / "m.onnx"
+    shutil.copy(tiny_onnx, model)
+    before = model.read_bytes()
+    words = "a file that is read"
+    for name in ("m.onnx", "m.md"):
+        done = call("eval", "--model", model, "--predictions-out", tmp_path / name, *FAST)
+        refused(done, f"--predictions-out {tmp_path / name}", words, code=2)
+    target = ("--predictions-out", tiny_run / "eval-test.json")
+    refused(call("eval", "--run", tiny_run, *target, *FAST), words, code=2)
+    refused(
+        call("eval", "--model", tiny_onnx, "--against", model, "--predictions-out", model, *FAST),
+        words, code=2,
+    )  # fmt: skip
+    both = tmp_path / "h.svg"
+    done = call("eval", "--run", tiny_run, "--heads", both, "--reliability", both, *FAST)
+    refused(done, "--reliability and --heads are both", code=2)
+    assert model.read_bytes() == before
+    assert not both.exists()
 
 
 @pytest.fixture

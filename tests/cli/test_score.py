@@ -47,11 +47,13 @@ def test_table(tmp_path: Path) -> None:
     predictions, truth = make(tmp_path)
     done = call("score", predictions, truth, *FAST)
     assert done.code == 0, done.err
-    for words in ("60 images; 95% percentile intervals, 40 resamples of lesions", "ISIC score",
+    told = " ".join(done.out.split())
+    for words in ("60 images; 95% percentile intervals (ECE: basic), 40 resamples of lesions",
+                  "ISIC score",
                   "macro-F1", "log loss", "Brier", "ECE", "per class", "specificity",
                   "MEL against the rest", "sensitivity at 90% specificity",
-                  "specificity at 95% sensitivity", "confusion matrix", " .. "):  # fmt: skip
-        assert words in done.out
+                  "specificity at 95% sensitivity", "confusion matrix", ".. "):  # fmt: skip
+        assert words in told
     assert "images" not in done.err
 
 
@@ -274,3 +276,44 @@ def test_usage(tmp_path: Path, option: tuple[str, str]) -> None:
     """Numbers that cannot be are usage errors."""
     predictions, truth = make(tmp_path)
     assert call("score", predictions, truth, *option).code == 2
+
+
+def named(folder: Path, name: str, classes: tuple[str, ...], truth: str) -> tuple[Path, Path]:
+    """Predictions with these columns, and a truth by name whose classes go round."""
+    rng = np.random.default_rng(len(name))
+    scores = rng.dirichlet(np.ones(len(classes)), 60)
+    lines = ["image," + ",".join(classes)]
+    lines += [f"I{i:02}," + ",".join(f"{v:.6f}" for v in row) for i, row in enumerate(scores)]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    rows = [f"I{i:02},{truth.split()[i % len(truth.split())]}" for i in range(60)]
+    (folder / "truth.csv").write_text("image_id,dx\n" + "\n".join(rows) + "\n")
+    return folder / name, folder / "truth.csv"
+
+
+def test_names_with_brackets(tmp_path: Path) -> None:
+    """They are names, not markup."""
+    files = named(tmp_path, "p.csv", ("grade[a]", "b[/x]"), "grade[a] b[/x]")
+    done = call("score", *files, *FAST)
+    assert done.code == 0, done.err
+    matrix = done.out[done.out.index("confusion matrix") :]
+    assert matrix.count("grade[a]") == matrix.count("b[/x]") == 2
+
+
+def test_against_with_other_columns(tmp_path: Path) -> None:
+    """Their order is no matter; one that lacks a column is told before the resampling."""
+    first, truth = named(tmp_path, "p.csv", ("x", "y", "q", "r"), "x y")
+    second, _ = named(tmp_path, "pp.csv", ("r", "y", "q", "x"), "x y")
+    done = call("score", first, truth, "--against", second, *FAST)
+    assert done.code == 0, done.err
+    lacking, _ = named(tmp_path, "ppp.csv", ("x", "y", "q"), "x y")
+    for pair in ((first, lacking), (lacking, first)):
+        done = call("score", pair[0], truth, "--against", pair[1], *FAST)
+        refused(done, f"{lacking} has no column for r", "0 throughout")
+
+
+def test_few_resamples_say_so(tmp_path: Path) -> None:
+    """No title of intervals over columns without any."""
+    predictions, truth = make(tmp_path)
+    done = call("score", predictions, truth, "--resamples", "5")
+    assert "no intervals: 5 resamples are too few" in done.out
+    assert "percentile" not in done.out

@@ -14,6 +14,7 @@ import pytest
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.custom import check_name, read_custom
+from biigma_cli.data.duplicates import KNOWN_PAIRS
 from biigma_cli.data.manifest import Manifest, load_manifest, save_manifest
 from biigma_cli.data.splits import brings_own_split, make_split
 from biigma_cli.errors import EXIT_DATA, EXIT_USAGE, BiigmaError, DataError, UsageError
@@ -511,3 +512,109 @@ def test_the_hash_knows_the_parts(tmp_path: Path) -> None:
     manifest = read(top)
     moved = tuple(dataclasses.replace(r, part="val") for r in manifest.records)
     assert dataclasses.replace(manifest, records=moved).data_hash != manifest.data_hash
+
+
+# --- what would leak or mislabel -------------------------------------------------------------
+
+
+def test_columns_in_any_case(tmp_path: Path) -> None:
+    """Lesions and parts are read however their column is spelt: unread, they would leak."""
+    top = pictures(tmp_path / "d", *(f"{i}.png" for i in range(4)))
+    rows = ["0.png,x,a,train", "1.png,y,a,train", "2.png,x,b,test", "3.png,y,b,test"]
+    for header in ("image,label,lesion_id,split", "Image, Label , LESION_ID, Split"):
+        found = read(table(top, header, *rows))
+        assert [(r.lesion_id, r.part) for r in found.records] == [
+            ("a", "train"), ("a", "train"), ("b", "test"), ("b", "test"),
+        ]  # fmt: skip
+    refused(table(top, "image,label,split,Split", *rows), "column split more than once")
+
+
+def test_a_column_nearly_known_is_told_of(tmp_path: Path) -> None:
+    """It is not read, and nobody should believe that it is."""
+    top = pictures(tmp_path / "d", "a.png", "b.png")
+    told: list[str] = []
+    read(table(top, "image,label,lesionid", "a.png,x,1", "b.png,y,1"), warn=told.append)
+    assert ["did you mean 'lesion_id'" in line for line in told] == [True]
+
+
+def test_lesions_spelt_differently(tmp_path: Path) -> None:
+    """One lesion in composed and decomposed form; what stands for none is none."""
+    top = pictures(tmp_path / "d", *(f"{i}.png" for i in range(6)))
+    composed, decomposed = (unicodedata.normalize(f, "l\u00e9sion") for f in ("NFC", "NFD"))
+    cells = (composed, decomposed, "unknown", "NaN", "N/A", "-")
+    rows = [f"{i}.png,{'xy'[i % 2]},{cell}" for i, cell in enumerate(cells)]
+    found = read(table(top, "image,label,lesion_id", *rows))
+    assert [r.lesion_id for r in found.records] == [composed, composed, "", "", "", ""]
+
+
+def test_a_lesion_of_most_images(tmp_path: Path) -> None:
+    """It goes to one part whole: told when it is recorded, as it may mean that none is known."""
+    top = pictures(tmp_path / "d", *(f"{i:02}.png" for i in range(40)))
+    told: list[str] = []
+
+    def recorded(same: int) -> None:
+        told.clear()
+        rows = [f"{i:02}.png,{'xy'[i % 2]},{'none given' if i < same else i}" for i in range(40)]
+        read(table(top, "image,label,lesion_id", *rows), warn=told.append)
+
+    recorded(21)
+    assert ["'none given' has 21 of 40 images" in line for line in told] == [True]
+    recorded(20)
+    assert not told
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["s/a.png,x,test", "a,y,train", "s/b.png,y,train"],  # by path, and by name
+        ["s/a.png,x,train", "s/../s/a.png,y,train", "s/b.png,y,train"],
+    ],
+)
+def test_a_file_twice_under_two_names(tmp_path: Path, rows: list[str]) -> None:
+    """With another label or part it would contradict or leak."""
+    top = pictures(tmp_path / "d", "s/a.png", "s/b.png")
+    refused(table(top, "image,label,split", *rows), "twice", "a.png")
+
+
+def test_a_file_twice_by_a_link(tmp_path: Path) -> None:
+    """A link is the file it leads to."""
+    top = pictures(tmp_path / "d", "x/a.png", "y/b.png")
+    (top / "y" / "c.png").symlink_to(top / "x" / "a.png")
+    refused(top, "twice: y/c (a.png and c.png)")
+
+
+@pytest.mark.parametrize("other", ["holdout", "validate", "dev"])
+def test_a_part_beside_an_unknown_one(tmp_path: Path, other: str) -> None:
+    """`train` with classes in it is no class."""
+    top = pictures(tmp_path / "d", "train/x/a.png", "train/y/b.png", f"{other}/x/c.png")
+    refused(top, "holds train, and beside them", other)
+    # A class that is called so, with its images in it, is one.
+    top = pictures(tmp_path / "e", "test/a.png", f"{other}/c.png")
+    assert set(labels(read(top)).values()) == {"test", other}
+
+
+def test_parts_below_classes(tmp_path: Path) -> None:
+    """They would be pooled, held-out images among those to train on."""
+    top = pictures(tmp_path / "d", "x/train/a.png", "x/test/b.png", "y/train/c.png")
+    error = refused(top, "class folder", "test, train")
+    assert "make it test/x instead of x/test" in error.fix
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    """Kinds that are read from a table but not looked for in folders."""
+    top = pictures(tmp_path / "d", "x/a.png", "y/b.png")
+    for name in ("x/c.gif", "x/d.DCM", "x/notes.txt"):
+        (top / name).write_bytes(b"")
+    told: list[str] = []
+    assert len(read(top, warn=told.append).records) == 2
+    assert ["2 files of" in line and "c.gif" in line for line in told] == [True]
+
+
+def test_known_pairs_in_class_folders(tmp_path: Path) -> None:
+    """Near-duplicates of the archive stay together though their ids are paths here."""
+    pairs = [(f"MEL/{a}", f"NV/{b}") for a, b in KNOWN_PAIRS]
+    top = pictures(tmp_path / "d", *(f"{name}.png" for pair in pairs for name in pair))
+    split = make_split(read(top), DataConfig(dataset="mine"))
+    part = {i: p for p in ("train", "val", "test") for i in split.part(p)}
+    assert all(part[a] == part[b] for a, b in pairs)
+    assert len(set(part.values())) == 3

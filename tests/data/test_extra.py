@@ -210,6 +210,32 @@ def test_nothing_to_join(main: Manifest, tmp_path: Path) -> None:
         find_extra(main, dataclasses.replace(CONFIG, extra=("absent",)))
 
 
+@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")])
+def test_what_one_set_holds_out_no_other_brings(
+    order: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets with images in common, each split by itself: both keep their test parts unseen."""
+    sets = {
+        "main": archive("main", *many(0, 40)),
+        "first": archive("first", *many(100, 80)),
+        "second": archive("second", *many(120, 80)),
+    }
+    monkeypatch.setattr(extra_module, "load_manifest", sets.__getitem__)
+    found = find_extra(sets["main"], DataConfig(dataset="main", extra=order))
+    held = {i for extra in found for i in (*extra.split.val, *extra.split.test)}
+    brought = [i for extra in found for i in extra.ids]
+    assert len(brought) == len(set(brought))
+    assert not held & set(brought)
+    shared = {r.image_id for r in sets["first"].records} & {
+        r.image_id for r in sets["second"].records
+    }
+    # Not by leaving everything out that both have.
+    assert shared & set(brought)
+    assert shared & held & set(found[0].split.train)
+    for extra in found:
+        assert len(extra.ids) + extra.known == len(extra.split.train)
+
+
 @pytest.mark.parametrize("extra", [("main",), ("other", "other"), ("synthetic",)])
 def test_refused_settings(extra: tuple[str, ...]) -> None:
     """The data set itself, one twice, or the drawn one."""

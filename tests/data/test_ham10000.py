@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from biigma_cli.data.datasets import read_copy
 from biigma_cli.data.ham10000 import (
     COLUMNS,
     EXPECTED_COUNTS,
@@ -237,3 +238,29 @@ def test_the_real_metadata() -> None:
     assert len({row["lesion_id"] for row in rows}) == 7_470
     for code, count in EXPECTED_COUNTS.items():
         assert sum(row["dx"].upper() == code for row in rows) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [("HAM10000_metadata.tab", "\t"), ("HAM10000_metadata", ","), (METADATA, "\t")],
+)
+def test_as_dataverse_hands_it_out(name: str, separator: str, tmp_path: Path) -> None:
+    """With tabs under `.tab`, or as it was deposited, without a suffix."""
+    write_copy(tmp_path)
+    text = (tmp_path / METADATA).read_text(encoding="utf-8")
+    (tmp_path / METADATA).unlink()
+    (tmp_path / name).write_text(text.replace(",", separator), encoding="utf-8")
+    for manifest in (
+        read_ham10000(tmp_path, allow_missing=True),
+        read_copy("isic18", [tmp_path.parent], allow_missing=True),
+    ):
+        assert [(r.lesion_id, r.image_id) for r in manifest.records] == [r[:2] for r in ROWS]
+
+
+def test_images_still_in_their_zip(tmp_path: Path) -> None:
+    """The remedy names it."""
+    write_metadata(tmp_path)
+    (tmp_path / "HAM10000_images_part_1.zip").write_bytes(b"")
+    for allow in (False, True):
+        error = refused(tmp_path, METADATA, allow_missing=allow)
+        assert error.fix == "unzip HAM10000_images_part_1.zip there"

@@ -223,11 +223,24 @@ def test_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_however_they_are_spelt(tmp_path: Path) -> None:
+    """In any case, with spaces, composed or not; one that is nearly known is told of."""
+    path = table(tmp_path, "Id, LABEL ,Lesion ID,site\u0301\n1,a,b,c\n")
+    told: list[str] = []
+    (row,) = read_csv(path, ("id", "label"), optional=("lesion_id", "sit\u00e9"), warn=told.append)
+    assert row == {"id": "1", "label": "a", "Lesion ID": "b", "sit\u00e9": "c"}
+    assert row.line == 2
+    assert len(told) == 1
+    assert "'Lesion ID' is not read; did you mean 'lesion_id'?" in told[0]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "no column id, label; it has: "),
-        ("ID,label\n1,a\n", "no column id; it has: ID, label"),
+        ("idx,label\n1,a\n", "no column id; it has: idx, label"),
+        ("id,label, Id \n1,a,b\n", "column id more than once"),
+        ("id,label\n\n\n1,a\n2,\n", "line 5: an empty cell"),
         ("id;label\n1;a\n", "no column id, label; it has: id;label"),
         ("id,label,label\n1,a,b\n", "column label more than once"),
         ("id,label\n1,a\n2,\n", "line 3: an empty cell"),

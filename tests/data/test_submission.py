@@ -111,6 +111,12 @@ def test_the_2017_form(tmp_path: Path) -> None:
     assert found.codes == ("MEL", "SK")
 
 
+def test_what_float32_makes_of_one(tmp_path: Path) -> None:
+    """A millionth beside 0 or 1 is rounding."""
+    text = "image,MEL,NV\nISIC_1,1.0000001,-1e-7\nISIC_2,0,1\n"
+    np.testing.assert_array_equal(predicted(tmp_path, text).score_nY, [[1, 0], [0, 1]])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -119,6 +125,7 @@ def test_the_2017_form(tmp_path: Path) -> None:
         (PREDICTED.replace("0.8", "high"), ("line 3, NV: 'high' is not a number",)),
         (PREDICTED.replace("0.8", ""), ("line 3, NV: empty",)),
         (PREDICTED.replace("0.8", "1.5"), ("line 3, NV: 1.5 is outside 0..1",)),
+        (PREDICTED.replace("0.8", "1.00001"), ("line 3, NV: 1.00001 is outside 0..1",)),
         (PREDICTED.replace("0.7", "-0.7"), ("line 2, MEL: -0.7 is outside 0..1",)),
         (PREDICTED.replace("0.8,0.1", "0.8"), ("line 3: 3 cells, and 4 columns",)),
         (PREDICTED.replace("0.8,0.1", "0.8,0.1,9"), ("line 3: 5 cells",)),
@@ -233,6 +240,7 @@ def test_weights(tmp_path: Path) -> None:
         (PREDICTED, ("9 cells that are neither 0 nor 1",)),
         (LABELLED_17.replace("1.0,0.0", "1.0,1.0"), ("line 2", "one class at most")),
         (NAMED.replace("nv", ""), ("no dx in line 3",)),
+        ("image_id,dx\nA,benign\nB,Benign\nC,x\n", ("differ in case only: Benign; benign",)),
         (NAMED.replace("ISIC_2", "ISIC_1"), ("come more than once: ISIC_1",)),
         ("image,age\nISIC_1,5\n", ("neither a column dx nor one per class", "age")),
         ("image,MEL,NV,score_weight\nISIC_1,1,0,2\n", ("line 2, score_weight: 2",)),

@@ -401,8 +401,31 @@ def test_a_model_against_itself() -> None:
     truth, scores, groups = sample()
     found = assess(truth, scores, "ABCD", groups=groups, resamples=60)
     apart = compare(found, found)
-    for figure in [*apart.overall.values(), *apart.per_class["B"].values()]:
-        assert (figure.value, figure.low, figure.high) == (0, 0, 0)
+    for name, figure in [*apart.overall.items(), *apart.per_class["B"].items()]:
+        end = None if name == "ece" else 0
+        assert (figure.value, figure.low, figure.high) == (0, end, end)
+
+
+def test_a_difference_of_calibration_errors_has_no_interval() -> None:
+    """Resampling adds more error where there was less: its percentiles miss the truth.
+
+    A model that is calibrated against one that is too sure by 0.05, so that their errors differ by
+    that much in the long run: the interval that others have would hardly ever hold it.
+    """
+    held = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        sure = rng.uniform(0.5, 0.9, 1000)
+        truth = (rng.random(1000) > sure).astype(np.int64)  # class 0 is right as often as it says
+        scores = [np.stack([p, 1 - p], 1) for p in (sure, sure + 0.05)]
+        first, second = (assess(truth, s, "AB", resamples=200, seed=seed) for s in scores)
+        figure = compare(first, second).overall["ece"]
+        assert (figure.low, figure.high) == (None, None)
+        assert "no interval" in figure.why
+        assert figure.value == pytest.approx(value(first, "ece") - value(second, "ece"))
+        low, high = np.quantile(first.draws["ece"] - second.draws["ece"], (0.025, 0.975))
+        held += low <= -0.05 <= high
+    assert held < 6
 
 
 def test_differences_have_a_sign_and_are_paired() -> None:

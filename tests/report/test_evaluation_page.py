@@ -31,6 +31,7 @@ from biigma_cli.report.evaluation import (
     thumbnail_size,
 )
 from biigma_cli.report.evaluation.page import figure_cell, robustness_tables
+from biigma_cli.report.heads import KINDS
 from biigma_cli.report.localisation import SAME_ORDER
 from biigma_cli.report.overlay import Frame
 from biigma_cli.report.pictures import LONGEST
@@ -108,13 +109,31 @@ def report() -> EvaluationReport:
                     **({"strength_name": step} if step else {}),
                     "overall": measures,
                     "unchanged_by_chance": 0.125,
+                    "per_class": {"MEL": measures, HOSTILE: measures},
                 }
                 for kind in PERTURBATIONS.values()
                 for step in kind.steps
             ],
+            "against": {"model": "runs/other/weights/best.safetensors"},
+            "difference": [
+                {"title": kind.title, **({"strength_name": s} if s else {}), "overall": measures}
+                for kind in PERTURBATIONS.values()
+                for s in kind.steps
+            ],
             "towards_donor_class": {"answers": figure, "probability": figure},
         },
+        heads={**likeness("own"), "against": likeness("other")},
     )
+
+
+def likeness(name: str) -> dict[str, Any]:
+    """What is said of two heads."""
+    means = {"pooled": 0.21, "positions": 0.32, "chance": 0.1}
+    matrix = [[1.0, 0.21], [0.21, 1.0]]
+    return {
+        "model": f"runs/{name}/{name}.safetensors", "images": 9, "pooled": matrix,
+        "positions": matrix, "mean_between_heads": means,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -250,13 +269,29 @@ def test_robustness_says_what_is_changed(html: str, page: Page) -> None:
     assert "changes by +0.500 (+0.250 to +0.750), its mean probability by +0.500" in text
 
 
+def test_all_that_the_terminal_says(html: str) -> None:
+    """Differences to the second model, unchanged answers by class, and the heads."""
+    apart = rows_of(html, "Minus other/weights/best.safetensors, paired differences")
+    steps = sum(len(kind.steps) for kind in PERTURBATIONS.values())
+    assert len(apart) == steps
+    assert all(cells[0].startswith("+0.500") for cells in apart.values())
+    by_class = rows_of(html, "Unchanged answers by true class, at the strongest")
+    assert len(by_class) == len(PERTURBATIONS)
+    assert all(len(cells) == 2 for cells in by_class.values())
+    for name in ("own", "other"):
+        for what in KINDS.values():
+            rows = rows_of(html, f"{name}.safetensors, 9 images: {what}")
+            assert rows == {"1": ["1.000", "0.210"], "2": ["0.210", "1.000"]}
+    assert html.count("Off the diagonal: 0.210; 0.100 with channels in random order.") == 2
+
+
 def test_robustness_without_donors(report: EvaluationReport) -> None:
     """No word of a pull that nobody could measure."""
     nothing = {"value": None, "low": None, "high": None, "why": "no image"}
     robustness = dict(report.robustness or {})
     robustness["towards_donor_class"] = {"answers": nothing, "probability": nothing}
     tables = robustness_tables(robustness)
-    assert [len(t.notes) for t in tables] == [1, 1, 1, 2]
+    assert [len(t.notes) for t in tables] == [1, 1, 1, 2, 0, 0]
 
 
 def test_colours_come_from_the_page(html: str) -> None:

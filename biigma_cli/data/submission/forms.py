@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from biigma_cli.storage import atomic_write_text
 from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, lesion_class
 
 GROUP_COLUMNS = ("lesion_id", "lesion", "group")
+# How far float32 may miss 0 or 1.
+ROUNDING = 1e-6
 WEIGHTS = ("score_weight", "validation_weight")
 #: Columns of the 2017 form and their codes; an image that is neither is a nevus.
 BINARY = {"melanoma": "MEL", "seborrheic_keratosis": "SK"}
@@ -95,8 +98,8 @@ def read_predictions(path: Path) -> Predictions:
     for n, row in enumerate(table.rows):
         for y, column in enumerate(columns):
             value = table.number(row, column)
-            if value is not None and 0 <= value <= 1:
-                score_nY[n, y] = value
+            if value is not None and -ROUNDING <= value <= 1 + ROUNDING:
+                score_nY[n, y] = min(max(value, 0.0), 1.0)
             else:
                 faults.append((row.line, column, row.cells[column.casefold()], value))
     if faults:
@@ -237,6 +240,7 @@ def _named_labels(table: Table, column: str) -> tuple[tuple[str, ...], list[str]
     empty = [f"line {r.line}" for r, label in zip(table.rows, labels, strict=True) if not label]
     if empty:
         raise DataError(f"{table.path} has no {column} in {listed(empty)}", fix="mend those lines")
+    _refuse_alike(table, set(labels))
     return in_order(sorted(set(labels))), labels
 
 
@@ -252,7 +256,21 @@ def _one_hot_labels(table: Table) -> tuple[tuple[str, ...], list[str]]:
     ones = _ones(table, columns)
     _refuse_rows(table, [sum(row) == 1 for row in ones], "of exactly one class")
     codes = tuple(class_code(c) for c in columns)
+    _refuse_alike(table, codes)
     return codes, [codes[row.index(True)] for row in ones]
+
+
+def _refuse_alike(table: Table, codes: Collection[str]) -> None:
+    """Classes that differ in case only would share one column of the predictions."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for code in sorted(codes):
+        alike[code.casefold()].append(code)
+    for same in alike.values():
+        if len(same) > 1:
+            raise DataError(
+                f"{table.path} has classes that differ in case only: {listed(same)}",
+                fix="write them alike",
+            )
 
 
 def _binary_labels(table: Table) -> list[str]:
@@ -293,5 +311,5 @@ def _refuse_rows(table: Table, good: Sequence[bool], what: str) -> None:
 
 def _why(text: str, value: float | None) -> str:
     if value is not None:
-        return f"{value:g} is outside 0..1"
+        return f"{value!r} is outside 0..1"
     return f"{text.strip()[:40]!r} is not a number" if text.strip() else "empty"

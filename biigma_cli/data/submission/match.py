@@ -175,7 +175,8 @@ def _match_classes(
             fix=f"the classes are {', '.join(truth.codes)}",
         )
     if extra:
-        codes = in_order([*(c for c in truth.codes if c not in dropped), *extra])
+        # Sorted: two files with the same columns in another order are of the same classes.
+        codes = in_order([*(c for c in truth.codes if c not in dropped), *sorted(extra)])
     else:
         codes = tuple(c for c in truth.codes if c not in dropped)
     return codes, predictions.score_nY[:, [column[c.casefold()] for c in codes]], dropped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from biigma_cli.metrics.localisation import LOCALISATION_TITLES, RANKED
 from biigma_cli.metrics.subgroups import FEWEST_LESIONS, FEWEST_POSITIVES, Subgroup
 from biigma_cli.report.evaluation.figures import pr_svg, reliability_svg, roc_svg
 from biigma_cli.report.evaluation.pictures import Mistake
+from biigma_cli.report.heads import KINDS as HEAD_KINDS
 from biigma_cli.report.html import Cell, PageTable, render_page
 from biigma_cli.report.localisation import (
     AS_PLAIN,
@@ -52,6 +54,10 @@ SALIENCY_NOTE = (
     "How far the maps show the lesion, by its mask. In brackets stand references, not results: a "
     "Gaussian at the centre and a uniform map know nothing of the image, and the mask itself is "
     "what the maps are judged by."
+)
+HEADS_NOTE = (
+    "Mean cosine between what two heads attend to: 1 where they say the same, so that one of them "
+    "would do."
 )
 ROBUSTNESS_NOTE = (
     "What is changed stands beneath each table. Unchanged: share of images with the same answer as "
@@ -83,6 +89,7 @@ class EvaluationReport:
         against: name of a second model, and the paired differences to it.
         saliency: `SaliencyJudgement.to_dict()`; None where not asked for.
         robustness: `Robustness.to_dict()`; None where not asked for.
+        heads: `HeadSimilarity.to_dict()`, with that of the second model under `against`; likewise.
         provenance: what the result depends on: hashes, versions, the command.
         licence: of the images.
         citation: of the data set.
@@ -107,6 +114,7 @@ class EvaluationReport:
     against: tuple[str, Difference] | None = None
     saliency: Mapping[str, Any] | None = None
     robustness: Mapping[str, Any] | None = None
+    heads: Mapping[str, Any] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
     citation: str = ""
@@ -162,6 +170,8 @@ def _extra(report: EvaluationReport) -> list[tuple[str, str, list[str], list[Pag
     if report.robustness is not None:
         tables = robustness_tables(report.robustness)
         found.append(("robustness", "Robustness", [ROBUSTNESS_NOTE], tables))
+    if report.heads is not None:
+        found.append(("heads", "Likeness of the heads", [HEADS_NOTE], heads_tables(report.heads)))
     return found
 
 
@@ -384,22 +394,71 @@ def robustness_tables(found: Mapping[str, Any]) -> list[PageTable]:
     """Each perturbation and strength, from `Robustness.to_dict`; a table for each group."""
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     for condition in found["conditions"]:
-        name = condition["title"]
-        if "strength_name" in condition:
-            name += f", {condition['strength_name']}"
-        groups.setdefault(condition["group"], {})[name] = condition["overall"]
+        groups.setdefault(condition["group"], {})[_condition(condition)] = condition["overall"]
     images = f"{found['images']} images of {found['lesions']} lesions"
     told = {
         "background": _pull_words(found["towards_donor_class"]),
         "controls": _removed_words(found["conditions"]),
     }
-    return [
+    tables = [
         _plain_table(
             f"{GROUPS[group].capitalize()}: {images}", "perturbation", rows, {}, signed=False,
             notes=[words for words in (GROUP_NOTES[group], told.get(group, "")) if words],
         )
         for group, rows in groups.items()
     ]  # fmt: skip
+    strongest = {c["name"]: c for c in found["conditions"]}  # the last of each name
+    classes = dict.fromkeys(code for c in strongest.values() for code in c["per_class"])
+    rows = {
+        c["title"]: {code: figures["unchanged"] for code, figures in c["per_class"].items()}
+        for c in strongest.values()
+    }
+    titles = {code: code for code in classes}
+    tables.append(
+        _plain_table(
+            "Unchanged answers by true class, at the strongest", "perturbation", rows, titles,
+            signed=False,
+        )
+    )  # fmt: skip
+    if "difference" in found:
+        other = PurePath(found["against"]["model"]).parts[-3:]
+        rows = {_condition(apart): apart["overall"] for apart in found["difference"]}
+        tables.append(
+            _plain_table(
+                f"Minus {'/'.join(other)}, paired differences", "perturbation", rows, {},
+                signed=True,
+            )
+        )  # fmt: skip
+    return tables
+
+
+def _condition(plain: Mapping[str, Any]) -> str:
+    """A perturbation and its strength, in words."""
+    strength = f", {plain['strength_name']}" if "strength_name" in plain else ""
+    return f"{plain['title']}{strength}"
+
+
+def heads_tables(found: Mapping[str, Any]) -> list[PageTable]:
+    """Both matrices of a model, and of the one it is compared with, from `HeadSimilarity`."""
+    tables = []
+    for own in (found, *([found["against"]] if "against" in found else [])):
+        means = own["mean_between_heads"]
+        chance = f"{means['chance']:.3f} with channels in random order"
+        for kind, what in HEAD_KINDS.items():
+            matrix = own[kind]
+            note = f"Off the diagonal: {means[kind]:.3f}"
+            tables.append(
+                PageTable(
+                    caption=f"{PurePath(own['model']).name}, {own['images']} images: {what}",
+                    columns=("head", *(str(i + 1) for i in range(len(matrix)))),
+                    rows=[
+                        [Cell(str(i + 1)), *(Cell(f"{value:.3f}") for value in row)]
+                        for i, row in enumerate(matrix)
+                    ],
+                    notes=[f"{note}; {chance}." if kind == "pooled" else f"{note}."],
+                )
+            )
+    return tables
 
 
 def _pull_words(found: Mapping[str, Any]) -> str:

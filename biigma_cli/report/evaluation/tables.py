@@ -77,7 +77,7 @@ def _subgroup_table(
     table.add_column("")
     table.add_column("", overflow="fold")
     for head in (*counted, *names.values()):
-        table.add_column(head, justify="right")
+        table.add_column(Text(head), justify="right")
     before = ""
     for row in rows:
         counts = (
