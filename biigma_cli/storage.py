@@ -198,6 +198,14 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def real_path(path: Path | str) -> str:
+    """Where a path leads, links followed. Unlike `Path.resolve` it never raises."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
 def is_special(path: Path) -> bool:
     """Whether a device or a pipe is there, which must not be replaced by a file."""
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
 import threading
 import time
@@ -174,7 +176,7 @@ def predict(
             fix="leave them out, or use the local engine",
         )
     if target is not None:
-        _check_target(target, from_list, model)
+        _check_target(target, paths or [], from_list, model)
     convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
     sink = Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
@@ -283,20 +285,48 @@ def predict(
         )
 
 
-def _check_target(target: Path, from_list: str | None, model: str | None) -> None:
+def _check_target(target: Path, paths: list[str], from_list: str | None, model: str | None) -> None:
     """Raise `UsageError` where the answers would take the place of what they are about."""
     from biigma_cli.errors import UsageError
     from biigma_cli.runtime.inputs import SUFFIXES
+    from biigma_cli.storage import real_path
 
+    what = ""
     if target.suffix.lower() in SUFFIXES | {".onnx", ".safetensors"}:
-        what = "an image" if target.suffix.lower() in SUFFIXES else "a model"
+        what = "the name of " + ("an image" if target.suffix.lower() in SUFFIXES else "a model")
+    elif _holds_image(target):
+        what = "an image"
+    if what:
         raise UsageError(
-            f"-o {target} is the name of {what}, and answers are text",
+            f"-o {target} is {what}, and answers are text",
             fix="give a name such as answers.csv (did a pattern stand behind -o?)",
         )
-    for name, option in ((from_list, "--from-list"), (model, "--model")):
-        if name not in (None, "-") and os.path.realpath(str(name)) == os.path.realpath(target):
+    options = ((from_list, "--from-list"), (model, "--model"), *((p, "IMAGE") for p in paths))
+    for name, option in options:
+        if name not in (None, "-") and real_path(str(name)) == real_path(target):
             raise UsageError(f"-o {target} is the file of {option}, too", fix="choose another name")
+    if (paths == ["-"] or from_list == "-") and _is_stdin(target):
+        raise UsageError(f"-o {target} is standard input, too", fix="choose another name")
+
+
+def _holds_image(path: Path) -> bool:
+    from biigma_cli.runtime.inputs import HEAD, looks_like_image
+    from biigma_cli.storage import is_file
+
+    if not is_file(path):
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return looks_like_image(file.read(HEAD))
+    return False
+
+
+def _is_stdin(path: Path) -> bool:
+    """Whether standard input is read from a file, and `path` is that file."""
+    try:
+        own = os.fstat(sys.stdin.fileno())
+        return stat.S_ISREG(own.st_mode) and os.path.samestat(own, path.stat())
+    except (OSError, ValueError, AttributeError):  # closed, or no file behind it
+        return False
 
 
 class _Inputs:

@@ -25,6 +25,8 @@ SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
 
 #: Largest image taken from standard input, in bytes.
 MAX_STDIN = 512 << 20
+#: Bytes by which an image can be told.
+HEAD = 132
 # No file's name is longer than a path may be; what is longer is no list.
 _MAX_NAME = 1 << 16
 # Names of one folder sorted in memory; more go through temporary files.
@@ -56,7 +58,7 @@ class Source(NamedTuple):
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether bytes begin as an image file does; at least 132 of them decide."""
+    """Whether bytes begin as an image file does; at least `HEAD` of them decide."""
     return _SIGNATURE.match(head) is not None
 
 

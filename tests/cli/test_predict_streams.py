@@ -252,6 +252,42 @@ def test_devices_are_not_replaced(toy: Path, folder: Path) -> None:
     assert not Path(os.devnull).is_file()
 
 
+@pytest.mark.parametrize("arguments", [["PICTURE"], ["-"], ["--from-list", "-"]])
+def test_no_picture_or_list_is_replaced(
+    toy: Path, folder: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Whatever its name says: pictures of cameras and scanners often have no ending."""
+    for name, content in (("IM_1", (folder / "00.png").read_bytes()), ("list", b"IM_2\n")):
+        (tmp_path / name).write_bytes(content)
+        image = str(folder / "00.png") if arguments == ["PICTURE"] else arguments[0]
+        with (tmp_path / name).open("rb") as stdin:
+            done = subprocess.run(
+                [sys.executable, "-m", "biigma_cli", "predict", "--model", toy, "--format", "csv",
+                 image, *arguments[1:], "-o", tmp_path / name],
+                stdin=stdin, capture_output=True,
+            )  # fmt: skip
+        if arguments == ["PICTURE"] and name == "list":
+            assert done.returncode == 0  # an older result
+            continue
+        assert done.returncode == 2
+        assert b"image" in done.stderr or b"standard input" in done.stderr
+        assert (tmp_path / name).read_bytes() == content
+        assert left(tmp_path) == sorted({name, "IM_1"})
+
+
+def test_what_is_classified_is_not_replaced(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """By another path or by a link, and though it is no image."""
+    (tmp_path / "odd").write_bytes(b"odd")
+    (tmp_path / "link").symlink_to("odd")
+    for image, target in (("odd", "odd"), ("link", "odd"), ("odd", "link")):
+        done = predict(
+            toy, folder / "00.png", tmp_path / image, "--format", "csv", "-o", tmp_path / target
+        )
+        assert done.code == 2
+        assert "IMAGE, too" in done.err
+        assert left(tmp_path) == ["link", "odd"]
+
+
 # --- going on --------------------------------------------------------------------------------
 
 
