@@ -9,10 +9,11 @@ import math
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import platformdirs
 
@@ -149,6 +150,25 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 Path(temporary).unlink()
+
+
+def lock(file: IO[Any]) -> bool:
+    """Whether an open file is now locked for this process alone; False: another one's.
+
+    It is free again when the file is closed, after a kill too. Where the system or the file system
+    has no locks, every file is one's own.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def make_readable(path: Path) -> None:

@@ -153,6 +153,7 @@ def predict(
         Labels,
         Output,
         Provenance,
+        flagged_note,
     )
 
     target = None if output is None or str(output) == "-" else output
@@ -179,7 +180,10 @@ def predict(
         _check_target(target, paths or [], from_list, model)
     convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
-    sink = Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
+    # Closed when the command is left, whichever way, as is the predictor below.
+    sink = context.with_resource(
+        Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
+    )
     sources = inputs.sources()
 
     from biigma_cli.runtime.pipeline import VIEWS, classify
@@ -187,7 +191,6 @@ def predict(
     from biigma_cli.runtime.session import Predictor, find_model
     from biigma_cli.storage import available_cpus
 
-    # Closed when the command is left, whichever way.
     predictor = context.with_resource(
         opened(
             engine,
@@ -272,7 +275,7 @@ def predict(
             fix="the error column says why" if tally.begun else "see the lines above",
         )
     if tally.flagged:
-        note(f"{tally.flagged} flagged as not dermoscopy: unlike the images it was trained on")
+        note(flagged_note(tally.flagged))
     if saliency is not None:
         note(f"pictures in {saliency}")
     if report is not None:

@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import check_writable, is_special, is_there, make_readable
+from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 RESUMABLE = ("csv", "jsonl", "parquet")
@@ -31,6 +31,8 @@ NOT_DERMOSCOPY = "not dermoscopy"
 DISCLAIMER = "for research use only, not a medical device"
 #: Rows of one drawn table.
 BLOCK = 200
+# Times a part is opened anew because another run has just given it its name.
+_CLAIMS = 10
 # No row of ours is longer; what is longer is another kind of file.
 _MAX_ROW = 1 << 20
 
@@ -65,12 +67,22 @@ class Prediction:
     @property
     def flagged(self) -> bool:
         """Whether the image is none of the kind that the model knows."""
-        return self.novelty is not None and self.novelty > 1
+        return is_novel(self.novelty)
 
     def top(self, k: int) -> list[tuple[str, float]]:
         """The k most probable classes, best first; of equals, the first in class order."""
         items = sorted((self.probabilities or {}).items(), key=lambda item: -item[1])
         return items[:k]
+
+
+def is_novel(novelty: float | None) -> bool:
+    """Whether an image is further from the training images than the limit."""
+    return novelty is not None and novelty > 1
+
+
+def flagged_note(count: int) -> str:
+    """What is said of images that are flagged."""
+    return f"{count} flagged as {NOT_DERMOSCOPY}: unlike the images it was trained on"
 
 
 def prediction(
@@ -93,11 +105,7 @@ def prediction(
     unsure = abstain_below is not None and values[best] < abstain_below
     return Prediction(
         path=path,
-        label=NOT_DERMOSCOPY
-        if novelty is not None and novelty > 1
-        else CANNOT_SAY
-        if unsure
-        else labels.codes[best],
+        label=NOT_DERMOSCOPY if is_novel(novelty) else CANNOT_SAY if unsure else labels.codes[best],
         probabilities=dict(zip(labels.codes, values, strict=True)),
         malignant=None
         if None in labels.malignant
@@ -413,7 +421,10 @@ class Output:
     """Where the text goes: stdout, or a file that takes its name only once it is whole.
 
     CSV and JSON lines are gathered in `NAME.part` beside the target, and what is in it stays there
-    when the work is cut short, for `resume`; of the other forms nothing stays.
+    when the work is cut short, for `resume`; of the other forms nothing stays. That part is locked
+    from the beginning to the end, so that no two runs write to it.
+
+    As a context manager it drops what was not finished.
 
     Args:
         target: None is stdout. Anything but a plain file (`/dev/null`, a named pipe) is written
@@ -427,7 +438,8 @@ class Output:
         begun: whether there is something of an interrupted run to go on with.
 
     Raises:
-        UsageError: the target cannot be written, or another part lies there and `resume` is off.
+        UsageError: the target cannot be written, another process is writing it, or another part
+            lies there and `resume` is off.
     """
 
     def __init__(
@@ -445,6 +457,7 @@ class Output:
         self.file: io.FileIO | None = None
         self.begun = False
         self._whole = 0
+        self._made: list[Path] = []
         if self.target is None:
             if sys.stdout is None:
                 raise UsageError("standard output is closed", fix="name a file with -o")
@@ -456,11 +469,50 @@ class Output:
             check_writable(self.target)
             name = f"{self.target.name}.part" if keep else f".{self.target.name}.{os.getpid()}~"
             self.part = self.target.with_name(name)
-            if keep and not resume and is_there(self.part) and self.part.stat().st_size:
-                raise UsageError(
-                    f"{self.part} holds the answers of an interrupted run",
-                    fix="add --resume to go on with them, or delete it",
-                )
+            if keep:
+                self._claim(resume=resume)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drop()
+
+    def _claim(self, *, resume: bool) -> None:
+        """Open the part and lock it."""
+        assert self.target is not None
+        assert self.part is not None
+        folders = (self.part.parent, *self.part.parent.parents)
+        self._made = [folder for folder in folders if not is_there(folder)]
+        with _writing(self.target), contextlib.ExitStack() as undone:
+            undone.callback(self._remove_folders)
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            for _ in range(_CLAIMS):
+                # Unbuffered: a row is on its way to the disk when the next is begun.
+                file = undone.enter_context(self.part.open("ab", buffering=0))
+                if not lock(file):
+                    break
+                if not _is_at(file, self.part):
+                    file.close()  # another has just finished it or dropped it
+                    continue
+                self._whole = file.seek(0, os.SEEK_END)
+                if self._whole and not resume:
+                    raise UsageError(
+                        f"{self.part} holds the answers of an interrupted run",
+                        fix="add --resume to go on with them, or delete it",
+                    )
+                self.file = file
+                undone.pop_all()
+                return
+        raise UsageError(
+            f"another biigma predict is writing {self.target}",
+            fix="wait for it, or choose another -o",
+        )
+
+    def _remove_folders(self) -> None:
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def resume(self, writer: CsvWriter | JsonlWriter) -> Answered:
         """Cut what is torn off an interrupted output, and say what it has answered.
@@ -469,27 +521,36 @@ class Output:
             DataError: a row that is another model's, or other settings' or columns'.
         """
         answered = Answered()
-        if self.target is None or self.part is None:
+        if self.target is None or self.part is None or self.file is None:
             raise UsageError("nothing to resume", fix="name the file with -o")
         with _writing(self.part):
-            if self.part.exists():
-                source = self.part
-            elif self.convert is not None:
-                return answered  # the target is no text to go on with
-            elif self.target.exists():
-                source = self.target
-            else:
-                return answered
-            whole = _scan(source, writer, answered)
-            self.begun = whole > 0
-            if source is self.target:
+            if self._whole:
+                self._whole = _scan(self.part, writer, answered)
+                self.file.truncate(self._whole)
+                self.begun = self._whole > 0
+            elif self.convert is None and self.target.exists():
                 # The old file stays until the new one is whole.
                 temporary = self.part.with_name(f".{self.part.name}~")
-                _copy(source, temporary, whole)
-                temporary.replace(self.part)
-            else:
-                os.truncate(self.part, whole)
+                size = _scan(self.target, writer, answered)
+                _copy(self.target, temporary, size)
+                self._exchange(temporary)
+                self.begun = size > 0
         return answered
+
+    def _exchange(self, new: Path) -> None:
+        """Put another file in the part's place, locked as it is."""
+        assert self.part is not None
+        assert self.file is not None
+        file = new.open("ab", buffering=0)
+        lock(file)
+        if os.name == "nt":  # where no open file is replaced, and none is locked
+            file.close()
+            self.file.close()
+        new.replace(self.part)
+        if os.name == "nt":
+            file = self.part.open("ab", buffering=0)
+        self.file.close()
+        self.file, self._whole = file, file.seek(0, os.SEEK_END)
 
     def write(self, text: str) -> None:
         """Append text, and flush it. Raises `BiigmaError` where the file's disk is full."""
@@ -506,11 +567,7 @@ class Output:
         with _writing(self.target):
             if self.file is None:
                 self.target.parent.mkdir(parents=True, exist_ok=True)
-                # Unbuffered: a row is on its way to the disk when the next is begun.
-                place = self.part or self.target
-                on = self.part is not None and self.keep
-                self.file = place.open("ab", buffering=0) if on else place.open("wb", buffering=0)
-                self._whole = self.file.tell()
+                self.file = (self.part or self.target).open("wb", buffering=0)
             view = memoryview(data)
             while view:
                 view = view[self.file.write(view) :]
@@ -522,13 +579,11 @@ class Output:
             return
         with _writing(self.target):
             if self.file is None:
-                if self.part is None or not self.part.exists():
-                    return
-                self.file = self.part.open("ab", buffering=0)
+                return
             if self.part is not None:
                 os.fsync(self.file.fileno())
-            self.file.close()
-            self.file = None
+            if self.part is None or os.name == "nt":  # where no open file is renamed
+                self.file.close()
             if self.part is not None and self.convert is not None:
                 whole = self.part.with_name(f".{self.target.name}.{os.getpid()}~")
                 try:
@@ -541,22 +596,31 @@ class Output:
             elif self.part is not None:
                 make_readable(self.part)
                 self.part.replace(self.target)
+            # Held until here: from now on a part of that name is another's.
+            self.file.close()
+            self.file = self.part = None
 
     def drop(self) -> Path | None:
         """The work was cut short: the part that stays, if any."""
-        if self.file is not None:
-            with contextlib.suppress(OSError):
-                if self.part is not None:
-                    self.file.truncate(self._whole)  # no row torn by a full disk stays
-                self.file.close()
-            self.file = None
-        if self.part is None:
+        file, part = self.file, self.part
+        self.file = self.part = None
+        if file is None:
             return None
+        kept = None
         with contextlib.suppress(OSError):
-            if self.keep and is_there(self.part) and self.part.stat().st_size:
-                return self.part
-            self.part.unlink(missing_ok=True)
-        return None
+            if part is not None and not file.closed:
+                file.truncate(self._whole)  # no row torn by a full disk stays
+        if os.name == "nt":  # where no open file is deleted
+            file.close()
+        if part is not None and self.keep and self._whole:
+            kept = part
+        elif part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            self._remove_folders()
+        with contextlib.suppress(OSError):
+            file.close()
+        return kept
 
     def discard(self) -> None:
         """Nothing was begun: leave no part."""
@@ -575,6 +639,14 @@ def _writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}",
             fix="free some space or choose another folder",
         ) from error
+
+
+def _is_at(file: io.FileIO, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _scan(path: Path, writer: CsvWriter | JsonlWriter, answered: Answered) -> int:

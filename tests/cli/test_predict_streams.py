@@ -13,11 +13,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from typer.testing import CliRunner
 
+from biigma_cli import storage
 from biigma_cli.cli import predict as command
+from biigma_cli.errors import UsageError
+from biigma_cli.report import predictions
+from biigma_cli.runtime.pipeline import model_id
+from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 from tests.data.samples import encode, noise
 from tests.runtime.test_pipeline import CODES, toy_model
@@ -47,6 +53,16 @@ def predict(toy: Path, *arguments: str | Path, stdin: bytes = b"") -> Outcome:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def writer_of(toy: Path) -> predictions.CsvWriter:
+    """As `predict` makes it for that model."""
+    info = Predictor(toy, device="cpu").info
+    labels = predictions.Labels(
+        codes=info.classes, names=info.class_names, malignant=info.malignant
+    )
+    made = predictions.Provenance(model=model_id(toy), version="", provider="")
+    return predictions.CsvWriter(labels, made)
 
 
 def left(folder: Path) -> list[str]:
@@ -447,6 +463,78 @@ def test_interrupted_and_resumed(toy: Path, folder: Path, tmp_path: Path) -> Non
     done = predict(toy, folder, "-o", target, "--resume")
     assert "5 files are answered already" in done.err
     assert [r["path"] for r in rows(target.read_text())] == sorted(str(p) for p in folder.iterdir())
+
+
+@posix
+def test_two_runs_of_one_output(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """The second is refused while the first lives, whether it goes on or begins, and leaves the
+    first's part alone; what a killed one leaves can be gone on with."""
+    target = tmp_path / "new" / "out.csv"
+    process = start(toy, "-", "-o", target)
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
+    process.stdin.flush()
+    part = target.with_name("out.csv.part")
+    for _ in range(600):
+        if part.exists() and part.read_bytes().count(b"\n") == 2:
+            break
+        time.sleep(0.1)
+    before = part.read_bytes()
+    for more in ([], ["--resume"]):
+        done = predict(toy, folder, "-o", target, *more)
+        assert done.code == 2
+        assert f"another biigma predict is writing {target}" in done.err
+        assert part.read_bytes() == before
+    process.kill()
+    process.communicate()
+    assert "--resume" in predict(toy, folder, "-o", target).err
+    done = predict(toy, folder, "-o", target, "--resume")
+    assert "1 files are answered already" in done.err
+    assert len(rows(target.read_text())) == 30
+    assert left(target.parent) == ["out.csv"]
+
+
+@posix
+def test_a_part_that_was_just_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, another run gives it its name: nothing is written to that."""
+    target = tmp_path / "out.csv"
+    other = predictions.Output(target, keep=True)
+    other.write("other")
+
+    def lock(file: IO[Any]) -> bool:
+        if other.file is not None:
+            other.finish()
+        return storage.lock(file)
+
+    monkeypatch.setattr(predictions, "lock", lock)
+    with predictions.Output(target, keep=True) as sink:
+        sink.write("own")
+        assert target.read_text() == "other"
+        sink.finish()
+    assert target.read_text() == "own"
+    assert left(tmp_path) == ["out.csv"]
+
+
+@posix
+def test_a_continued_result_is_locked(tmp_path: Path, toy: Path, folder: Path) -> None:
+    """Its copy takes the part's place, and the lock with it."""
+    target = tmp_path / "out.csv"
+    assert predict(toy, folder / "00.png", "-o", target).code == 0
+    writer = writer_of(toy)
+    with predictions.Output(target, keep=True, resume=True) as sink:
+        assert len(sink.resume(writer)) == 1
+        with pytest.raises(UsageError, match="another biigma predict"):
+            predictions.Output(target, keep=True, resume=True)
+    assert left(tmp_path) == ["out.csv", "out.csv.part"]
+
+
+def test_nothing_is_left_of_what_never_began(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """No empty part, no folder."""
+    target = tmp_path / "new" / "deep" / "out.csv"
+    assert predict(tmp_path / "none.onnx", folder, "-o", target).code == 3
+    assert predict(toy, tmp_path / "gone.png", "-o", target).code == 3
+    assert predict(toy, tmp_path, "-o", target).code == 3
+    assert left(tmp_path) == []
 
 
 @posix
