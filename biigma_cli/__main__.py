@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -17,6 +18,8 @@ def entry() -> None:
 
     Taking ONNX Runtime and all modules apart again is a seventh of the time of one prediction.
     """
+    if sys.stderr is None:  # closed by whoever started us
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     try:
         main()
     except SystemExit as end:
@@ -28,7 +31,6 @@ def entry() -> None:
 def _leave(code: int) -> None:
     """End the process, its output written; not where threads or workers are to be waited for."""
     import atexit
-    import os
     import threading
 
     if "ray" in sys.modules or any(

@@ -42,3 +42,14 @@ def test_prediction_leaves_at_once(command: str, extra: str, code: str, said: li
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == said, done.stderr
     assert done.returncode == {"5": 5, "None": 0, "'words'": 1}[code]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's redirection")
+@pytest.mark.parametrize("arguments", ["predict gone.jpg", "explain gone.jpg", "models resnet"])
+def test_standard_error_that_is_closed(arguments: str) -> None:
+    """What would have been said there is lost, and is not taken for a result."""
+    command = f"{sys.executable} -m biigma_cli {arguments} --model none 2>&-"
+    if arguments.startswith("models"):
+        command = command.replace(" --model none", "")
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (3, b"")
