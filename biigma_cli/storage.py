@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -133,7 +134,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         # Cut, so that a name which just fits the file system still does.
-        prefix = f".{target.name[:40]}."
+        prefix = f".{cut_name(target.name, 40)}."
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix="~")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -143,13 +144,28 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         Path(temporary).replace(target)
     except OSError as error:
         raise BiigmaError(
-            f"cannot write {path}: {error.strerror or error}",
-            fix="free some space or choose another folder",
+            f"cannot write {path}: {error.strerror or error}", fix=remedy(error)
         ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 Path(temporary).unlink()
+
+
+def cut_name(name: str, size: int) -> str:
+    """A file's name, or its first `size` bytes, by which file systems count."""
+    raw = os.fsencode(name)
+    if len(raw) <= size:
+        return name
+    # A letter that was cut through is left out.
+    return raw[:size].decode("utf-8", "ignore")
+
+
+def remedy(error: OSError) -> str:
+    """What to do where a file cannot be written."""
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
+    return "free some space or choose another folder"
 
 
 def lock(file: IO[Any]) -> bool:
@@ -245,7 +261,9 @@ def check_writable(path: Path) -> None:
         pass  # to be made, or looked into below
     except (OSError, ValueError) as error:  # a name too long, or one with a null
         why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"cannot write {path}: {why}", fix="choose another name") from None
+        long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        fix = f"choose {'a shorter' if long else 'another'} name"
+        raise UsageError(f"cannot write {path}: {why}", fix=fix) from None
     folder = path.parent
     while not is_there(folder) and folder != folder.parent:
         folder = folder.parent

@@ -160,11 +160,16 @@ def test_links_and_devices_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "real"]
 
 
-def test_a_name_that_just_fits(tmp_path: Path) -> None:
-    """The temporary one beside it is no longer."""
-    for name in ("a" * 255, "\u00e9" * 127):
+@pytest.mark.skipif(os.name == "nt", reason="POSIX lengths")
+def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
+    """Counted in bytes: the temporary name is no longer than the file's."""
+    for name in ("x" * 255, "黒" * 85):
         atomic_write_bytes(tmp_path / name, b"x")
         assert (tmp_path / name).read_bytes() == b"x"
+    for write in (check_writable, lambda path: atomic_write_bytes(path, b"x")):
+        with pytest.raises(BiigmaError, match="too long") as caught:
+            write(tmp_path / ("x" * 256))
+        assert caught.value.fix == "choose a shorter name"
 
 
 def test_text_and_json(tmp_path: Path) -> None:

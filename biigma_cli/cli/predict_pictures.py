@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Pixels of a page's pictures: the longer side of the image's, and of those with maps on them.
 LARGE, SMALL = 240, 160
-# Bytes that a picture's name keeps of its image's; file systems take 255 in all.
-_STEM = 200
+#: Bytes that a picture's name keeps of its image's; file systems take 255 in all.
+STEM = 200
 
 TTA_NOTE = "The answer averages eight views; the maps are those of the upright one."
 
@@ -69,15 +69,13 @@ def picture_name(path: str) -> str:
 
     It needs no list of the other names, and a run that goes on with another finds the same.
     """
+    from biigma_cli.storage import cut_name
+
     absolute = os.path.abspath(path) if "\0" not in path else path  # noqa: PTH100
     digest = hashlib.blake2b(os.fsencode(absolute), digest_size=10).digest()
     code = base64.b32encode(digest).decode().lower()[:10]
     stem = "stdin" if path == "-" else Path(path).stem
-    kept = os.fsencode(stem)[:_STEM]
-    # A letter that was cut through is left out; bytes that never were UTF-8 stay.
-    if len(os.fsencode(stem)) > _STEM:
-        kept = kept.decode("utf-8", "ignore").encode()
-    return f"{os.fsdecode(kept)}-{code}.png"
+    return f"{cut_name(stem, STEM)}-{code}.png"
 
 
 class _Seen(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np
 
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable
+from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable, remedy
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 RESUMABLE = ("csv", "jsonl", "parquet")
@@ -636,8 +636,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise BiigmaError(
-            f"cannot write {path}: {error.strerror or error}",
-            fix="free some space or choose another folder",
+            f"cannot write {path}: {error.strerror or error}", fix=remedy(error)
         ) from error
 
 
