@@ -67,6 +67,13 @@ def explain(
         Path | None,
         typer.Option("--maps", metavar="DIR", help="Also write the raw maps there, as NAME.npz."),
     ] = None,
+    input_check: Annotated[
+        bool,
+        typer.Option(
+            "--input-check/--no-input-check",
+            help='Answer "not dermoscopy" where an image is unlike the training images.',
+        ),
+    ] = True,
     json_: JsonOption = False,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu or cuda; for a checkpoint cuda:N or mps too.")
@@ -84,7 +91,7 @@ def explain(
     from biigma_cli.cli.progress import Progress
     from biigma_cli.errors import DataError, ImageError, PartialFailure, UsageError
     from biigma_cli.report.explanation import draw_explanation
-    from biigma_cli.report.predictions import DISCLAIMER
+    from biigma_cli.report.predictions import DISCLAIMER, flagged_note
     from biigma_cli.runtime.session import find_network
 
     if what not in WHAT:
@@ -119,6 +126,7 @@ def explain(
     records: list[dict[str, Any]] = []
     lines: list[str] = []
     failures: list[DataError] = []
+    flagged = 0
     with Progress("explaining", "images") as progress:
         answered = _answers(asked, inputs, masks)
         for done, (item, target) in enumerate(zip(answered, targets, strict=True), 1):
@@ -127,10 +135,13 @@ def explain(
                 records.append({"path": str(inputs[done - 1]), "error": item.message})
             else:
                 image, answer = item
-                found = _explain(asked, answer, what, classes)
+                found = _explain(asked, answer, what, classes, checked=input_check)
+                best = found.codes[found.top[0]]
+                flagged += found.label != best
                 draw_explanation(
                     found, image.picture, image.frame, target.picture, title=image.path.name,
-                    model=model_name, lesion_HW=image.lesion_HW,
+                    model=model_name, answer="" if found.label == best else found.label,
+                    lesion_HW=image.lesion_HW,
                 )  # fmt: skip
                 if target.maps is not None:
                     save_maps(found, image.frame, target.maps)
@@ -153,6 +164,8 @@ def explain(
         typer.echo(json.dumps(told, indent=2))
     else:
         typer.echo("\n".join(lines))
+    if flagged:
+        note(flagged_note(flagged))
     note(f"model {asked.name}; {DISCLAIMER}")
     if failures:
         raise PartialFailure(
@@ -181,7 +194,10 @@ def _inputs(arguments: Sequence[str], outputs: Sequence[Path]) -> list[Path]:
 
 def _targets(inputs: Sequence[Path], output: Path, maps: Path | None, kind: str) -> list[Target]:
     """A name of its own for each input: its stem, numbered where another has the same."""
-    stems = [path.stem for path in inputs]
+    from biigma_cli.cli.predict_pictures import STEM
+    from biigma_cli.storage import cut_name
+
+    stems = [cut_name(path.stem, STEM) for path in inputs]
     # Case is ignored, as file systems may.
     own = {stem.casefold() for stem in stems}
     taken: set[str] = set()
@@ -201,14 +217,14 @@ def _targets(inputs: Sequence[Path], output: Path, maps: Path | None, kind: str)
 def _check_targets(targets: Sequence[Target], sources: Sequence[Path]) -> None:
     """Raises `UsageError` where something cannot be written or would replace what is read."""
     from biigma_cli.errors import UsageError
-    from biigma_cli.storage import check_writable
+    from biigma_cli.storage import check_writable, real_path
 
-    read = {path.resolve() for path in sources}
+    read = {real_path(path) for path in sources}
     for target in targets:
         for path in target:
             if path is None:
                 continue
-            if path.resolve() in read:
+            if real_path(path) in read:
                 raise UsageError(f"{path} would be replaced", fix="choose another folder with -o")
             check_writable(path)
 
@@ -216,10 +232,11 @@ def _check_targets(targets: Sequence[Target], sources: Sequence[Path]) -> None:
 def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
     """The mask of each image; one that a folder lacks is found missing when it is read."""
     from biigma_cli.errors import UsageError
+    from biigma_cli.storage import is_file, is_folder
 
     if mask is None:
         return [None] * len(inputs)
-    if not mask.is_dir():
+    if not is_folder(mask):
         if len(inputs) > 1:
             raise UsageError(
                 f"one mask for {len(inputs)} images",
@@ -229,7 +246,7 @@ def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
     found: list[Path | None] = []
     for path in inputs:
         names = (f"{path.stem}_segmentation.png", f"{path.stem}.png")
-        there = [mask / name for name in names if (mask / name).is_file()]
+        there = [mask / name for name in names if is_file(mask / name)]
         found.append(there[0] if there else mask / names[0])
     return found
 
@@ -268,17 +285,21 @@ def _answers(
                 continue
             one = Answer(*(part if part is None else part[row : row + 1] for part in answer))  # type: ignore[arg-type]
             row += 1
-            if not np.isfinite(one.logits_BY).all():
+            if not all(
+                np.isfinite(p).all() for p in (one.logits_BY, one.novelty_B) if p is not None
+            ):
                 raise ModelFileError(
                     f"{asked.name} gives NaN or infinity for {item.path}", fix="train it again"
                 )
             yield item, one
 
 
-def _explain(asked: Asked, answer: Answer, what: str, classes: tuple[int, ...]) -> Explanation:
+def _explain(
+    asked: Asked, answer: Answer, what: str, classes: tuple[int, ...], *, checked: bool
+) -> Explanation:
     from biigma_cli.report.explanation import explanation
 
-    evidence, saliency = answer.evidence_BYHW, answer.saliency_BHW
+    evidence, saliency, novelty = answer.evidence_BYHW, answer.saliency_BHW, answer.novelty_B
     return explanation(
         asked.classes,
         answer.probabilities_BY[0],
@@ -287,4 +308,5 @@ def _explain(asked: Asked, answer: Answer, what: str, classes: tuple[int, ...]) 
         None if what == "evidence" or saliency is None else saliency[0],
         form=asked.shows.form,
         chosen=classes,
+        novelty=float(novelty[0]) if checked and novelty is not None else None,
     )

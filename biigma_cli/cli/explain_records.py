@@ -30,6 +30,7 @@ class Loaded(NamedTuple):
         frame: where the one lies on the other.
         lesion_HW: mask in the picture's shape, or None.
         lesion_SS: share of lesion in each of the network's pixels, or None.
+        note: what a user should know of the file.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Loaded(NamedTuple):
     frame: Frame
     lesion_HW: npt.NDArray[np.bool_] | None
     lesion_SS: npt.NDArray[np.floating] | None
+    note: str
 
 
 def load(path: Path, mask: Path | None, shows: Maps) -> Loaded:
@@ -46,15 +48,15 @@ def load(path: Path, mask: Path | None, shows: Maps) -> Loaded:
     from PIL import Image
 
     from biigma_cli.data.masks import cell_edges, lay_lesion, read_lesion
-    from biigma_cli.data.preprocess import load_image
+    from biigma_cli.data.preprocess import decode_image
     from biigma_cli.errors import DataError
     from biigma_cli.report.explanation import load_picture
 
-    pixels = load_image(path, shows.side, rule=shows.rule)
+    pixels, note = decode_image(path, shows.side, rule=shows.rule)
     picture, size = load_picture(path)
     frame = shows.frame(size)
     if mask is None:
-        return Loaded(path, pixels, picture, frame, None, None)
+        return Loaded(path, pixels, picture, frame, None, None, note)
     lesion = read_lesion(mask, str(mask))
     edges = cell_edges(shows.side, shows.side)
     laid = lay_lesion(lesion, size, shows.side, shows.rule, (edges, edges))
@@ -70,7 +72,7 @@ def load(path: Path, mask: Path | None, shows: Maps) -> Loaded:
         )
     tall, wide = picture.shape[:2]
     shown = np.asarray(Image.fromarray(lesion).resize((wide, tall), Image.Resampling.NEAREST))
-    return Loaded(path, pixels, picture, frame, shown, laid.cover_hw)
+    return Loaded(path, pixels, picture, frame, shown, laid.cover_hw, note)
 
 
 def save_maps(found: Explanation, frame: Frame, target: Path) -> None:
@@ -112,13 +114,17 @@ def record(found: Explanation, image: Loaded, target: Target) -> dict[str, Any]:
         "path": str(image.path),
         "picture": str(target.picture),
         "maps": None if target.maps is None else str(target.maps),
-        "label": best,
-        "name": lesion_class(best).name,
+        "label": found.label,
+        "name": lesion_class(best).name if found.label == best else None,
         "probability": round(float(found.probabilities_Y[found.top[0]]), 6),
         "probabilities": {
             c: round(float(p), 6) for c, p in zip(found.codes, found.probabilities_Y, strict=True)
         },
     }
+    if found.novelty is not None:
+        told["novelty"] = round(found.novelty, 3)
+    if image.note:
+        told["note"] = image.note
     lesion = image.lesion_SS
     if lesion is not None:
         told["lesion_area"] = float(lesion.mean())
@@ -161,12 +167,15 @@ def line(found: Explanation, image: Loaded, target: Target) -> str:
     from biigma_cli.runtime.inputs import shown
 
     codes = [found.codes[c] for c in found.classes]
-    words = f"{shown(str(image.path))}: {found.codes[found.top[0]]} "
-    words += found.percent(found.top[0])
+    best = found.codes[found.top[0]]
+    answer = best if found.label == best else f"{found.label} ({best}?)"
+    words = f"{shown(str(image.path))}: {answer} {found.percent(found.top[0])}"
     if found.map_hw is not None:
         words += (
             f"; evidence for {' rather than '.join(codes)} {found.map_hw.sum():+.3f}, "
             f"bias {found.bias:+.3f}, logit{'s apart' if len(codes) == 2 else ''} "
             f"{found.logit:+.3f}"
         )
+    if image.note:
+        words += f"; {image.note}"
     return f"{words}; {shown(str(target.picture))}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from biigma_cli.errors import UsageError
+from biigma_cli.storage import real_path
 
 
 def check_run_name(name: str) -> None:
@@ -51,7 +52,7 @@ def check_targets(output: Path, card: Path | None, sources: Sequence[Path]) -> N
     """
     if output.suffix != ".onnx":
         raise UsageError(f"-o {output} is no .onnx file", fix="give its name that ending")
-    if output.resolve() in [path.resolve() for path in sources]:
+    if real_path(output) in [real_path(path) for path in sources]:
         raise UsageError(
             f"-o {output} is one of the networks it is made of", fix="choose another name"
         )

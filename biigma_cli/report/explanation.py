@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from biigma_cli.data.preprocess import Pixels, load_image, shown, upright_size
 from biigma_cli.report.overlay import Frame, Layer, draw_overlay
-from biigma_cli.report.predictions import DISCLAIMER
+from biigma_cli.report.predictions import DISCLAIMER, NOT_DERMOSCOPY, is_novel
 from biigma_cli.taxonomy import lesion_class
 
 Floats = npt.NDArray[np.floating]
@@ -67,6 +67,7 @@ class Explanation:
         classes: index of the class explained, or of the two that are compared.
         map_hw: their evidence, or None.
         logit, bias: of the class, or the first's less the second's.
+        novelty: as of `predictions.Prediction`.
     """
 
     codes: tuple[str, ...]
@@ -80,6 +81,12 @@ class Explanation:
     map_hw: Floats | None = field(repr=False)
     logit: float
     bias: float
+    novelty: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The answer: the most probable class's code, or `NOT_DERMOSCOPY`."""
+        return NOT_DERMOSCOPY if is_novel(self.novelty) else self.codes[self.top[0]]
 
     def percent(self, index: int) -> str:
         """A class's probability, to read."""
@@ -95,6 +102,7 @@ def explanation(
     *,
     form: str | None,
     chosen: tuple[int, ...] = (),
+    novelty: float | None = None,
 ) -> Explanation:
     """Of one image's answer; `chosen` are one or two classes, else it is the most probable."""
     logits = logits_Y.astype(np.float64)
@@ -112,7 +120,7 @@ def explanation(
     return Explanation(
         codes=codes, probabilities_Y=probabilities_Y, logits_Y=logits, top=top,
         evidence_Yhw=evidence, saliency_hw=saliency_hw, form=form, classes=classes, map_hw=map_hw,
-        logit=logit, bias=bias,
+        logit=logit, bias=bias, novelty=novelty,
     )  # fmt: skip
 
 

@@ -323,6 +323,61 @@ def test_targets(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
     refused(call(*common, "-o", tmp_path / "o", "--maps", own), "cannot write", code=2)
 
 
+def test_what_the_input_check_flags(picture: Path, tmp_path: Path) -> None:
+    """Answered as `predict` does, in the JSON, the line and the picture; the option puts it off."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::8] = 255
+    other = tmp_path / "stripes.gif"
+    still = Image.fromarray(stripes)
+    still.save(other, save_all=True, append_images=[still.rotate(90)])
+    common = (other, "--model", "biigma-edge-isic18", "--device", "cpu")
+    told = json.loads(call("predict", *common, "--format", "json").out)["predictions"][0]
+    ask = ("explain", *common, "-o", tmp_path / "out", "--format", "svg")
+    done = call(*ask, "--json")
+    assert done.code == 0, done.err
+    (item,) = json.loads(done.out)["explanations"]
+    assert item["label"] == "not dermoscopy"
+    for key in ("label", "name", "probability", "probabilities", "novelty", "note"):
+        assert item[key] == told[key], key
+    assert "1 flagged as not dermoscopy" in done.err
+    best = max(item["probabilities"], key=item["probabilities"].__getitem__)
+    drawn = (tmp_path / "out" / "stripes.svg").read_text(encoding="utf-8")
+    assert f"Answer: not dermoscopy ({best}, " in drawn
+    line = call(*ask).out
+    assert f"stripes.gif: not dermoscopy ({best}?) " in line
+    assert "the first of several frames" in line
+    off = json.loads(call(*ask, "--json", "--no-input-check").out)["explanations"][0]
+    assert off["label"] == best
+    assert "novelty" not in off
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_links_in_a_circle(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """A link to itself costs its own line; a name with a null byte, too."""
+    shutil.copy(picture, tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    done = call("explain", tmp_path, "--model", tiny_onnx, "-o", tmp_path / "out")
+    assert done.code == 5, done.err
+    assert "b.jpg" in done.err
+    refused(call("explain", "a\0.jpg", "--model", tiny_onnx, "-o", tmp_path / "out"), code=2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX lengths")
+def test_long_names(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """As long as names may be, in letters of three bytes: cut, then numbered."""
+    for end in ("x", "y"):
+        shutil.copy(picture, tmp_path / f"{'黒' * 81}xxxxxx{end}.jpg")
+    (tmp_path / "masks").mkdir()
+    common = ("--model", tiny_onnx, "--maps", tmp_path / "out")
+    done = call("explain", tmp_path, *common, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == sorted(f"{'黒' * 66}{n}.{k}" for n in ("", "-2") for k in ("npz", "png"))
+    done = call("explain", tmp_path, *common, "-o", tmp_path / "out", "--mask", tmp_path / "masks")
+    assert done.code == 3
+    assert "Traceback" not in done.err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names of any bytes")
 def test_odd_names(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
     """A name that is no text, and one that is a formula and a line of its own."""
