@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from biigma_cli.cli.boundary import boundary
 from biigma_cli.cli.options import JsonOption
 from biigma_cli.config import precision_title
+
+if TYPE_CHECKING:
+    from biigma_cli.runtime.session import ModelInfo
 
 _FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_recall": "balanced accuracy"}
 
@@ -28,7 +31,7 @@ def models(
 
     'predict', 'explain' and 'eval' take each by its name: --model NAME.
     """
-    from biigma_cli.runtime.session import find_model, shipped_models
+    from biigma_cli.runtime.session import DAMAGE, damaged, find_model, shipped_models
 
     paths = [find_model(name) for name in names] if names else shipped_models()
     found = [describe(path) for path in paths]
@@ -39,21 +42,36 @@ def models(
 
         typer.echo(json.dumps(found, indent=2))
         return
-    typer.echo("\n\n".join(_lines(model) for model in found) or "no model ships with this copy")
+    told = []
+    for model in found:
+        try:
+            told.append(_lines(model))
+        except DAMAGE as error:
+            raise damaged(model["path"], error) from error
+    typer.echo("\n\n".join(told) or "no model ships with this copy")
 
 
 def describe(path: Path) -> dict[str, Any]:
     """What a model says of itself, as plain values. Raises `ModelFileError`."""
-    from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor
-    from biigma_cli.storage import models_dir
+    from biigma_cli.runtime.session import DAMAGE, Predictor, damaged
 
     predictor = Predictor(path, device="cpu")
-    info = predictor.info
+    try:
+        return _described(predictor.info, predictor.id)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def _described(info: ModelInfo, identity: str) -> dict[str, Any]:
+    from biigma_cli.runtime.session import DEFAULT_MODEL
+    from biigma_cli.storage import models_dir
+
+    path = info.path
     test = info.metadata.get("metrics", {}).get("test")
     check = info.metadata.get("input_check")
     return {
         "name": info.name,
-        "id": predictor.id,
+        "id": identity,
         "default": info.name == DEFAULT_MODEL and path.parent == models_dir(),
         "path": str(path),
         "megabytes": round(path.stat().st_size / 1e6, 1),

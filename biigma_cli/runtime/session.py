@@ -30,6 +30,9 @@ DEFAULT_MODEL = "biigma-trio-isic18"
 # What must be in a model's metadata for it to be used here.
 REQUIRED_KEYS = ("classes", "class_names", "malignant", "preprocessing", "licence", "split")
 
+#: What values raise that are not of the form they should have.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
 # Images of a batch where there are many.
 _TOGETHER = 32
 
@@ -361,6 +364,7 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
                 f"this version does {', '.join(RESIZE_RULES.values())}",
                 fix="export it again with this version",
             )
+        _check_values(values)
         return ModelInfo(
             name=path.stem,
             path=path,
@@ -373,10 +377,34 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
             input_check="input_check" in values,
             metadata=values,
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{path} has damaged metadata: {error}", fix="export it again"
-        ) from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ModelFileError:
+    """What to raise where a model's metadata is not of its form, as one of `DAMAGE` said."""
+    what = f"no {error}" if isinstance(error, KeyError) else error
+    return ModelFileError(f"{path} has damaged metadata: {what}", fix="export it again")
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Raises as a damaged value does: `ValueError`, `KeyError` or `TypeError`."""
+    for key in ("classes", "class_names"):
+        if not (isinstance(values[key], list) and all(_is_name(v) for v in values[key])):
+            raise ValueError(f"its {key} are no list of names")
+    if len(set(values["classes"])) < len(values["classes"]):
+        raise ValueError("it has a class twice")
+    if not isinstance(values["malignant"], list):
+        raise ValueError("its malignant is no list")
+    for key in ("export", "input_check"):
+        if not isinstance(values.get(key, {}), dict):
+            raise ValueError(f"its {key} is no object")
+    if "input_check" in values and not isinstance(values["input_check"]["validation"], dict):
+        raise ValueError("its input_check has no figures")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _temperature(calibration: dict[str, Any] | None) -> float | None:

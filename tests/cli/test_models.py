@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
+import pytest
 
 from biigma_cli.runtime.session import DEFAULT_MODEL
 from tests.conftest import call
+from tests.runtime.test_pipeline import toy_model
 
 
 def test_all_that_ship() -> None:
@@ -55,3 +58,22 @@ def test_a_file(tiny_onnx: Path, tmp_path: Path) -> None:
     done = call("models", "resnet")
     assert done.code == 3
     assert DEFAULT_MODEL in done.err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": "abc"}, {"classes": ["MEL", "MEL", "NV"]}, {"classes": ["MEL", "", "NV"]},
+        {"classes": ["MEL", 3, "NV"]}, {"classes": {"MEL": 1, "NV": 2, "BCC": 3}},
+        {"class_names": "abc"}, {"malignant": "abc"}, {"export": []}, {"input_check": [1]},
+        {"input_check": {}}, {"input_check": {"validation": 3}}, {"metrics": []},
+        {"metrics": {"test": {"n": 3}}}, {"members": 3}, {"sources": [{}]},
+        {"metrics": {"test": {"n": 3, "intervals": {
+            k: {"value": "x", "low": None} for k in ("accuracy", "macro_f1", "macro_recall")}}}},
+    ],
+)  # fmt: skip
+def test_damaged_metadata(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Whatever is wrong in it: one message."""
+    done = call("models", toy_model(tmp_path / "odd.onnx", **changes))
+    assert (done.code, done.out) == (3, "")
+    assert f"{tmp_path / 'odd.onnx'} has damaged metadata: " in done.err
