@@ -22,8 +22,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
 def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
     """Decode the first frame to an 8-bit RGB or grey image, and a note on other frames.
 
-    Colour comes as RGB whatever it is stored as; grey is windowed as the file says, then stretched
-    over its range, and MONOCHROME1 turned so that high is bright.
+    Colour comes as RGB whatever it is stored as. Grey is windowed as the file says: the window's
+    edges are black and white. Without a window, 8 bits are taken as they are and more are stretched
+    from their lowest to their highest value. MONOCHROME1 is turned so that high is bright.
 
     Args:
         file: at its beginning.
@@ -88,11 +89,39 @@ def _eight_bits(values: npt.NDArray[Any], data: Any) -> npt.NDArray[np.uint8]:
 def _grey(decoders: Any, values: npt.NDArray[Any], data: Any) -> npt.NDArray[np.uint8]:
     grey = decoders.apply_voi_lut(decoders.apply_modality_lut(values, data), data)
     grey = np.nan_to_num(np.asarray(grey, np.float32))
-    windowed = "WindowCenter" in data or "VOILUTSequence" in data
-    if windowed or values.dtype != np.uint8:
+    low, high, bits, windowed = _range(data)
+    if bits > 8 and not windowed:
         low, high = float(grey.min()), float(grey.max())
-        grey = (grey - low) * (255 / (high - low)) if high > low else grey * 0
+    grey = (grey - low) * (255 / (high - low)) if high != low else grey * 0
     if data.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
     pixels: npt.NDArray[np.uint8] = np.clip(grey, 0, 255).round().astype(np.uint8)
     return pixels
+
+
+def _range(data: Any) -> tuple[float, float, int, bool]:
+    """What the darkest and the brightest grey can be, their bits, and whether there is a window.
+
+    It is what `apply_voi_lut` maps to: pydicom keeps it to itself.
+    """
+    tables = data.get("VOILUTSequence")
+    if tables and None not in (tables[0].get("LUTDescriptor"), tables[0].get("LUTData")):
+        bits = int(tables[0].LUTDescriptor[2])
+        return 0.0, 2.0**bits - 1, bits, True
+    windowed = None not in (data.get("WindowCenter"), data.get("WindowWidth"))
+    bits = int(data.BitsStored)
+    low, high = 0.0, 2.0**bits - 1
+    if data.get("ModalityLUTSequence"):
+        bits = int(data.ModalityLUTSequence[0].LUTDescriptor[2])
+        high = 2.0**bits - 1
+        if not windowed:
+            return low, high, bits, windowed
+    elif data.PixelRepresentation:
+        low, high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+    if slope is not None and intercept is not None:
+        low, high = (float(slope) * edge + float(intercept) for edge in (low, high))
+    if not windowed:
+        # With a window and a negative slope, pydicom's black is the higher of the two.
+        low, high = sorted((low, high))
+    return low, high, bits, windowed

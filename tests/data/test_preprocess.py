@@ -546,6 +546,59 @@ def test_grey_dicom_uses_the_whole_range() -> None:
     assert np.array_equal(turned.pixels[0, :, 0], 255 - row)
 
 
+def lut(values: list[int], bits: int) -> Any:
+    """A table of a DICOM file."""
+    from pydicom.dataset import Dataset
+
+    table = Dataset()
+    table.LUTDescriptor = [len(values), 0, bits]
+    table["LUTDescriptor"].VR = "US"
+    table.LUTData = values
+    table["LUTData"].VR = "US"
+    return table
+
+
+@pytest.mark.parametrize("stored", [8, 16])
+def test_a_window_that_does_nothing(stored: int) -> None:
+    """Nor does a scale: the picture is that of the same PNG, though it has no black in it."""
+    grey = np.asarray(noise(20, 20).convert("L")) // 2 + 40
+    wanted = decode_image(encode(Image.fromarray(grey)), 16).pixels
+    values = grey.astype(f"uint{stored}")
+    whole = {"BitsStored": 8, "HighBit": 7}
+    for tags in (
+        {}, {"WindowCenter": 128, "WindowWidth": 256},
+        {"VOILUTSequence": [lut(list(range(256)), 8)]},
+        {"VOILUTSequence": [lut([257 * i for i in range(256)], 16)]},
+        {"RescaleSlope": 2, "RescaleIntercept": -9},
+        {"RescaleSlope": 2, "RescaleIntercept": -9, "WindowCenter": 246.5, "WindowWidth": 511,
+         "VOILUTFunction": "LINEAR"},
+        {"ModalityLUTSequence": [lut([257 * i for i in range(256)], 16)], "WindowCenter": 32768,
+         "WindowWidth": 65536} if stored == 16 else {},
+    ):  # fmt: skip
+        found = decode_image(dicom(values, **whole, **tags), 16).pixels
+        assert np.abs(found.astype(int) - wanted).max() <= 1, tags
+
+
+def test_a_window_is_kept() -> None:
+    """Its edges are black and white, whatever the picture holds; sign and scale are heeded."""
+    ramp = np.linspace(1000, 3000, 16)[None].repeat(16, 0)
+    twelve = {"BitsStored": 12, "HighBit": 11}
+    whole = {"WindowCenter": 2048, "WindowWidth": 4096}
+    for values, tags in (
+        (ramp.astype(np.uint16), whole),
+        ((ramp - 2048).astype(np.int16), {"PixelRepresentation": 1, "WindowCenter": 0,
+                                          "WindowWidth": 4096}),
+        ((4095 - ramp).astype(np.uint16), {**whole, "RescaleSlope": -1, "RescaleIntercept": 4095}),
+    ):  # fmt: skip
+        row = decode_image(dicom(values, **twelve, **tags), 16).pixels[0, :, 0]
+        assert np.abs(row - ramp[0] / 4095 * 255).max() < 1, tags
+    half = decode_image(
+        dicom(ramp.astype(np.uint16), **twelve, WindowCenter=2000, WindowWidth=1000), 16
+    ).pixels[0, :, 0]
+    assert (half[:4] == 0).all()
+    assert (half[-4:] == 255).all()
+
+
 def test_dicom_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file cut short, one without a picture, one too large."""
     content = dicom(np.asarray(noise(20, 20)))
