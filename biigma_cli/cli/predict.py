@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # Failures that come before the first answer are kept back, so that a run without any leaves no
 # output; more than so many are written all the same, and what was begun is finished.
 HELD = 256
+# Endings of a file that takes a table.
+TEXT = ("", ".txt", ".log", ".md")
 
 
 @boundary
@@ -373,7 +375,7 @@ class _Inputs:
             read = read_list(_stdin()) if self.list == "-" else _read_file(_opened(self.list))
             return _refusing(read, self.skip)
         if self.paths == ["-"]:
-            return _refusing(read_stdin(_stdin()), self.skip)
+            return _refusing(_any_of(read_stdin(_stdin())), self.skip)
         return expand(self.paths, warn=note, skip=self.skip)
 
     def count(self, stop: Callable[[], bool]) -> int | None:
@@ -394,6 +396,20 @@ class _Inputs:
                 if stop():
                     return None
         return total
+
+
+def _any_of(sources: Iterator[Source]) -> Iterator[Source]:
+    """What standard input gives, which must not be nothing."""
+    from biigma_cli.errors import DataError
+
+    empty = True
+    for source in sources:
+        empty = False
+        yield source
+    if empty:
+        raise DataError(
+            "no image and no name on standard input", fix="give it an image, or names of files"
+        )
 
 
 def _refusing(sources: Iterator[Source], folder: str) -> Iterator[Source]:
@@ -438,10 +454,20 @@ def _stdin() -> BinaryIO:
 
 
 def _format_of(target: Path | None) -> str:
+    from biigma_cli.errors import UsageError
     from biigma_cli.report.predictions import FORMATS
+    from biigma_cli.storage import is_special
 
-    suffix = "" if target is None else target.suffix.lower().removeprefix(".")
-    return suffix if suffix in FORMATS else "table"
+    suffix = "" if target is None else target.suffix.lower()
+    if suffix[1:] in FORMATS:
+        return suffix[1:]
+    if target is not None and suffix not in TEXT and not is_special(target):
+        raise UsageError(
+            f"-o {target} does not say its format",
+            fix=f"end it in {', '.join(f'.{f}' for f in FORMATS[1:])}, or add --format: "
+            + ", ".join(FORMATS),
+        )
+    return "table"
 
 
 def _converter(form: str, target: Path | None) -> Callable[[Path, Path], None] | None:

@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from biigma_cli.data.preprocess import READABLE
 from biigma_cli.data.preprocess import shown as shown
 from biigma_cli.errors import BiigmaError, DataError
-from biigma_cli.storage import is_folder
+from biigma_cli.storage import is_folder, is_there
 
 _PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
@@ -29,6 +30,10 @@ MAX_STDIN = 512 << 20
 HEAD = 132
 # No file's name is longer than a path may be; what is longer is no list.
 _MAX_NAME = 1 << 16
+# Byte order marks, little end and big end first.
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# What no name has that people give, but every PDF, HEIC or archive soon.
+_CONTROL = re.compile(rb"\A\0|[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 # Names of one folder sorted in memory; more go through temporary files.
 _RUN = 100_000
 
@@ -201,9 +206,17 @@ def read_list(file: BinaryIO, *, head: bytes = b"") -> Iterator[Source]:
         head: what was read of it already.
 
     Raises:
-        DataError: a name longer than any can be.
+        DataError: a name longer than any can be, or names in UTF-16.
     """
     rest = head or _some(file)
+    while 0 < len(rest) < 4 and any(m.startswith(rest[:2]) for m in _UTF_16):
+        if not (more := _some(file)):
+            break
+        rest += more
+    if _is_utf_16(rest):
+        raise DataError(
+            "the list is UTF-16", fix="save it as UTF-8 (PowerShell: ... | Out-File -Encoding utf8)"
+        )
     rest = rest.removeprefix(b"\xef\xbb\xbf")
     separator = b"\0" if b"\0" in rest else b"\n"
     while True:
@@ -223,12 +236,21 @@ def read_list(file: BinaryIO, *, head: bytes = b"") -> Iterator[Source]:
 
 
 def read_stdin(file: BinaryIO) -> Iterator[Source]:
-    """What `-` stands for: one image where the bytes begin as one does, else a list of files."""
+    """What `-` stands for: one image where the bytes begin as one does, else a list of files.
+
+    Raises:
+        DataError: it is neither, or as of `read_list`.
+    """
     head = b""
     # A pipe may give fewer bytes at first than it takes to tell.
     while _undecided(head) and (more := _some(file)):
         head += more
     if not looks_like_image(head):
+        if _CONTROL.search(head) and not _is_utf_16(head) and not _names_a_file(head):
+            raise DataError(
+                "standard input is neither an image that can be read nor a list of names",
+                fix=f"give it a {READABLE} file, or names of files",
+            )
         yield from read_list(file, head=head)
         return
     pieces = bytearray(head)
@@ -238,6 +260,17 @@ def read_stdin(file: BinaryIO) -> Iterator[Source]:
             yield Source("-", b"", f"the image on stdin is larger than {MAX_STDIN >> 20} MiB")
             return
     yield Source("-", bytes(pieces))
+
+
+def _is_utf_16(head: bytes) -> bool:
+    # Without the null, which ASCII has in it there, it could be a name.
+    return head[:2] in _UTF_16 and b"\0" in head[2:4]
+
+
+def _names_a_file(head: bytes) -> bool:
+    """Whether a list begins so: odd names can be, but then they are there."""
+    first = re.split(rb"[\0\n]", head, maxsplit=1)[0].removesuffix(b"\r")
+    return is_there(os.fsdecode(first))
 
 
 def _undecided(head: bytes) -> bool:

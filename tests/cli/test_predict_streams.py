@@ -224,6 +224,28 @@ def test_the_form_follows_the_name(toy: Path, folder: Path, tmp_path: Path) -> N
         assert (tmp_path / name).read_text().startswith(begin)
 
 
+def test_an_ending_that_is_no_format(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """A table is no spreadsheet; names without an ending and of texts take one."""
+    for name in ("a.xlsx", "a.csv.gz", "a.2024"):
+        done = predict(toy, folder / "00.png", "-o", tmp_path / name)
+        assert done.code == 2
+        assert "end it in .csv, .json, .jsonl, .parquet" in done.err
+    assert left(tmp_path) == []
+    for name in ("a", "a.TXT", "a.log", "a.md"):
+        assert predict(toy, folder / "00.png", "-o", tmp_path / name).code == 0
+        assert "answer" in (tmp_path / name).read_text()
+    assert predict(toy, folder / "00.png", "--format", "csv", "-o", tmp_path / "a.xlsx").code == 0
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n\r\n"])
+def test_nothing_on_standard_input(toy: Path, tmp_path: Path, stdin: bytes) -> None:
+    """No answers are no success."""
+    done = predict(toy, "-", "-o", tmp_path / "out.csv", stdin=stdin)
+    assert done.code == 3
+    assert "no image and no name on standard input" in done.err
+    assert left(tmp_path) == []
+
+
 def test_many_tables(toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long tables come in blocks, so that none is held whole."""
     monkeypatch.setattr("biigma_cli.report.predictions.BLOCK", 7)

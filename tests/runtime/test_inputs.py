@@ -224,6 +224,40 @@ def test_no_list() -> None:
         listed(b"x" * 1_000_000)
 
 
+@pytest.mark.parametrize("size", [1, 3, 1 << 16])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16(encoding: str, size: int) -> None:
+    """As PowerShell's `>` writes it: said, not read letter by letter."""
+    data = "\ufeffa.jpg\r\nмеланома.jpg\r\n".encode(encoding)
+    for read in (read_list, read_stdin):
+        with pytest.raises(DataError, match="the list is UTF-16"):
+            list(read(Dribble(data, size)))  # type: ignore[arg-type]
+    raw = [b"\xff\xfe.jpg", b"\xfe\xff.jpg"]
+    assert [os.fsencode(n) for n in listed(b"\n".join(raw), size)] == raw
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<<>>\nstream\nx\x9c\x03\x00\x00\x1f",
+        b"\0\0\0$ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypheic", b"PK\x03\x04\x14\0\x06\0\x08\0",
+    ],
+)  # fmt: skip
+def test_neither_an_image_nor_a_list(head: bytes) -> None:
+    """Said once, not for each piece that would be a name."""
+    with pytest.raises(DataError, match="neither an image that can be read nor a list"):
+        list(read_stdin(Dribble(head, 1 << 16)))  # type: ignore[arg-type]
+
+
+@posix
+def test_a_list_of_odd_names(tmp_path: Path) -> None:
+    """Control characters and all, where there is such a file."""
+    name = tmp_path / "a\x01\x1b[2J.png"
+    name.touch()
+    data = os.fsencode(name) + b"\n"
+    assert [s.name for s in read_stdin(Dribble(data, 1 << 16))] == [str(name)]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("size", [1, 50, 1 << 16])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"])
 def test_an_image_on_stdin(kind: str, size: int) -> None:
