@@ -79,6 +79,10 @@ def predict(
         bool,
         typer.Option("--resume", help="Go on with an interrupted -o FILE (csv, jsonl, parquet)."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="With --resume, try again what has failed."),
+    ] = False,
     abstain_below: Annotated[
         float | None,
         typer.Option(
@@ -169,6 +173,8 @@ def predict(
             "--resume needs a file of rows to go on with",
             fix="add -o FILE and --format csv or jsonl",
         )
+    if retry_failed and not resume:
+        raise UsageError("--retry-failed goes with --resume", fix="add --resume")
     from biigma_cli.cli.predict_pictures import Pictures, check_targets, shown_maps, write_page
 
     check_targets(saliency, report, target)
@@ -234,9 +240,12 @@ def predict(
 
     answered = Answered()
     if resume and isinstance(writer, CsvWriter | JsonlWriter):
-        answered = sink.resume(writer)
+        answered = sink.resume(writer, retry=retry_failed)
         if len(answered):
-            note(f"{len(answered)} files are answered already")
+            errors = f", {answered.failed} of them with an error, which stays"
+            note(f"{len(answered)} files are answered already" + errors * bool(answered.failed))
+        if answered.dropped:
+            note(f"{answered.dropped} have failed and are tried again")
     tally = _Tally(sink, writer, answered)
     page = None
     if report is not None:

@@ -383,6 +383,8 @@ class Answered:
 
     def __init__(self) -> None:
         self.labels: Counter[str] = Counter()
+        #: Errors that were taken out, to be tried again.
+        self.dropped = 0
         self._hashes = array("Q")
         self._sorted: np.ndarray[Any, np.dtype[np.uint64]] | None = None
         self._taken = bytearray()
@@ -514,8 +516,10 @@ class Output:
             for folder in self._made:
                 folder.rmdir()
 
-    def resume(self, writer: CsvWriter | JsonlWriter) -> Answered:
+    def resume(self, writer: CsvWriter | JsonlWriter, *, retry: bool = False) -> Answered:
         """Cut what is torn off an interrupted output, and say what it has answered.
+
+        With `retry`, rows that are errors are taken out, and are only counted, as `dropped`.
 
         Raises:
             DataError: a row that is another model's, or other settings' or columns'.
@@ -524,17 +528,22 @@ class Output:
         if self.target is None or self.part is None or self.file is None:
             raise UsageError("nothing to resume", fix="name the file with -o")
         with _writing(self.part):
-            if self._whole:
-                self._whole = _scan(self.part, writer, answered)
-                self.file.truncate(self._whole)
-                self.begun = self._whole > 0
-            elif self.convert is None and self.target.exists():
+            if self._whole and not retry:
+                self._whole = whole = _scan(self.part, writer, answered)
+                self.file.truncate(whole)
+            elif self._whole or (self.convert is None and self.target.exists()):
                 # The old file stays until the new one is whole.
+                source = self.part if self._whole else self.target
                 temporary = self.part.with_name(f".{self.part.name}~")
-                size = _scan(self.target, writer, answered)
-                _copy(self.target, temporary, size)
-                self._exchange(temporary)
-                self.begun = size > 0
+                try:
+                    with temporary.open("wb") as file:
+                        whole = _scan(source, writer, answered, into=file, retry=retry)
+                    self._exchange(temporary)
+                finally:
+                    temporary.unlink(missing_ok=True)
+            else:
+                return answered
+            self.begun = whole > 0
         return answered
 
     def _exchange(self, new: Path) -> None:
@@ -648,8 +657,20 @@ def _is_at(file: io.FileIO, path: Path) -> bool:
         return False
 
 
-def _scan(path: Path, writer: CsvWriter | JsonlWriter, answered: Answered) -> int:
-    """Read an interrupted output; bytes up to the end of its last whole row."""
+def _scan(
+    path: Path,
+    writer: CsvWriter | JsonlWriter,
+    answered: Answered,
+    *,
+    into: BinaryIO | None = None,
+    retry: bool = False,
+) -> int:
+    """Read an interrupted output; bytes up to the end of its last whole row.
+
+    Args:
+        into: takes a copy of the whole rows.
+        retry: but not of the errors, which then count as not answered.
+    """
     head = writer.head()
     whole = number = 0
     with path.open("rb") as file:
@@ -663,6 +684,8 @@ def _scan(path: Path, writer: CsvWriter | JsonlWriter, answered: Answered) -> in
                     fix="resume with the same model and --format, or choose another -o",
                 )
             whole = len(first)
+            if into is not None:
+                into.write(first)
         for record in _records(file, quotes=bool(head)):
             number += 1
             if not record.endswith(b"\n"):
@@ -674,8 +697,13 @@ def _scan(path: Path, writer: CsvWriter | JsonlWriter, answered: Answered) -> in
                     f"{path}, answer {number}: {error}",
                     fix="resume with the same model and settings, or choose another -o",
                 ) from error
-            answered.add(name, label)
             whole += len(record)
+            if retry and not label:
+                answered.dropped += 1
+                continue
+            answered.add(name, label)
+            if into is not None:
+                into.write(record)
     return whole
 
 
@@ -692,13 +720,6 @@ def _records(file: BinaryIO, *, quotes: bool) -> Iterator[bytes]:
     if record:
         # Torn within a quotation, so whatever ends it is no end of a row.
         yield record.rstrip(b"\n")
-
-
-def _copy(source: Path, target: Path, size: int) -> None:
-    with source.open("rb") as old, target.open("wb") as new:
-        while size and (piece := old.read(min(size, 1 << 20))):
-            new.write(piece)
-            size -= len(piece)
 
 
 def _same_making(what: str, found: object, wanted: object) -> None:

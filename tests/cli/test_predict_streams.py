@@ -372,6 +372,46 @@ def test_resumed_failures_are_kept(toy: Path, tmp_path: Path, form: str, more: i
     assert left(tmp_path) == [target.name]
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("place", ["out", "out.part"])
+def test_what_failed_is_tried_again(
+    toy: Path, folder: Path, tmp_path: Path, form: str, place: str
+) -> None:
+    """Only where it is asked for; of a whole result and of a part, a torn row at its end."""
+    late = tmp_path / "late.png"
+    target = tmp_path / f"out.{form}"
+    common = (
+        late,
+        folder / "07.png",
+        folder / "00.png",
+        folder / "01.png",
+        "-b",
+        "1",
+        "-o",
+        target,
+    )
+    assert predict(toy, *common).code == 5
+    wanted = target.read_text()
+    late.write_bytes((folder / "02.png").read_bytes())
+    done = predict(toy, *common, "--resume")
+    assert done.code == 5
+    assert "4 files are answered already, 2 of them with an error, which stays" in done.err
+    assert target.read_text() == wanted
+    target.replace(partial := tmp_path / place.replace("out", target.name, 1))
+    partial.write_bytes(partial.read_bytes()[:-9])
+    done = predict(toy, *common, "--resume", "--retry-failed")
+    assert done.code == 5
+    assert "1 files are answered already\n2 have failed and are tried again" in done.err
+    assert "3 ok, 1 failed" in done.err
+    assert left(tmp_path) == ["late.png", target.name]
+    text = target.read_text()
+    found = rows(text) if form == "csv" else [json.loads(line) for line in text.splitlines()]
+    assert [(Path(r["path"]).name, bool(r.get("error"))) for r in found] == [
+        ("00.png", False), ("late.png", False), ("07.png", True), ("01.png", False)
+    ]  # fmt: skip
+    assert predict(toy, *common, "--retry-failed").code == 2
+
+
 @posix
 def test_every_line_end_in_a_name(toy: Path, folder: Path, tmp_path: Path) -> None:
     """What else ends a line than a line feed: the forms are whole, and a run can be resumed."""
