@@ -163,6 +163,8 @@ def predict(
     )
 
     target = None if output is None or str(output) == "-" else output
+    if target is not None:
+        _check_target(target, paths or [], from_list, model)
     form = format_ or _format_of(target)
     if form not in FORMATS:
         raise UsageError(f"unknown --format {form!r}", fix=f"choose one of: {', '.join(FORMATS)}")
@@ -184,8 +186,6 @@ def predict(
             f"--saliency and --report are not for --engine {engine}",
             fix="leave them out, or use the local engine",
         )
-    if target is not None:
-        _check_target(target, paths or [], from_list, model)
     convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
     # Closed when the command is left, whichever way, as is the predictor below.
