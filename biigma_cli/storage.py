@@ -127,7 +127,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     is then still there, and the temporary file is gone.
     """
     temporary: str | None = None
-    target = Path(os.path.realpath(path))
+    target = Path(real_path(path))
     try:
         if is_special(target):
             target.write_bytes(data)

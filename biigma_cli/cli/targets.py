@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
@@ -26,12 +25,12 @@ def check_distinct(targets: Mapping[str, Path | None], sources: Sequence[Path]) 
         targets: by option; None where it was not given.
         sources: files that are read.
     """
-    read = {os.path.realpath(path) for path in sources}
+    read = {real_path(path) for path in sources}
     taken: dict[str, str] = {}
     for option, path in targets.items():
         if path is None:
             continue
-        place = os.path.realpath(path)
+        place = real_path(path)
         if place in read:
             raise UsageError(
                 f"{option} {path} would take the place of a file that is read",

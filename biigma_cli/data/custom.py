@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from biigma_cli.data.scan import (
     walk_files,
 )
 from biigma_cli.errors import DataError, UsageError
-from biigma_cli.storage import is_file
+from biigma_cli.storage import is_file, real_path
 from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, lesion_class
 
 COLUMNS = ("image", "label")
@@ -126,7 +125,7 @@ def _refuse_doubles(drafts: Sequence[Draft], where: Path) -> None:
     by_id: dict[str, Draft] = {}
     by_file: dict[str, Draft] = {}
     for draft in drafts:
-        file = os.path.realpath(draft.file)
+        file = real_path(draft.file)
         other = by_id.setdefault(draft.image_id, draft)
         if other is draft:
             other = by_file.setdefault(file, draft)
