@@ -254,14 +254,18 @@ def evaluate(
 
         file = run / f"eval-{split}.json"
         stored = _stored(file, path, judged)
+        asked = {**insight.to_dict(), **evaluate_robustness.plain(perturbed)}
         if resamples < FEWEST <= stored.get("assessment", {}).get("resamples", 0):
             note(f"{file} keeps its intervals, which {resamples} resamples do not give")
+            new = {k: v for k, v in asked.items() if k == "heads" or k not in stored}
+            found = {**stored, **new}
         else:
-            kept = {k: stored[k] for k in ("saliency", "heads", "robustness") if k in stored}
-            found = {
-                **judged.to_dict(), **insight.to_dict(), **evaluate_robustness.plain(perturbed),
-            }  # fmt: skip
-            write_json(file, {**kept, **found})
+            kept: dict[str, Any] = {
+                k: stored[k] for k in ("saliency", "heads", "robustness") if k in stored
+            }
+            found = {**kept, **judged.to_dict(), **asked}
+        if found != stored:
+            write_json(file, found)
             saved.append(file)
     if store:
         saved += evaluate_store.store(path, judged)

@@ -246,13 +246,15 @@ def test_the_real_metadata() -> None:
 )
 def test_as_dataverse_hands_it_out(name: str, separator: str, tmp_path: Path) -> None:
     """With tabs under `.tab`, or as it was deposited, without a suffix."""
-    write_copy(tmp_path)
-    text = (tmp_path / METADATA).read_text(encoding="utf-8")
-    (tmp_path / METADATA).unlink()
-    (tmp_path / name).write_text(text.replace(",", separator), encoding="utf-8")
+    folder = tmp_path / "data" / "copy"
+    folder.mkdir(parents=True)
+    write_copy(folder)
+    text = (folder / METADATA).read_text(encoding="utf-8")
+    (folder / METADATA).unlink()
+    (folder / name).write_text(text.replace(",", separator), encoding="utf-8")
     for manifest in (
-        read_ham10000(tmp_path, allow_missing=True),
-        read_copy("isic18", [tmp_path.parent], allow_missing=True),
+        read_ham10000(folder, allow_missing=True),
+        read_copy("isic18", [tmp_path], allow_missing=True),
     ):
         assert [(r.lesion_id, r.image_id) for r in manifest.records] == [r[:2] for r in ROWS]
 
