@@ -96,6 +96,10 @@ class RankLost(BiigmaError):
     exit_code = EXIT_RANK_LOST
 
 
+#: What brings shipped files back.
+AGAIN = "pip install --force-reinstall biigma"
+
+
 class PartialFailure(BiigmaError):
     """Some inputs of a batch failed; the others were answered."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from biigma_cli.cli.boundary import boundary
+from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import JsonOption
 from biigma_cli.config import precision_title
 
@@ -31,12 +31,32 @@ def models(
 
     'predict', 'explain' and 'eval' take each by its name: --model NAME.
     """
-    from biigma_cli.runtime.session import DAMAGE, damaged, find_model, shipped_models
+    from biigma_cli.errors import ModelFileError, PartialFailure
+    from biigma_cli.runtime.session import find_model, shipped_models
 
     paths = [find_model(name) for name in names] if names else shipped_models()
-    found = [describe(path) for path in paths]
+    found, failures = [], []
+    for path in paths:
+        try:
+            found.append(describe(path))
+        except ModelFileError as error:
+            if names:
+                raise
+            failures.append(error)  # one damaged file hides no other
     if not names:
         found.sort(key=lambda model: not model["default"])
+    _show(found, json_=json_)
+    for failure in failures:
+        note(failure.message)
+    if failures:
+        raise PartialFailure(
+            f"{len(failures)} of {len(paths)} models cannot be used", fix=failures[0].fix
+        )
+
+
+def _show(found: list[dict[str, Any]], *, json_: bool) -> None:
+    from biigma_cli.runtime.session import DAMAGE, damaged
+
     if json_:
         import json
 
@@ -47,7 +67,7 @@ def models(
         try:
             told.append(_lines(model))
         except DAMAGE as error:
-            raise damaged(model["path"], error) from error
+            raise damaged(Path(model["path"]), error) from error
     typer.echo("\n\n".join(told) or "no model ships with this copy")
 
 

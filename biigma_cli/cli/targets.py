@@ -55,5 +55,5 @@ def check_targets(output: Path, card: Path | None, sources: Sequence[Path]) -> N
         raise UsageError(
             f"-o {output} is one of the networks it is made of", fix="choose another name"
         )
-    if card is not None and card.suffix in (".onnx", ".safetensors"):
+    if card is not None and card.suffix.lower() not in (".md", ".markdown"):
         raise UsageError(f"--card {card} would be Markdown", fix="choose a name that ends in .md")

@@ -34,13 +34,14 @@ def train(
         typer.Option("--dataset", help="Recorded data set.  [default: the preset's, isic18]"),
     ] = None,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--preset",
             help="light (MobileNetV2 at 160), best (DenseNet-121, our recipe), paper-isic17, "
-            "paper-isic18, paper-isic19, paper-light (what ablate takes), or plain-light.",
+            "paper-isic18, paper-isic19, paper-light (what ablate takes), or plain-light.  "
+            "[default: light]",
         ),
-    ] = "light",
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file laid over the preset.")
     ] = None,
@@ -163,6 +164,10 @@ def train(
             raise UsageError("torchrun's processes need one name for their run", fix="give --name")
         if restarted and (runs / name / "weights" / "last.safetensors").is_file():
             resume = runs / name
+    elif resume is not None and name is not None and not launched:
+        raise UsageError("a resumed run keeps its name", fix="leave --name out with --resume")
+    if max_restarts and devices == 1 and not launched:
+        raise UsageError("--max-restarts is for several processes", fix="add --devices")
     chosen_protocol = False
     # Of several processes the first alone tells, and looks: it is the one that begins the folder.
     first = os.environ.get("RANK", "0") == "0"
@@ -171,8 +176,8 @@ def train(
         if not saved.is_file():
             raise UsageError(f"{resume} is no run folder", fix="name a folder under runs/")
         if not restarted and any(v is not None for v in (
-            config, set_, weights, dataset, protocol, background_bias, epochs, seed, batch_size,
-            compile_, gather_background, sync_bn,
+            preset, config, set_, weights, dataset, protocol, background_bias, epochs, seed,
+            batch_size, compile_, gather_background, sync_bn,
         )):  # fmt: skip
             raise UsageError(
                 "a resumed run keeps its settings", fix="leave all settings out with --resume"
@@ -180,6 +185,7 @@ def train(
         settings = cfg.from_dict(cfg.fill_older(cfg.read_toml(saved)))
         run = resume
     else:
+        preset = preset or "light"
         settings = cfg.preset(preset)
         from_file = cfg.read_toml(config) if config is not None else {}
         settings = cfg.from_dict(from_file, settings)
@@ -228,7 +234,7 @@ def train(
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
         return
-    if resume is None and not restarted and first and (run / "weights").exists():
+    if resume is None and not restarted and first and any((run / "weights").glob("*.safetensors")):
         raise UsageError(
             f"{run} holds a run already", fix=f"choose another --name, or --resume {run}"
         )

@@ -291,12 +291,12 @@ def clear_cache(dataset: str | None = None) -> list[CacheEntry]:
     An entry that is just being made is waited for and then removed. Nothing else that lies there
     is touched.
 
-    Raises `BiigmaError` where it may not be removed.
+    Raises `BiigmaError` where one may not be removed, when the others are.
     """
     from filelock import FileLock
 
     wanted = base_of(dataset) if dataset is not None else None
-    gone = []
+    gone, failed = [], []
     for entry in cache_entries():
         if wanted is not None and entry.dataset != wanted:
             continue
@@ -306,12 +306,20 @@ def clear_cache(dataset: str | None = None) -> list[CacheEntry]:
             with FileLock(f"{whole}.lock"):
                 for path in {entry.path, whole}:
                     with contextlib.suppress(FileNotFoundError):
-                        shutil.rmtree(path)
+                        if path.is_symlink():  # somebody's own: where it leads to stays
+                            path.unlink()
+                        else:
+                            shutil.rmtree(path)
                 Path(f"{whole}.lock").unlink(missing_ok=True)
         except (OSError, NotImplementedError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            raise BiigmaError(
-                f"cannot remove {entry.path}: {reason or error}", fix="change its permissions"
-            ) from error
+            failed.append(f"{entry.path}: {reason or error}")
+            continue
         gone.append(entry)
+    if failed:
+        raise BiigmaError(
+            f"cannot remove {'; '.join(failed)}"
+            + (f" ({len(gone)} others are removed)" if gone else ""),
+            fix="change their permissions" if len(failed) > 1 else "change its permissions",
+        )
     return gone

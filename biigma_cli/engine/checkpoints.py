@@ -56,9 +56,14 @@ class State:
 
 
 class RunFiles:
-    """Paths of a run folder."""
+    """Paths of a run folder.
+
+    Attributes:
+        last_is_whole: whether `last`, if it is there, can be read as far as is known.
+    """
 
     def __init__(self, run: Path) -> None:
+        self.last_is_whole = True
         self.run = run
         self.best = run / "weights" / "best.safetensors"
         self.last = run / "weights" / "last.safetensors"
@@ -67,9 +72,10 @@ class RunFiles:
     def save_last(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Write the newest checkpoint; the one before it stays as `previous`.
 
-        At every moment one of the two is whole. Raises `BiigmaError` where the disk is full.
+        At every moment one of the two is whole: one that `newest` could not read takes the place
+        of none. Raises `BiigmaError` where the disk is full.
         """
-        if self.last.exists():
+        if self.last_is_whole and self.last.exists():
             spare = self.previous.with_suffix(".new~")
             with contextlib.suppress(FileNotFoundError):
                 spare.unlink()
@@ -87,6 +93,12 @@ class RunFiles:
                     ) from error
             spare.replace(self.previous)
         save_checkpoint(self.last, tensors, meta)
+        self.last_is_whole = True
+
+    def whole(self) -> Path | None:
+        """The newest of the two that is whole; None where none was written."""
+        there = (self.last if self.last_is_whole else None, self.previous)
+        return next((path for path in there if path is not None and path.is_file()), None)
 
     def newest(self) -> tuple[Checkpoint, Path]:
         """The newest checkpoint that can be read, and where it lies.
@@ -98,6 +110,7 @@ class RunFiles:
             try:
                 checkpoint = load_checkpoint(path)
                 if "state" in checkpoint.meta:
+                    self.last_is_whole = path == self.last
                     return checkpoint, path
                 problems.append(f"{path} holds no training state")
             except ModelFileError as error:

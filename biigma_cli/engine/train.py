@@ -76,6 +76,7 @@ from biigma_cli.errors import (
     BiigmaError,
     CheckpointMismatch,
     Interrupted,
+    ModelFileError,
     TrainingDiverged,
     UsageError,
 )
@@ -234,6 +235,7 @@ class _Training:
         if self.last is not None:
             self.state = restore(self.last, self.model, self.optimizer, self.average)
             tell(NoteEvent(text=f"resumed {_moment(self.state)} from {source.name}"))
+            self._miss_best()
         self.saved_at = time.monotonic()
         self.step = Stepper(
             config, self.model, criterion, self.optimizer, self.average, self.teachers, ranks,
@@ -241,6 +243,34 @@ class _Training:
         )  # fmt: skip
 
     # --- setting up ---------------------------------------------------------------------------
+
+    def _miss_best(self) -> None:
+        """Where the chosen network is gone, choose among the epochs still to come.
+
+        Raises `ModelFileError` where none is.
+        """
+        gone = ""
+        if self.ranks.is_main and self.state.best_epoch:
+            try:
+                load_checkpoint(self.files.best, tensors=False)
+            except ModelFileError as error:
+                gone = error.message
+        gone = distributed.broadcast_object(gone)
+        if not gone:
+            return
+        if self.state.epoch >= self.config.train.epochs:
+            raise ModelFileError(
+                f"{gone}: the chosen network is lost, and no epoch is left to choose from",
+                fix="train it again, under another name",
+            )
+        epoch = self.state.best_epoch
+        self.state = dataclasses.replace(self.state, best_epoch=0, best_score=-1.0)
+        self.tell(
+            NoteEvent(
+                text=f"warning: {gone}: the network of epoch {epoch}, the best so far, is lost; "
+                "the best of the epochs to come is kept"
+            )
+        )
 
     def _build(self) -> BiigmaNet:
         config, tc = self.config, self.config.train
@@ -567,12 +597,13 @@ class _Training:
         try:
             yield
         except BiigmaError as error:
-            left = "no checkpoint was written before"
-            if self.files.last.is_file():
-                left = f"the checkpoint before it, {self.files.last}, is whole"
+            whole = self.files.whole()
+            left, then = "no checkpoint was written before", "start it again"
+            if whole is not None:
+                left = f"the checkpoint before it, {whole}, is whole"
+                then = f"biigma train --resume {self.files.run}"
             raise BiigmaError(
-                f"{error.message}; {left}",
-                fix=f"free some space, then: biigma train --resume {self.files.run}",
+                f"{error.message}; {left}", fix=f"free some space, then: {then}"
             ) from error
 
     def _leave(self) -> None:

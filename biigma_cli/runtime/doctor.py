@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from biigma_cli.errors import AGAIN
+
 FORMAT = "biigma-doctor-1"
 State = Literal["ok", "warning", "problem"]
 Facts = dict[str, Any]
@@ -35,7 +37,6 @@ SOME_MEMORY = 1e9
 # How many recorded images are looked for, per data set.
 SAMPLE = 64
 OURS = "biigma"
-AGAIN = "pip install --force-reinstall biigma"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -517,9 +518,12 @@ def probe() -> None:
 def _steps() -> Iterator[tuple[str, Callable[[], Facts]]]:
     yield "onnxruntime", look_at_onnxruntime
     yield "driver", look_at_driver
-    from biigma_cli.runtime.session import find_model, shipped_models
+    from biigma_cli.runtime.session import DEFAULT_MODEL, find_model, shipped_models
 
-    for path in shipped_models():
+    shipped = shipped_models()
+    if shipped and DEFAULT_MODEL not in [path.stem for path in shipped]:
+        yield f"model {DEFAULT_MODEL}", lambda: look_at_model(find_model(DEFAULT_MODEL))
+    for path in shipped:
         yield f"model {path.stem}", functools.partial(look_at_model, path)
     if os.environ.get("BIIGMA_MODEL"):
         yield "model $BIIGMA_MODEL", lambda: look_at_model(find_model(None))

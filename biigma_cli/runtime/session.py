@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from biigma_cli.core.header import EXPORTED
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
-from biigma_cli.errors import DeviceError, ModelFileError
+from biigma_cli.errors import AGAIN, DeviceError, ModelFileError
 from biigma_cli.runtime import providers
 from biigma_cli.runtime.providers import PROVIDERS, first_line
 from biigma_cli.storage import available_cpus, is_file, is_folder, models_dir
@@ -186,7 +186,7 @@ class Predictor:
         except Exception as error:  # onnxruntime's own exceptions share no other base
             raise ModelFileError(
                 f"{path} is not a model ONNX Runtime can load: {first_line(error)}",
-                fix="export it again with 'biigma export onnx', or choose another --model",
+                fix=_remedy(path),
             ) from error
         # It would keep the content, to begin anew on the CPU, and unasked, where a provider fails.
         self.session.disable_fallback()
@@ -384,7 +384,14 @@ def read_info(path: Path, metadata: dict[str, str]) -> ModelInfo:
 def damaged(path: Path, error: Exception) -> ModelFileError:
     """What to raise where a model's metadata is not of its form, as one of `DAMAGE` said."""
     what = f"no {error}" if isinstance(error, KeyError) else error
-    return ModelFileError(f"{path} has damaged metadata: {what}", fix="export it again")
+    return ModelFileError(f"{path} has damaged metadata: {what}", fix=_remedy(path))
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a model that cannot be read."""
+    if path.parent == models_dir():
+        return f"run: {AGAIN}"
+    return "export it again with 'biigma export onnx', or choose another --model"
 
 
 def _check_values(values: dict[str, Any]) -> None:

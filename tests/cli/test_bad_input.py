@@ -491,7 +491,17 @@ def test_resume_of_no_run(home: Path, tmp_path: Path) -> None:
 
 def test_resume_with_settings(tiny_run: Path) -> None:
     """A resumed run keeps its settings."""
-    refused(call("train", "--resume", tiny_run, "--epochs", "9"), 2, "keeps its settings")
+    for more in (("--epochs", "9"), ("--preset", "light")):
+        refused(call("train", "--resume", tiny_run, *more), 2, "keeps its settings")
+    refused(call("train", "--resume", tiny_run, "--name", "b"), 2, "keeps its name")
+    refused(call(*TINY, "--max-restarts", "2"), 2, "--max-restarts is for several processes")
+
+
+def test_a_run_that_never_wrote_is_none(home: Path, tmp_path: Path) -> None:
+    """Its name can be taken again: there is nothing to go on from, and nothing to lose."""
+    (tmp_path / "a" / "weights").mkdir(parents=True)
+    done = call(*TINY, "--epochs", "1", "--runs", tmp_path, "--name", "a")
+    assert done.code == 0, done.err
 
 
 def test_resume_without_checkpoint(run_copy: Path) -> None:
@@ -623,6 +633,10 @@ def test_export_over_what_it_is_made_of(tiny_run: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.onnx"
     refused(call(*export, "-o", new, "--card", new), 2, "would be Markdown")
     refused(call(*export, "-o", new, "--card", file), 2, "would be Markdown")
+    settings = tmp_path / "config.toml"
+    settings.write_text("[train]\n")
+    refused(call(*export, "-o", new, "--card", settings), 2, "would be Markdown")
+    assert settings.read_text() == "[train]\n"
     assert file.read_bytes() == before
     assert not new.exists()
 

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 
+from biigma_cli.runtime import session
 from biigma_cli.runtime.session import DEFAULT_MODEL
 from tests.conftest import call
 from tests.runtime.test_pipeline import toy_model
@@ -77,3 +78,21 @@ def test_damaged_metadata(tmp_path: Path, changes: dict[str, Any]) -> None:
     done = call("models", toy_model(tmp_path / "odd.onnx", **changes))
     assert (done.code, done.out) == (3, "")
     assert f"{tmp_path / 'odd.onnx'} has damaged metadata: " in done.err
+
+
+def test_one_that_is_damaged_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are listed, it is named with what brings it back, and the exit code says so."""
+    for name in ("good", "bad"):
+        toy_model(tmp_path / f"{name}.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"junk")
+    monkeypatch.setattr(session, "models_dir", lambda: tmp_path)
+    for more in ((), ("--json",)):
+        done = call("models", *more)
+        assert done.code == 5
+        assert "good" in done.out
+        assert "bad" not in done.out
+        assert f"{tmp_path / 'bad.onnx'} is not a model" in done.err
+        assert "1 of 2 models cannot be used" in done.err
+        assert "force-reinstall" in done.err

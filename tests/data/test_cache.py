@@ -726,6 +726,31 @@ def test_clearing_one_data_set(data: Manifest, tmp_path: Path) -> None:
     assert not list(cache_root().iterdir())
 
 
+def test_clearing_goes_on(data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link is taken away, what it leads to stays; one that cannot be removed stops no other."""
+    build_cache(data, SIDE, "squash")
+    build_cache(data, SIDE, "pad")
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "file").write_text("x")
+    (cache_root() / "isic18-96-squash-0123456789ab").symlink_to(there)
+    stuck = cache_path(data, SIDE, "pad")
+    remove = shutil.rmtree
+
+    def shut(path: Path) -> None:
+        if path == stuck:
+            raise PermissionError(13, "Permission denied")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", shut)
+    with pytest.raises(BiigmaError, match="Permission denied") as caught:
+        clear_cache()
+    assert str(stuck) in caught.value.message
+    assert "2 others are removed" in caught.value.message
+    assert [p for p in cache_root().iterdir() if p.is_dir() or p.is_symlink()] == [stuck]
+    assert (there / "file").is_file()
+
+
 def test_binary_tasks_share_an_entry(tmp_path: Path) -> None:
     """Made by one, listed under and cleared by the data set they are made from."""
     task = make(tmp_path / "images", ("MEL", "OTHER"), dataset="isic17-mel")

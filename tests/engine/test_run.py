@@ -348,6 +348,53 @@ def test_checkpoints_by_the_clock(whole: Whole, small: Manifest, tmp_path: Path)
     same(last(run), last(whole.run))
 
 
+def test_a_damaged_checkpoint_replaces_none(
+    small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed from the one before it, a disk that is full leaves that one, and names it."""
+    often = settings(checkpoint_minutes=1e-9)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(often, small, run, device=CPU, on_event=stopper(2, 3))
+    newest, previous = (run / "weights" / f"{n}.safetensors" for n in ("last", "previous"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    before = previous.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise BiigmaError("cannot write: no space left", fix="free some space")
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", full)
+    with pytest.raises(BiigmaError, match="no space left") as caught:
+        train(often, small, run, device=CPU, resume=True)
+    assert f"the checkpoint before it, {previous}, is whole" in caught.value.message
+    assert f"--resume {run}" in caught.value.fix
+    assert previous.read_bytes() == before
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt):
+        train(often, small, run, device=CPU, resume=True, on_event=stopper(2, 3))
+    # The new one is whole, and the damaged one did not become the one before it.
+    assert load_checkpoint(newest).meta["state"]["step"] > 1
+    assert load_checkpoint(previous).meta["state"]["step"] >= 1
+
+
+def test_a_lost_best_is_told_of(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """Another is chosen of the epochs to come; where none comes, it is an error."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), small, run, device=CPU, on_event=stopper(2, 1))
+    best = run / "weights" / "best.safetensors"
+    best.unlink()
+    told: list[Event] = []
+    summary = train(settings(), small, run, device=CPU, resume=True, on_event=told.append)
+    texts = [e.text for e in told if isinstance(e, NoteEvent)]
+    assert any("the best so far, is lost; the best of the epochs to come" in t for t in texts)
+    assert summary["best_epoch"] > 1
+    assert load_checkpoint(best).meta["epoch"] == summary["best_epoch"]
+    best.write_bytes(best.read_bytes()[:100])
+    with pytest.raises(ModelFileError, match="no epoch is left to choose from"):
+        train(settings(), small, run, device=CPU, resume=True)
+
+
 def test_full_disk_in_mid_run(
     whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from biigma_cli.data.manifest import Manifest, Record, save_manifest
 from biigma_cli.errors import ModelFileError
-from biigma_cli.runtime import doctor, providers
+from biigma_cli.runtime import doctor, providers, session
 from biigma_cli.runtime.doctor import Check, diagnose, look_at_model
 from tests.runtime.test_pipeline import toy_model
 
@@ -355,6 +355,19 @@ def test_models() -> None:
     assert "ONNX Runtime" in the(doctor._judge_models(native())).why
     broken = native(onnxruntime=ORT, errors={"models": ("ImportError: numpy", "")})
     assert "numpy" in the(doctor._judge_models(broken)).why
+
+
+def test_a_missing_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other models are there, so somebody took it away: predict would fail."""
+    toy_model(tmp_path / "other.onnx")
+    monkeypatch.setattr(session, "models_dir", lambda: tmp_path)
+    monkeypatch.delenv("BIIGMA_MODEL", raising=False)
+    steps = dict(doctor._steps())
+    assert f"model {session.DEFAULT_MODEL}" in steps
+    with pytest.raises(ModelFileError, match=session.DEFAULT_MODEL):
+        steps[f"model {session.DEFAULT_MODEL}"]()
+    toy_model(tmp_path / f"{session.DEFAULT_MODEL}.onnx")
+    assert [s for s, _ in doctor._steps()].count(f"model {session.DEFAULT_MODEL}") == 1
 
 
 def test_look_at_model(tmp_path: Path) -> None:
