@@ -11,7 +11,7 @@ import typer
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.explain_models import Asked, chosen, open_checkpoint, open_onnx, possible
 from biigma_cli.cli.explain_records import Loaded, Target, line, load, record, save_maps
-from biigma_cli.cli.options import JsonOption
+from biigma_cli.cli.options import InputCheckOption, JsonOption
 
 if TYPE_CHECKING:
     from biigma_cli.errors import DataError
@@ -67,13 +67,7 @@ def explain(
         Path | None,
         typer.Option("--maps", metavar="DIR", help="Also write the raw maps there, as NAME.npz."),
     ] = None,
-    input_check: Annotated[
-        bool,
-        typer.Option(
-            "--input-check/--no-input-check",
-            help='Answer "not dermoscopy" where an image is unlike the training images.',
-        ),
-    ] = True,
+    input_check: InputCheckOption = True,
     json_: JsonOption = False,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu or cuda; for a checkpoint cuda:N or mps too.")

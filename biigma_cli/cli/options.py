@@ -15,3 +15,10 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
 AllowMissingOption = Annotated[bool, typer.Option("--allow-missing", help="Accept a partial copy.")]
+InputCheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--input-check/--no-input-check",
+        help='Answer "not dermoscopy" where an image is unlike the training images.',
+    ),
+]

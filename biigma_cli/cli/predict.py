@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.options import InputCheckOption
 from biigma_cli.cli.predict_engine import (
     EngineOption,
     RayAddressOption,
@@ -89,13 +90,7 @@ def predict(
             "--abstain-below", metavar="P", help='Answer "can\'t say" where no class reaches P.'
         ),
     ] = None,
-    input_check: Annotated[
-        bool,
-        typer.Option(
-            "--input-check/--no-input-check",
-            help='Answer "not dermoscopy" where an image is unlike the training images.',
-        ),
-    ] = True,
+    input_check: InputCheckOption = True,
     saliency: Annotated[
         Path | None,
         typer.Option(

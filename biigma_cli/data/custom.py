@@ -16,6 +16,7 @@ from biigma_cli.data.scan import (
     Draft,
     Progress,
     Warn,
+    alike_in_case,
     check_images,
     composed,
     delimiter_of,
@@ -349,15 +350,12 @@ def _classes(found: list[str], wanted: Sequence[str]) -> tuple[str, ...]:
         if empty:
             raise DataError(f"no image of {', '.join(empty)}", fix="leave the class out")
         return codes
-    alike: dict[str, list[str]] = defaultdict(list)
-    for label in found:
-        alike[label.casefold()].append(label)
-    for labels in alike.values():
-        if len(labels) > 1:
-            raise DataError(
-                f"labels that differ in case only: {', '.join(map(repr, labels))}",
-                fix="write them alike",
-            )
+    alike = alike_in_case(found)
+    if alike:
+        raise DataError(
+            f"labels that differ in case only: {', '.join(map(repr, alike))}",
+            fix="write them alike",
+        )
     if len(found) < 2:
         raise DataError(f"only one class: {', '.join(found)}", fix="two are needed at least")
     for known in (ISIC18, ISIC19, ISIC17):

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +246,14 @@ def read_csv(
                 f"{path}, line {line}: more cells than columns", fix="mend that line, or quote it"
             )
     return rows
+
+
+def alike_in_case(names: Iterable[str]) -> list[str]:
+    """Names that differ from one another in case only, the first such group; mostly empty."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        alike[name.casefold()].append(name)
+    return next((same for same in alike.values() if len(same) > 1), [])
 
 
 def delimiter_of(path: Path) -> str:

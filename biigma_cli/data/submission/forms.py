@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from biigma_cli.data.scan import composed, first
+from biigma_cli.data.scan import alike_in_case, composed, first
 from biigma_cli.data.submission.table import (
     Table,
     listed,
@@ -262,15 +261,12 @@ def _one_hot_labels(table: Table) -> tuple[tuple[str, ...], list[str]]:
 
 def _refuse_alike(table: Table, codes: Collection[str]) -> None:
     """Classes that differ in case only would share one column of the predictions."""
-    alike: dict[str, list[str]] = defaultdict(list)
-    for code in sorted(codes):
-        alike[code.casefold()].append(code)
-    for same in alike.values():
-        if len(same) > 1:
-            raise DataError(
-                f"{table.path} has classes that differ in case only: {listed(same)}",
-                fix="write them alike",
-            )
+    alike = alike_in_case(codes)
+    if alike:
+        raise DataError(
+            f"{table.path} has classes that differ in case only: {listed(alike)}",
+            fix="write them alike",
+        )
 
 
 def _binary_labels(table: Table) -> list[str]:
