@@ -16,7 +16,7 @@ rates of one round are compared:
     ...-int8     the same with the quantised file
     ...-bf16     OpenVINO in the precision it takes by itself on a CPU that computes in bfloat16
 
-    python benchmarks/predict.py [--quick] [--threads 2] [--models densenet121,light]
+    python benchmarks/predict.py [--quick] [--threads 2] [--models densenet121,light,default]
 
 Then, in processes of their own: all pictures through the command, with its peak memory, and one
 picture from a cold start, with where the time goes. `--gpu` measures a GPU instead, from decoded
@@ -185,8 +185,9 @@ def contenders(
     def one(name: str, title: str, run: Run) -> Contender:
         return Contender(name=name, title=title, run=run)
 
-    yield one("torch", f"torchvision {model.name}, batch 1", torch_loop(model, 1))
-    yield one("torch-32", "the same, channels last, batch 32", torch_loop(model, 32))
+    if model.name:
+        yield one("torch", f"torchvision {model.name}, batch 1", torch_loop(model, 1))
+        yield one("torch-32", "the same, channels last, batch 32", torch_loop(model, 32))
     yield one("ort", "ONNX Runtime in a loop, batch 1", ort_loop(model, threads))
     files = {"": model.file} | ({"-int8": model.int8} if model.int8 else {})
     for suffix, file in files.items():
@@ -233,7 +234,7 @@ def compare(entries: Sequence[Contender], *, aims: bool) -> list[Ratio]:
     rates = {entry.name: entry.rates for entry in entries}
 
     def over(one: str, two: str, target: float | None) -> list[Ratio]:
-        if one not in rates:
+        if one not in rates or two not in rates:
             return []
         target = target if aims else None
         return [ratio(f"{one} / {two}", rates[one], rates[two], target, at_least=True)]
@@ -326,9 +327,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="64 pictures, 2 short rounds")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
-    unknown = set(options.models.split(",")) - {"densenet121", "light"}
+    unknown = set(options.models.split(",")) - {"densenet121", "light", "default"}
     if unknown or any("=" not in pair for pair in options.int8):
-        parser.error("models are densenet121 and light; --int8 takes MODEL=FILE")
+        parser.error("models are densenet121, light and default; --int8 takes MODEL=FILE")
     return options
 
 

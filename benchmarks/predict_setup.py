@@ -18,6 +18,7 @@ from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.synthetic import SyntheticOptions, write_synthetic
 from biigma_cli.runtime.export import export_onnx
 from biigma_cli.runtime.quantise import quantise
+from biigma_cli.runtime.session import DEFAULT_MODEL
 from biigma_cli.storage import models_dir
 from biigma_cli.taxonomy import ISIC18
 
@@ -31,7 +32,7 @@ class Model:
     """One network in all the forms it is measured in.
 
     Attributes:
-        name: of the trunk, as torchvision calls it.
+        name: of the trunk, as torchvision calls it; empty where it has none such.
         file: float32 export.
         int8: quantised export, None where there is none.
         int8_made: whether that was quantised here, rather than given.
@@ -68,24 +69,28 @@ def make_pictures(folder: Path, count: int) -> tuple[list[Path], str]:
 def make_models(
     folder: Path, pictures: list[Path], names: list[str], int8: dict[str, Path], *, quantise: bool
 ) -> list[Model]:
-    """Those named, of `densenet121` (untrained: speed does not depend on weights) and `light`."""
+    """Those named, of `densenet121` (untrained: speed does not depend on weights), `light` and
+    `default`, which ship."""
     models = []
     for name in names:
         if name == "densenet121":
             side, trunk, file = 224, "densenet121", folder / "densenet121.onnx"
             title = "BIIGMA-Net on DenseNet-121 at 224, three heads, untrained"
             _export(file, pictures, side)
+        elif name == "default":
+            side, trunk, file = 160, "", models_dir() / f"{DEFAULT_MODEL}.onnx"
+            title = f"{DEFAULT_MODEL}, the default: three networks at 160"
         else:
             side, trunk, file = 160, "mobilenet_v2", models_dir() / "biigma-light-isic18.onnx"
             title = "the shipped light model: BIIGMA-Net on MobileNetV2 at 160"
         quantised = int8.get(name)
-        if quantised is None and quantise:
+        if quantised is None and quantise and trunk:  # its weights are in int8 already
             quantised = folder / f"{name}-int8.onnx"
             _quantise(file, quantised, pictures, side)
         models.append(
             Model(
                 name=trunk, title=title, side=side, file=file, int8=quantised,
-                int8_made=name not in int8, aims=name == "densenet121",
+                int8_made=quantised is not None and name not in int8, aims=name == "densenet121",
             )
         )  # fmt: skip
     return models
