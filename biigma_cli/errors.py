@@ -14,6 +14,9 @@ EXIT_PARTIAL = 5
 EXIT_RANK_LOST = 6
 EXIT_INTERRUPTED = 130
 
+#: What brings shipped files back.
+AGAIN = "pip install --force-reinstall biigma"
+
 
 class BiigmaError(Exception):
     """Base of all errors that have one clear message.
@@ -94,10 +97,6 @@ class RankLost(BiigmaError):
     """
 
     exit_code = EXIT_RANK_LOST
-
-
-#: What brings shipped files back.
-AGAIN = "pip install --force-reinstall biigma"
 
 
 class PartialFailure(BiigmaError):

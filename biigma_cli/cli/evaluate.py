@@ -247,15 +247,15 @@ def evaluate(
             robustness, (candidate, second), manifest, split, images=robustness_images,
             resamples=resamples, bar=bar,
         )  # fmt: skip
+    asked = {**insight.to_dict(), **evaluate_robustness.plain(perturbed)}
     saved = []
     if run is not None and not tta:  # those of a run are of one view: an export takes them along
         from biigma_cli.metrics import FEWEST
         from biigma_cli.storage import write_json
 
         file = run / f"eval-{split}.json"
-        stored = _stored(file, path, judged)
-        asked = {**insight.to_dict(), **evaluate_robustness.plain(perturbed)}
-        if resamples < FEWEST <= stored.get("assessment", {}).get("resamples", 0):
+        stored, drawn = _stored(file, path, judged)
+        if resamples < FEWEST <= drawn:
             note(f"{file} keeps its intervals, which {resamples} resamples do not give")
             new = {k: v for k, v in asked.items() if k == "heads" or k not in stored}
             found = {**stored, **new}
@@ -296,9 +296,8 @@ def evaluate(
                 probabilities=probabilities_title(judged.temperature, judged.views),
                 reliability=_reliability_panels(judged), subgroups=apart,
                 notes=[*told, *(f"input check: {line}" for line in _flagged(judged))],
-                saliency=insight.to_dict().get("saliency"),
-                robustness=evaluate_robustness.plain(perturbed).get("robustness"),
-                heads=insight.to_dict().get("heads"),
+                saliency=asked.get("saliency"), robustness=asked.get("robustness"),
+                heads=asked.get("heads"),
                 progress=mapping,
             )  # fmt: skip
         saved.append(page)
@@ -310,7 +309,7 @@ def evaluate(
         whole = {**judged.to_dict(), "published": evaluate_report.published_json(judged)}
         if apart is not None:
             whole["subgroups"] = apart.to_dict()
-        whole |= {**insight.to_dict(), **evaluate_robustness.plain(perturbed)}
+        whole |= asked
         typer.echo(json.dumps(whole, indent=2))
     else:
         shown = evaluate_report.subgroup_items(apart) if subgroups and apart is not None else []
@@ -321,8 +320,11 @@ def evaluate(
         note(f"saved in {path}")
 
 
-def _stored(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
-    """An earlier judgement of the very same checkpoint and data; empty where there is none."""
+def _stored(file: Path, checkpoint: Path, judged: Judgement) -> tuple[dict[str, Any], int]:
+    """An earlier judgement of the very same checkpoint and data, and its resamples.
+
+    Empty, and none, where there is no such judgement.
+    """
     import json
 
     from biigma_cli.judge.judgement import still_holds
@@ -330,9 +332,9 @@ def _stored(file: Path, checkpoint: Path, judged: Judgement) -> dict[str, Any]:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         same = still_holds(stored, file, checkpoint, judged.split.summary())
-        return dict(stored) if same else {}
+        return (stored, int(stored.get("assessment", {}).get("resamples", 0))) if same else ({}, 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return {}, 0
 
 
 def newest_run(runs: Path) -> Path | None:

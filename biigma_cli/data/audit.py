@@ -687,12 +687,13 @@ def _rows_without_image(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     result = {}
     for path in sorted(tables):
         try:
-            separator = delimiter_of(path)
             with path.open(newline="", encoding="utf-8-sig") as file:
+                separator = delimiter_of(file.readline())
+                file.seek(0)
                 reader = csv.DictReader(file, delimiter=separator)
                 column = next((c for c in _ID_COLUMNS if c in (reader.fieldnames or ())), None)
                 ids = [row[column] for row in reader if row[column]] if column else []
-        except (DataError, OSError, UnicodeDecodeError, csv.Error):
+        except (OSError, UnicodeDecodeError, csv.Error):
             continue  # some other table; the metadata proper was read when it was recorded
         if missing := tuple(i for i in dict.fromkeys(ids) if i not in there):
             result[path.relative_to(manifest.root).as_posix()] = missing

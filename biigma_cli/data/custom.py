@@ -19,7 +19,6 @@ from biigma_cli.data.scan import (
     alike_in_case,
     check_images,
     composed,
-    delimiter_of,
     first,
     read_csv,
     resolved,
@@ -153,8 +152,7 @@ def _from_csv(
     path: Path, *, allow_missing: bool, warn: Warn | None
 ) -> tuple[list[Draft], list[str]]:
     rows = read_csv(
-        path, COLUMNS, optional=OPTIONAL, delimiter=delimiter_of(path), absent="check the path",
-        warn=warn,
+        path, COLUMNS, optional=OPTIONAL, delimiter=None, absent="check the path", warn=warn
     )  # fmt: skip
     if not rows:
         raise DataError(f"{path} has no rows", fix="one row per image")
@@ -297,8 +295,9 @@ def _class_folder(folder: Path, top: Path, part: str, warn: Warn | None) -> list
             f"the class folder {folder} holds {first(parts)}: parts belong above the classes",
             fix=f"make it {parts[0]}/{folder.name} instead of {folder.name}/{parts[0]}",
         )
-    found = walk_files([folder], IMAGES)
-    if warn and (others := walk_files([folder], OTHER_IMAGES)):
+    every = walk_files([folder], (*IMAGES, *OTHER_IMAGES))
+    found = [path for path in every if path.suffix.lower() in IMAGES]
+    if warn and (others := [path for path in every if path.suffix.lower() in OTHER_IMAGES]):
         warn(
             f"{len(others)} files of {folder} are left out ({others[0].name}, ...): of a folder "
             f"{', '.join(IMAGES)} are taken; name others in a CSV"

@@ -73,13 +73,9 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
     seen = {mark for record in manifest.records for mark in _marks(record)}
     # All are split before any is chosen from: what the last holds out, the first must not bring.
     others = [_split(name, config) for name in config.extra]
-    held_out = [
-        {mark for i in (*split.val, *split.test) for mark in _marks(records[i])}
-        for other, split in others
-        for records in [other.by_id()]
-    ]
+    held_out = [_held_out(other, split) for other, split in others]
     found = []
-    for n, (name, (other, split)) in enumerate(zip(config.extra, others, strict=True)):
+    for n, (other, split) in enumerate(others):
         shut = seen.union(*held_out[:n], *held_out[n + 1 :])
         records = other.by_id()
         own_images = {
@@ -99,7 +95,7 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
                 joining.append(image)
         if not joining:
             raise DataError(
-                f"data.extra: no training image of {name} can join {manifest.dataset} "
+                f"data.extra: no training image of {other.dataset} can join {manifest.dataset} "
                 f"({known} are its own, of its lesions, or in another extra set, "
                 f"{sum(classless.values())} have no class in it)",
                 fix="leave that data set out of data.extra",
@@ -121,6 +117,12 @@ def _split(name: str, config: DataConfig) -> tuple[Manifest, Split]:
         config, dataset=name, extra=(), protocol=protocol, join_duplicates=True
     )
     return other, make_split(other, own)
+
+
+def _held_out(manifest: Manifest, split: Split) -> set[tuple[str, str]]:
+    """Marks of the images that the set validates and tests on."""
+    records = manifest.by_id()
+    return {mark for i in (*split.val, *split.test) for mark in _marks(records[i])}
 
 
 def _marks(record: Record) -> list[tuple[str, str]]:

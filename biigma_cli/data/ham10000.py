@@ -14,7 +14,6 @@ from biigma_cli.data.scan import (
     Row,
     Warn,
     check_images,
-    delimiter_of,
     first,
     images_by_stem,
     read_csv,
@@ -135,7 +134,7 @@ def _known(value: str | None) -> str:
 
 def _read_metadata(path: Path) -> list[Row]:
     rows = read_csv(
-        path, COLUMNS, delimiter=delimiter_of(path),
+        path, COLUMNS, delimiter=None,
         absent="give the folder of a Kaggle or Dataverse copy of HAM10000",
     )  # fmt: skip
     known = [c.lower() for c in ISIC18.codes]

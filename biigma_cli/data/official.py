@@ -20,7 +20,6 @@ from biigma_cli.data.scan import (
     Progress,
     Warn,
     check_images,
-    delimiter_of,
     first,
     images_by_stem,
     read_csv,
@@ -317,7 +316,7 @@ def _show(counts: dict[str, int]) -> str:
 def _column(path: Path | None, key: str, value: str) -> dict[str, str]:
     if path is None:
         return {}
-    rows = read_csv(path, (key, value), filled=(key,), delimiter=delimiter_of(path))
+    rows = read_csv(path, (key, value), filled=(key,), delimiter=None)
     return {r[key]: r[value] for r in rows}
 
 
@@ -333,5 +332,5 @@ def _metadata(key: str, path: Path | None) -> dict[str, dict[str, str]]:
         row[key]: {
             new: row[old] for old, new in names.items() if row.get(old) and row[old] != "unknown"
         }
-        for row in read_csv(path, (key,), delimiter=delimiter_of(path))
+        for row in read_csv(path, (key,), delimiter=None)
     }

@@ -190,7 +190,7 @@ def read_csv(
     *,
     optional: Sequence[str] = (),
     filled: Sequence[str] | None = None,
-    delimiter: str = ",",
+    delimiter: str | None = ",",
     absent: str = "",
     warn: Warn | None = None,
 ) -> list[Row]:
@@ -200,6 +200,7 @@ def read_csv(
         columns: those it must have, in any case and with spaces around.
         optional: those it may have, likewise.
         filled: those of them in which no cell may be empty; default: all.
+        delimiter: None: a comma, semicolon or tab, as the header has it.
         absent: the remedy where there is no such file.
         warn: told of a column that is none of these but nearly so.
 
@@ -208,6 +209,9 @@ def read_csv(
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
+            if delimiter is None:
+                delimiter = delimiter_of(file.readline())
+                file.seek(0)
             reader = csv.DictReader(file, delimiter=delimiter)
             there = [_column(name, (*columns, *optional)) for name in reader.fieldnames or []]
             reader.fieldnames = there
@@ -256,18 +260,8 @@ def alike_in_case(names: Iterable[str]) -> list[str]:
     return next((same for same in alike.values() if len(same) > 1), [])
 
 
-def delimiter_of(path: Path) -> str:
-    """What separates the cells of a table's header: a comma, a semicolon or a tab.
-
-    Raises `DataError` where it cannot be read.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-    except FileNotFoundError:
-        return ","  # whoever reads it says so
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
+def delimiter_of(header: str) -> str:
+    """What separates the cells of a table's header: a comma, a semicolon or a tab."""
     return max(",;\t", key=header.count)
 
 

@@ -224,6 +224,10 @@ def test_a_run_keeps_its_intervals(run_copy: Path) -> None:
     assert file.read_text() == before
     assert call(*command, "30").code == 0
     assert json.loads(file.read_text())["assessment"]["resamples"] == 30
+    for damage in ({"assessment": [3]}, {"assessment": {"resamples": "many"}}):
+        file.write_text(json.dumps({**json.loads(before), **damage}))
+        assert call(*command, "0").code == 0
+        assert json.loads(file.read_text())["assessment"]["resamples"] == 0
 
 
 def test_the_part_it_was_calibrated_on(tiny_onnx: Path) -> None:
