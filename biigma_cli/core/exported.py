@@ -1,17 +1,17 @@
 """The trunk of an exported model, to begin a training with.
 
-An export folds each batch norm into the convolution before it, so that its file holds neither the
-norms' scales nor the statistics of their inputs. Both come back in two steps: norms that add a bias
+An export folds a batch norm into the convolution before it, so that its file holds neither the
+norm's scale nor the statistics of its inputs. Both come back in two steps: norms that add a bias
 and nothing else, then, from some images, the statistics, with the scale that cancels them. The
-network computes the same all the while; only now it can be trained.
+network computes the same all the while; only now it can be trained. Norms with no convolution
+before them, such as most of DenseNet's, are in the file as they were.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from biigma_cli.storage import models_dir
 
 if TYPE_CHECKING:
     import onnx
+
+# The inputs of ONNX's BatchNormalization after its image, by torch's names.
+_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def exported_file(weights: str) -> Path | None:
@@ -43,15 +46,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
-    """The trunk's tensors, its batch norms adding a bias alone.
+    """The trunk's tensors; batch norms that were folded add a bias alone.
 
     Args:
         trunk: one of that kind, for the names.
         name: of the kind, as in `config.ModelConfig.trunk`.
 
     Raises:
-        ModelFileError: the file is damaged, not ours, of another trunk, in int8, or of a trunk
-            whose norms are not all folded.
+        ModelFileError: the file is damaged, not ours, of another trunk, in int8, or lacks a
+            tensor.
     """
     proto = _read(path)
     said = _metadata(proto, path)
@@ -82,22 +85,36 @@ def trunk_state(path: Path, trunk: nn.Module, name: str) -> dict[str, Tensor]:
         if node.op_type == "Conv"
     ]
     biases = {names[1]: names[2] for names in convolutions if len(names) > 2}
+    whole = {
+        cast.get(node.input[1], node.input[1]): [cast.get(n, n) for n in node.input[1:5]]
+        for node in proto.graph.node
+        if node.op_type == "BatchNormalization"
+    }
     state: dict[str, Tensor] = {}
-    for conv in _folded(trunk):
-        weight = f"model.trunk.{conv.conv}.weight"
-        if not {weight, biases.get(weight)} <= held.keys():
-            raise ModelFileError(
-                f"{path} does not hold the convolution {conv.conv} with its norm folded in",
-                fix="begin with the run's checkpoint, weights/best.safetensors",
-            )
-        bias = _tensor(held[biases[weight]], path)
-        state |= {
-            f"{conv.conv}.weight": _tensor(held[weight], path),
-            f"{conv.norm}.weight": torch.full_like(bias, (1 + conv.eps) ** 0.5),
-            f"{conv.norm}.bias": bias,
-            f"{conv.norm}.running_mean": torch.zeros_like(bias),
-            f"{conv.norm}.running_var": torch.ones_like(bias),
-        }
+    before = ""
+    for name, module in trunk.named_modules():
+        weight = f"model.trunk.{name}.weight"
+        if isinstance(module, nn.Conv2d):
+            before = name
+            if weight in held:  # else it is missed where the trunk is filled
+                state[f"{name}.weight"] = _tensor(held[weight], path)
+        elif isinstance(module, nn.BatchNorm2d) and held.keys() >= set(whole.get(weight, [""])):
+            for part, tensor in zip(_NORM, whole[weight], strict=True):
+                state[f"{name}.{part}"] = _tensor(held[tensor], path)
+        elif isinstance(module, nn.BatchNorm2d):
+            bias, before = biases.get(f"model.trunk.{before}.weight"), ""
+            if bias not in held:
+                raise ModelFileError(
+                    f"{path} does not hold the norm {name}, nor a convolution with it folded in",
+                    fix="begin with the run's checkpoint, weights/best.safetensors",
+                )
+            tensor = _tensor(held[bias], path)
+            state |= {
+                f"{name}.weight": torch.full_like(tensor, (1 + module.eps) ** 0.5),
+                f"{name}.bias": tensor,
+                f"{name}.running_mean": torch.zeros_like(tensor),
+                f"{name}.running_var": torch.ones_like(tensor),
+            }
     return state
 
 
@@ -110,7 +127,11 @@ def settle_norms(trunk: nn.Module, image_B3SS: Tensor) -> None:
     Args:
         image_B3SS: as the trunk takes them; all go through at once.
     """
-    norms = [m for m in trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        m
+        for m in trunk.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and _adds_bias_alone(m)
+    ]
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def look(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -135,22 +156,12 @@ def settle_norms(trunk: nn.Module, image_B3SS: Tensor) -> None:
         norm.running_var.copy_(var_C)
 
 
-class _Pair(NamedTuple):
-    """Names of a convolution and of the norm behind it, and that norm's epsilon."""
-
-    conv: str
-    norm: str
-    eps: float
-
-
-def _folded(trunk: nn.Module) -> Iterator[_Pair]:
-    """Each convolution with the norm that stands right behind it."""
-    before = ""
-    for name, module in trunk.named_modules():
-        if isinstance(module, nn.Conv2d):
-            before = name
-        elif isinstance(module, nn.BatchNorm2d):
-            yield _Pair(before, name, module.eps)
+def _adds_bias_alone(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """As `trunk_state` leaves those that were folded; no norm that was trained is so."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    return bool((mean == 0).all() and (var == 1).all())
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -69,6 +69,26 @@ def test_settled_norms_can_be_trained() -> None:
     assert off[1] > 0.1
 
 
+def test_a_trunk_with_norms_before_its_convolutions(home: Path, tmp_path: Path) -> None:
+    """DenseNet's: what could not be folded comes back as it was, and settling leaves it so."""
+    words = [*TINY, "--set", "model.trunk=densenet121", "--name", "dense"]
+    done = call(*words, "--epochs", "1", "--runs", tmp_path)
+    assert done.code == 0, done.err
+    path = tmp_path / "dense.onnx"
+    done = call("export", "onnx", "--run", tmp_path / "dense", "-o", path, "--no-input-check")
+    assert done.code == 0, done.err
+    stored = load_checkpoint(tmp_path / "dense" / "weights" / "best.safetensors")
+    theirs = load_model(stored).trunk
+    trunk = build_trunk(ModelConfig(trunk="densenet121", weights=str(path))).eval()
+    settle_norms(trunk, draw(16))
+    for ours, expected in zip(trunk(draw(4)), theirs(draw(4)), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+    for name in ("denseblock1.denselayer1.norm1", "transition2.norm", "norm5"):
+        ours, expected = (t.features.get_submodule(name).state_dict() for t in (trunk, theirs))
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            torch.testing.assert_close(ours[part], expected[part])
+
+
 def test_which_weights_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An .onnx file, or a shipped model's name where no file has it."""
     monkeypatch.chdir(tmp_path)
@@ -108,12 +128,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused(junk, "mobilenet_v2", "it lies in another file")
     first.raw_data, first.data_location = whole, onnx.TensorProto.DEFAULT
     del first.external_data[:]
-    # As in a network whose norms stand before the convolutions: no bias was folded in.
+    # Neither the norm itself nor the bias that it would have left in a convolution.
     for held in proto.graph.initializer:
         if held.name.endswith("features.3.conv.2.weight_bias"):
             held.name = "another"
     onnx.save(proto, junk)
-    refused(junk, "mobilenet_v2", r"convolution features\.3\.conv\.2 .* folded in")
+    refused(junk, "mobilenet_v2", r"norm features\.3\.conv\.3, nor a .* folded in")
     for entry in proto.metadata_props:
         if entry.key == "config":
             entry.value = "{}"
