@@ -373,6 +373,8 @@ def _told(judged: Judgement) -> list[str]:
         told.append(NO_LESIONS)
     if judged.temperature is not None and judged.part == "val":
         told.append("the temperature was fitted on this part: judge calibration on another")
+    if judged.abstention and judged.part == "val":
+        told.append('the limits of "can\'t say" were found on this part: judge them on another')
     if judged.against is not None:
         other = judged.against
         ties = [line for line in remarks(other.assessment) if line not in told]
@@ -432,7 +434,13 @@ def _draw(judged: Judgement, path: Path) -> None:
 def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
     """Everything for the terminal, `more` last."""
     from biigma_cli.cli.evaluate_report import published_items
-    from biigma_cli.report.tables import assessment_tables, paper_table, render, table_width
+    from biigma_cli.report.tables import (
+        abstention_table,
+        assessment_tables,
+        paper_table,
+        render,
+        table_width,
+    )
 
     own, other = judged.assessment, judged.against
     title = probabilities_title(judged.temperature, judged.views)
@@ -458,6 +466,7 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
         f"part:     {judged.part}, {own.figures.n} images",
         *(f"flagged:  {line}" for line in _flagged(judged)),
         *tables,
+        *([abstention_table([a.to_dict() for a in judged.abstention])] * bool(judged.abstention)),
         *published_items(judged),
         *more,
     ]

@@ -152,6 +152,7 @@ def write_report(
             absent=subgroups.absent,
             mistakes=worst_mistakes(judged, candidate, manifest, progress=progress),
             against=against,
+            abstention=[a.to_dict() for a in judged.abstention],
             saliency=saliency,
             robustness=robustness,
             heads=heads,

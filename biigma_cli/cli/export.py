@@ -98,7 +98,8 @@ def export_onnx(
 
     The probabilities are calibrated: their logits are divided by a temperature fitted on the
     validation part, which changes no answer. The input check is fitted on training images, its
-    limit set so that 1% of validation images lie above it. Figures from 'biigma eval --run RUN' are
+    limit set so that 1% of validation images lie above it. The limits of 'predict --max-error' are
+    found on the validation part. Figures from 'biigma eval --run RUN' are
     stored in the file with their protocol; 'biigma eval --model FILE --store' puts the file's own
     in their place.
     """
@@ -141,8 +142,7 @@ def export_onnx(
         note("no test figures to store: run 'biigma eval --split test' before exporting")
     wants_check = not no_input_check and (chosen is None or "novelty" in chosen)
     lower = precision != "fp32"
-    whole = lower or wants_check or not no_calibrate
-    validation = _part(loaded, "val", None if whole else images)
+    validation = _part(loaded, "val", None)
     calibration = check = train = None
     if validation is not None and not no_calibrate:
         calibration = _calibrate(loaded, validation, torch_device)
@@ -176,6 +176,7 @@ def export_onnx(
         precision=precision,
         outputs=chosen,
         train=None if train is None else train.pixels,
+        validation=validation,
         force=force,
     )
     size = target.stat().st_size
@@ -185,6 +186,8 @@ def export_onnx(
         typer.echo(found.accuracy.summary())
     typer.echo("not calibrated" if calibration is None else calibration.summary())
     typer.echo("no input check" if found.check is None else found.check.summary())
+    if found.limits is not None:
+        typer.echo(found.limits.summary())
     if card is not None:
         from biigma_cli.report.card import model_card
         from biigma_cli.runtime.session import Predictor

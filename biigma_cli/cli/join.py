@@ -123,6 +123,7 @@ def join(
     own = {"run": output.stem, "command": command_given(), "versions": versions()}
     found = join_onnx(
         opened, output, part.pixels, part.labels, said,
+        groups=part.groups,
         stored=stored,
         describe={"command": own["command"], "ancestors": line, "versions": own["versions"]},
         sources=sources,
@@ -150,6 +151,7 @@ def join(
     else:
         flagged = (found.said.novelty_B > 1).mean()
         typer.echo(f"input check: it flags {flagged:.1%} of the validation images")
+    typer.echo(found.limits.summary())
     if card is not None:
         from biigma_cli.report.card import model_card
 

@@ -90,6 +90,15 @@ def predict(
             "--abstain-below", metavar="P", help='Answer "can\'t say" where no class reaches P.'
         ),
     ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            "--max-error",
+            metavar="E",
+            help="Choose that P from the model's validation images, so that at most a share E of "
+            "the answers is wrong, with 95% confidence.",
+        ),
+    ] = None,
     input_check: InputCheckOption = True,
     saliency: Annotated[
         Path | None,
@@ -165,6 +174,8 @@ def predict(
         raise UsageError(f"unknown --format {form!r}", fix=f"choose one of: {', '.join(FORMATS)}")
     if abstain_below is not None and not 0 <= abstain_below <= 1:
         raise UsageError(f"--abstain-below is {abstain_below}", fix="give a probability, 0 to 1")
+    if max_error is not None:
+        _check_max_error(max_error, abstain_below=abstain_below, tta=tta)
     if resume and (target is None or form not in RESUMABLE):
         raise UsageError(
             "--resume needs a file of rows to go on with",
@@ -205,6 +216,8 @@ def predict(
         )
     )
     info = predictor.info
+    if max_error is not None:
+        abstain_below = _limit(info, max_error, input_check=input_check)
     wants_pictures = saliency is not None or report is not None
     local = predictor if isinstance(predictor, Predictor) else None
     maps = shown_maps(local, saliency) if wants_pictures and local is not None else None
@@ -292,6 +305,45 @@ def predict(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
             fix="the error column says why",
         )
+
+
+def _check_max_error(max_error: float, *, abstain_below: float | None, tta: bool) -> None:
+    """Raise `UsageError` where no limit could be chosen."""
+    from biigma_cli.errors import UsageError
+
+    if not 0 < max_error < 1:
+        raise UsageError(
+            f"--max-error is {max_error:g}", fix="give a share of the answers, such as 0.1"
+        )
+    if abstain_below is not None:
+        raise UsageError(
+            "both --abstain-below and --max-error are given", fix="leave one of them out"
+        )
+    if tta:
+        raise UsageError(
+            "the limits of --max-error are those of one view, not of --tta",
+            fix="leave one of the two out, or give a probability with --abstain-below",
+        )
+
+
+def _limit(info: ModelInfo, max_error: float, *, input_check: bool) -> float:
+    """The probability below which nothing is answered; says what it did on the validation part."""
+    from biigma_cli.errors import UsageError
+    from biigma_cli.runtime.abstention import limit_for
+
+    if info.input_check and not input_check:
+        raise UsageError(
+            "the limits of --max-error were found with the input check",
+            fix="leave --no-input-check out",
+        )
+    limit, found = limit_for(info, max_error)
+    wrong = limit.wrong / limit.answered
+    note(
+        f"can't say below {limit.threshold:.2f}: of {found.images} validation images "
+        f"{limit.answered / found.images:.1%} are answered, {wrong:.1%} of these wrongly; at most "
+        f"{max_error:.3g} with 95% confidence, on images like those"
+    )
+    return limit.threshold
 
 
 def _check_target(target: Path, paths: list[str], from_list: str | None, model: str | None) -> None:

@@ -18,6 +18,8 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.errors import ModelFileError, UsageError
+from biigma_cli.metrics import Limits
+from biigma_cli.runtime.abstention import limits_of
 from biigma_cli.runtime.pipeline import VIEWS, turned
 from biigma_cli.runtime.session import ModelInfo, Predictor, stated
 
@@ -69,6 +71,9 @@ class Candidate:
         device: what it runs on, as torch or ONNX Runtime calls it.
         views: of each image whose mean probabilities are its answer.
         fallback: why `auto` runs on the CPU although there is a GPU; empty where it does not.
+        exported: whether it is an exported file, whose answers are those that users get.
+        limits: below which it can decline to answer; None where it states none, and for another
+            number of views than they were found with.
     """
 
     name: str
@@ -82,6 +87,8 @@ class Candidate:
     device: str = ""
     views: int = 1
     fallback: str = ""
+    exported: bool = False
+    limits: Limits | None = None
 
     def over_views(self) -> Candidate:
         """One that answers as `biigma predict --tta`: the mean over the square's symmetries.
@@ -102,7 +109,7 @@ class Candidate:
                 novelty = answers.novelty_n if view == 0 else novelty
             return Answers((total / VIEWS).astype(np.float32), novelty)
 
-        return replace(self, run=run, views=VIEWS)
+        return replace(self, run=run, views=VIEWS, limits=None)
 
 
 def open_candidate(path: Path, device: str | torch.device) -> Candidate:
@@ -180,6 +187,8 @@ def _open_onnx(path: Path, device: str) -> Candidate:
         temperature=info.temperature,
         device=predictor.provider,
         fallback=predictor.fallback,
+        exported=True,
+        limits=limits_of(info),
     )
 
 

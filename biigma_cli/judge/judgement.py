@@ -15,14 +15,17 @@ from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split, same_split
 from biigma_cli.errors import CheckpointMismatch
+from biigma_cli.judge.abstention import Abstention, abstentions
 from biigma_cli.judge.candidate import Answers, Candidate, Progress
 from biigma_cli.metrics import (
     HEADLINE,
     Assessment,
     Difference,
     Ints,
+    Limits,
     assess,
     compare,
+    limits,
     paper_columns,
     score_weight,
 )
@@ -84,6 +87,9 @@ class Judgement:
         assessment: the figures.
         against: the second model, if there is one.
         flagged: by the model's input check; None where it has none.
+        limits: of an exported model, below which it can decline to answer: those of this very
+            part if it is the validation part, else those it states; None where there are none.
+        abstention: what they do on this part.
     """
 
     model: str
@@ -99,6 +105,8 @@ class Judgement:
     assessment: Assessment
     against: Rival | None = None
     flagged: Flagged | None = None
+    limits: Limits | None = None
+    abstention: tuple[Abstention, ...] = ()
 
     @property
     def binary(self) -> bool:
@@ -129,6 +137,8 @@ class Judgement:
         }
         if self.flagged is not None:
             plain["input_check"] = self.flagged.to_dict()
+        if self.abstention:
+            plain["abstention"] = [a.to_dict() for a in self.abstention]
         if self.binary:
             columns = paper_columns(own)
             plain["paper_columns"] = {name: f.to_dict() for name, f in columns.items()}
@@ -225,6 +235,7 @@ def judge(
     if against is not None:
         _, other = run(against)
         rival = Rival(against.name, against.temperature, other, compare(own, other))
+    found, kept = _abstention(candidate, part_name, part, answers, resamples)
     records = manifest.by_id()
     return Judgement(
         model=candidate.name,
@@ -240,7 +251,31 @@ def judge(
         assessment=own,
         against=rival,
         flagged=_flagged(answers, part.labels),
+        limits=found,
+        abstention=kept,
     )
+
+
+def _abstention(
+    candidate: Candidate, part_name: str, part: Part, answers: Answers, resamples: int
+) -> tuple[Limits | None, tuple[Abstention, ...]]:
+    """The limits, and what they do here.
+
+    They are found here on the validation part, which they are for; else as the model states them.
+    """
+    counted = score_weight(part.ids)
+    label_n, proba_nY = part.labels[counted], answers.proba_nY[counted]
+    groups = [g for g, c in zip(part.groups, counted, strict=True) if c]
+    flagged_n = None if answers.novelty_n is None else answers.novelty_n[counted] > 1
+    found = candidate.limits
+    if part_name == "val" and candidate.exported and candidate.views == 1:
+        found = limits(label_n, proba_nY, groups, flagged_n=flagged_n)
+    if found is None:
+        return None, ()
+    return found, abstentions(
+        found, label_n, proba_nY, candidate.classes, groups, flagged_n=flagged_n,
+        resamples=resamples,
+    )  # fmt: skip
 
 
 def _flagged(answers: Answers, label_n: Ints) -> Flagged | None:

@@ -1,7 +1,8 @@
 """Figures of judgement from labels and predictions, with bootstrap intervals by lesion.
 
 `confusion` has the figures of answers alone, `assess` all that scores allow (`resampled` and
-`ranks` work them out for many resamples at once), `calibration` how far they can be believed.
+`ranks` work them out for many resamples at once), `calibration` how far they can be believed,
+`selective` what is gained by answering only where the model is sure.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ from biigma_cli.metrics.confusion import (
     evaluate,
 )
 from biigma_cli.metrics.names import HALVES, LOWER_IS_BETTER, OVERALL, PER_CLASS, POINTS, TITLES
+from biigma_cli.metrics.selective import CONFIDENCE, Limit, Limits, limits
 
 __all__ = [
+    "CONFIDENCE",
     "FEWEST",
     "HALVES",
     "HEADLINE",
@@ -63,6 +66,8 @@ __all__ = [
     "Floats",
     "Interval",
     "Ints",
+    "Limit",
+    "Limits",
     "Reliability",
     "ReliabilityBin",
     "apply_temperature",
@@ -76,6 +81,7 @@ __all__ = [
     "fit_temperature",
     "intervals_title",
     "is_probability",
+    "limits",
     "log_probability",
     "mean_auc",
     "paper_columns",

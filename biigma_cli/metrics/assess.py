@@ -9,7 +9,8 @@ Conventions:
 * Macro averages, the ISIC score among them, run over the classes present in the truth.
 * Log loss is the mean of -ln p(true class), natural logarithm, p cut off below at 2.2e-16 as in
   scikit-learn. The Brier score is the squared error summed over the classes, averaged over the
-  images: 0 to 2, not halved. ECE is of the answer's probability, in 15 bins of equal mass.
+  images: 0 to 2, not halved. ECE is of the answer's probability, in 15 bins of equal mass. AURC
+  is the mean error over all shares of the images that the surest answers can be (`selective`).
 * Intervals are 95% percentile intervals over resamples of whole groups; a resample without a class
   does not count for that class's figures, and its macro averages run over the classes it has.
   That of ECE alone is the basic one, twice the value less the percentiles, widened to hold the

@@ -7,8 +7,8 @@ from biigma_cli.metrics.ranks import RATES
 
 #: Figures of probabilities: not defined where the scores of an image do not sum to 1.
 PROPER = ("log_loss", "brier", "ece")
-OVERALL = (*HEADLINE, "isic_score", "macro_auc", "macro_ap", *PROPER)
-LOWER_IS_BETTER = frozenset(PROPER)
+OVERALL = (*HEADLINE, "isic_score", "macro_auc", "macro_ap", *PROPER, "aurc")
+LOWER_IS_BETTER = frozenset((*PROPER, "aurc"))
 _COUNTED = ("sensitivity", "specificity", "precision", "f1")
 HALVES = ("accuracy_at_half", "sensitivity_at_half", "specificity_at_half")
 POINTS = (
@@ -30,6 +30,7 @@ TITLES = {
     "log_loss": "log loss",
     "brier": "Brier score (0 to 2)",
     "ece": "calibration error (ECE, 15 bins)",
+    "aurc": "AURC (mean error over all coverages)",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "precision": "precision",

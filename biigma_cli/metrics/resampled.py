@@ -14,6 +14,7 @@ import numpy.typing as npt
 from biigma_cli.metrics.calibration import Confidence, by_confidence, calibration_error
 from biigma_cli.metrics.confusion import Floats, Ints, confusion_figures, confusions
 from biigma_cli.metrics.ranks import Ranking, rank, rank_figures, ratio
+from biigma_cli.metrics.selective import aurc
 
 
 class Prepared(NamedTuple):
@@ -80,6 +81,7 @@ def block(p: Prepared, weight_bG: Floats) -> dict[str, Floats]:
         "log_loss": loss_b2[:, 0],
         "brier": loss_b2[:, 1],
         "ece": calibration_error(p.confidence, weight_nb),
+        "aurc": aurc(p.confidence, weight_nb),
         "sensitivity": ratio(hit_bY, support_bY),
         "specificity": ratio(negative_bY - called_bY + hit_bY, negative_bY),
         "precision": np.where(present, precision, np.nan),

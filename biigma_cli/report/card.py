@@ -8,6 +8,7 @@ from typing import Any
 
 from biigma_cli.config import PRECISIONS, precision_title
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
+from biigma_cli.report.tables import ABSTENTION_COLUMNS, abstention_cells
 from biigma_cli.taxonomy import base_of
 
 _SOURCES = {
@@ -309,6 +310,15 @@ def _figures(part: str, values: dict[str, Any], metadata: dict[str, Any]) -> str
                 " Of the probabilities as trained: the answers are the same when calibrated, log "
                 "loss, Brier score and calibration error are not."
             )
+    if values.get("abstention"):
+        own = part == "val"
+        parts += [
+            "Answers only where their probability reaches a limit, so that at most so many are "
+            "wrong (`biigma predict --max-error`); limits found on "
+            + ("this part" if own else "the validation part")
+            + ", where that promise holds with 95% confidence; intervals over the same resamples:",
+            _table(ABSTENTION_COLUMNS, [abstention_cells(a) for a in values["abstention"]]),
+        ]
     melanoma = whole["per_class"].get("MEL") if whole else None
     if melanoma and melanoma["support"]:
         rows = [(TITLES[k], *_figure(melanoma[k])) for k in ("auc", "ap", *POINTS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from biigma_cli.metrics import Assessment, Difference, Figure, Figures
 
 FIGURE_NAMES = {name: TITLES[name] for name in HEADLINE}
+ABSTENTION_COLUMNS = (
+    "wrong, at most", "limit", "answered", "of these wrong", "malignant called benign",
+)  # fmt: skip
 NO_LESIONS = (
     "no lesions known, so images are resampled; where lesions have several images, intervals are "
     "then too narrow"
@@ -155,6 +158,34 @@ def figure_table(figures: Mapping[str, Figure], *, title: str, signed: bool = Fa
             span = f"{figure.low:{form}} .. {figure.high:{form}}"
             table.add_row(Text(name), f"{figure.value:{form}}", span)
     return table
+
+
+def abstention_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What declining to answer does, from `judge.abstention.Abstention.to_dict`."""
+    title = "can't say: answers only where their probability reaches a limit (predict --max-error)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ABSTENTION_COLUMNS:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*map(Text, abstention_cells(row)))
+    return table
+
+
+def abstention_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `ABSTENTION_COLUMNS`."""
+
+    def share(figure: Mapping[str, Any]) -> str:
+        if figure["value"] is None:
+            return "-"
+        span = ""
+        if figure["low"] is not None:
+            span = f" ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
+        return f"{100 * figure['value']:.1f}%{span}"
+
+    threshold = row["threshold"]
+    missed = f"{row['missed']} of {row['malignant']}" if row["malignant"] else "-"
+    limit = "none" if threshold is None else f"{threshold:.2f}"
+    return [f"{row['max_error']:.0%}", limit, share(row["coverage"]), share(row["error"]), missed]
 
 
 def class_figures_tables(assessed: Assessment) -> list[Table]:

@@ -25,9 +25,11 @@ from biigma_cli.core.input_check import InputCheck
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import joint_citation, joint_licence, sources_of
 from biigma_cli.core.weights import Checkpoint, load_model
+from biigma_cli.data.images import Part
 from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.errors import ParityError
-from biigma_cli.metrics import Ints
+from biigma_cli.metrics import Ints, Limits, limits
+from biigma_cli.runtime.abstention import KEY as ABSTENTION
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.input_check import FittedCheck
 from biigma_cli.runtime.narrow import NARROW, hold_once
@@ -111,11 +113,13 @@ class Exported(NamedTuple):
         accuracy: what a lower precision does to the validation part; None in float32, and where
             there is no validation part.
         check: the input check as the file has it.
+        limits: of "can't say".
     """
 
     parity: Parity
     accuracy: AccuracyChange | None
     check: FittedCheck | None = None
+    limits: Limits | None = None
 
 
 def export_onnx(
@@ -131,6 +135,7 @@ def export_onnx(
     precision: Precision = "fp32",
     outputs: Sequence[str] | None = None,
     train: Pixels | None = None,
+    validation: Part | None = None,
     force: bool = False,
     tolerance: float = FP32_TOLERANCE,
 ) -> Exported:
@@ -149,6 +154,8 @@ def export_onnx(
         outputs: of those that `available_outputs` gives; `probabilities` and `logits` are always
             among them. Default: all.
         train: images of the training part, `(n, side, side, 3)`; int8 needs them.
+        validation: the whole part, on which the limits of "can't say" are found; None: the file
+            states none. Where `labels` are given, `images` must be its.
         force: write even what loses more than `LARGEST_LOSS`.
 
     Returns:
@@ -211,9 +218,18 @@ def export_onnx(
                 )
             about["accuracy"] = accuracy._asdict()
     about["parity"] = parity._asdict()
-    values = metadata(checkpoint, metrics, calibration, check=check, export=about)
+    found = None
+    if validation is not None:
+        said = exported
+        if labels is None:
+            said = trial(proto, values, lambda p: _run(p, validation.pixels))
+        found = limits(
+            validation.labels, said["probabilities"], validation.groups,
+            flagged_n=said["novelty"] > 1 if "novelty" in said else None,
+        )  # fmt: skip
+    values = metadata(checkpoint, metrics, calibration, check=check, export=about, limits=found)
     atomic_write_bytes(path, finished(proto, values))
-    return Exported(parity, accuracy, check)
+    return Exported(parity, accuracy, check, found)
 
 
 def _to_proto(graph: nn.Module, side: int, names: Sequence[str]) -> onnx.ModelProto:
@@ -262,6 +278,7 @@ def metadata(
     *,
     check: FittedCheck | None = None,
     export: dict[str, Any] | None = None,
+    limits: Limits | None = None,
 ) -> dict[str, str]:
     """Metadata of an exported model: JSON values under plain keys, listed in docs/models.md."""
     meta = checkpoint.meta
@@ -300,6 +317,7 @@ def metadata(
         "metrics": metrics or {},
         **({} if calibration is None else {"calibration": calibration.to_dict()}),
         **({} if check is None else {"input_check": check.to_dict()}),
+        **({} if limits is None else {ABSTENTION: limits.to_dict()}),
         "export": export or {"precision": "fp32"},
         "config": settings,
         "command": meta.get("command", ""),

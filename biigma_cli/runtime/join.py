@@ -26,7 +26,8 @@ from biigma_cli.core.sources import Source, joint_citation, joint_licence
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import same_split
 from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, UsageError
-from biigma_cli.metrics import Ints
+from biigma_cli.metrics import Ints, Limits, limits
+from biigma_cli.runtime.abstention import KEY as ABSTENTION
 from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
 from biigma_cli.runtime.input_check import FALSE_ALARMS, JUDGED_VIEWS
 from biigma_cli.runtime.narrow import NARROW, hold_once, serving, widen_weights
@@ -65,6 +66,7 @@ class Joined(NamedTuple):
         calibration: its temperature; None where no temperature is best.
         parameters: weights of its networks.
         left_out: maps and checks that some members lack, and so it does.
+        limits: of "can't say", found on the validation part.
     """
 
     said: Answer
@@ -73,6 +75,7 @@ class Joined(NamedTuple):
     calibration: Calibration | None
     parameters: int
     left_out: tuple[str, ...]
+    limits: Limits
 
 
 def check_joinable(models: Sequence[ModelInfo]) -> None:
@@ -150,6 +153,7 @@ def join_onnx(
     label_n: Ints,
     said: Sequence[Answer],
     *,
+    groups: Sequence[str],
     stored: Sequence[str],
     describe: Mapping[str, Any],
     sources: Sequence[Source],
@@ -159,13 +163,15 @@ def join_onnx(
     """Write one file that answers with the mean of the models' logits, and prove it.
 
     Its maps are the means of theirs, on an even grid where their trunks differ; its probabilities
-    are calibrated anew and its input check's limit is set anew, both on the validation part.
+    are calibrated anew, and the limits of its input check and of "can't say" are found anew, all on
+    the validation part.
 
     Args:
         models: as `check_joinable` lets pass.
         images: the validation part, uint8 `(n, side, side, 3)`.
         label_n: its labels, `(n,)`.
         said: what each model says of it.
+        groups: lesion of each image.
         stored: of each model one of `STORED`; see `stored_as`.
         describe: metadata that is the caller's to know: `command`, `ancestors`, `versions`.
         sources: the data that all have learnt from.
@@ -225,10 +231,13 @@ def join_onnx(
             fix="nothing was written; choose another --precision, or add --force",
         )
     about |= {"accuracy": accuracy._asdict(), "parity": parity._asdict()}
+    flagged_n = None if own.novelty_B is None else own.novelty_B > 1
+    kept = limits(label_n, after, groups, flagged_n=flagged_n)
+    values[ABSTENTION] = kept.to_dict()
     atomic_write_bytes(path, finished(proto, _encoded(values)))
     return Joined(
         own, parity, accuracy, calibration, _parameters(proto),
-        tuple(name for name in optional if name not in given),
+        tuple(name for name in optional if name not in given), kept,
     )  # fmt: skip
 
 

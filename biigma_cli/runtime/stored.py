@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from biigma_cli.metrics import Limits
+from biigma_cli.runtime.abstention import KEY
 from biigma_cli.storage import atomic_write_bytes
 
 # Of figures: what names the machine's files, or is far larger than the figures.
@@ -17,7 +19,9 @@ def storable(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figures.items() if key not in NOT_STORED}
 
 
-def store_figures(path: Path, part: str, figures: dict[str, Any]) -> dict[str, Any]:
+def store_figures(
+    path: Path, part: str, figures: dict[str, Any], *, limits: Limits | None = None
+) -> dict[str, Any]:
     """Keep the figures that the file itself had on a part, in the place of its checkpoint's.
 
     They say so (`judged`: `file`). Nothing else in the file changes.
@@ -26,6 +30,7 @@ def store_figures(path: Path, part: str, figures: dict[str, Any]) -> dict[str, A
         path: exported by `biigma export onnx`.
         part: `val` or `test`.
         figures: a judgement of that very file, as `judge.Judgement.to_dict()` gives it.
+        limits: to state, in the place of those it has; None leaves them.
 
     Returns:
         the file's metadata, decoded.
@@ -39,7 +44,9 @@ def store_figures(path: Path, part: str, figures: dict[str, Any]) -> dict[str, A
     values = {entry.key: entry for entry in proto.metadata_props}
     metrics = json.loads(values["metrics"].value) if "metrics" in values else {}
     metrics[part] = {**storable(figures), "judged": "file"}
-    entry = values.get("metrics") or proto.metadata_props.add(key="metrics")
-    entry.value = json.dumps(metrics)
+    new = {"metrics": metrics, **({} if limits is None else {KEY: limits.to_dict()})}
+    for key, value in new.items():
+        entry = values.get(key) or proto.metadata_props.add(key=key)
+        entry.value = json.dumps(value)
     atomic_write_bytes(path, proto.SerializeToString())
     return {e.key: json.loads(e.value) for e in proto.metadata_props if e.key != "biigma_format"}

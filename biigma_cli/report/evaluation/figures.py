@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.metrics import Ints, Reliability
+from biigma_cli.metrics.calibration import by_confidence
+from biigma_cli.metrics.selective import risk_coverage
 from biigma_cli.report.style import COLOURS, GREY, save, style
 
 if TYPE_CHECKING:
@@ -97,6 +99,37 @@ def reliability_svg(diagram: Reliability, *, key: str, text: str) -> str:
         axis.plot(confidence, accuracy, "o", color=COLOURS[0])
         axis.set_xlabel("probability of the answer")
         axis.set_ylabel("share answered right")
+        return inline_svg(figure, key=key, text=text)
+
+
+def risk_coverage_svg(
+    label_n: Ints,
+    proba_nY: _Scores,
+    limits: Sequence[tuple[float, float]],
+    *,
+    key: str,
+    text: str,
+) -> str:
+    """Share of wrong answers over the share answered, the surest first.
+
+    Args:
+        limits: coverage and error at limits chosen elsewhere, a dot each.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    proba = np.asarray(proba_nY, np.float64)
+    curve = risk_coverage(by_confidence(label_n, proba), np.ones((len(proba), 1)))
+    covered_d, error_d = (values[:, 0] for values in curve)
+    with _drawing() as (figure, axis):
+        axis.plot(covered_d, error_d, color=COLOURS[0], linewidth=1.8)
+        for coverage, error in limits:
+            axis.plot(coverage, error, "o", color=COLOURS[1], clip_on=False)
+        # The first few images make any error: they do not set the scale.
+        axis.set_ylim(0, min(1.0, 1.2 * max(0.05, float(error_d[covered_d >= 0.05].max()))))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.set_xlabel("share answered")
+        axis.set_ylabel("wrong, of these")
         return inline_svg(figure, key=key, text=text)
 
 

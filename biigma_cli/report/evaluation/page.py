@@ -25,7 +25,12 @@ from biigma_cli.metrics import (
 )
 from biigma_cli.metrics.localisation import LOCALISATION_TITLES, RANKED
 from biigma_cli.metrics.subgroups import FEWEST_LESIONS, FEWEST_POSITIVES, Subgroup
-from biigma_cli.report.evaluation.figures import pr_svg, reliability_svg, roc_svg
+from biigma_cli.report.evaluation.figures import (
+    pr_svg,
+    reliability_svg,
+    risk_coverage_svg,
+    roc_svg,
+)
 from biigma_cli.report.evaluation.pictures import Mistake
 from biigma_cli.report.heads import KINDS as HEAD_KINDS
 from biigma_cli.report.html import Cell, PageTable, render_page
@@ -38,6 +43,7 @@ from biigma_cli.report.localisation import (
 )
 from biigma_cli.report.pictures import EVIDENCE, SALIENCY, colour_bar
 from biigma_cli.report.published import Published, comparability, published_for
+from biigma_cli.report.tables import ABSTENTION_COLUMNS, abstention_cells
 from biigma_cli.taxonomy import lesion_class
 
 #: By this a page of ours is known, and may be replaced.
@@ -87,6 +93,8 @@ class EvaluationReport:
         absent: what the data set does not tell apart.
         mistakes: the most confident ones.
         against: name of a second model, and the paired differences to it.
+        abstention: `Abstention.to_dict()` of each share of errors asked for; none where the model
+            states no limits.
         saliency: `SaliencyJudgement.to_dict()`; None where not asked for.
         robustness: `Robustness.to_dict()`; None where not asked for.
         heads: `HeadSimilarity.to_dict()`, with that of the second model under `against`; likewise.
@@ -112,6 +120,7 @@ class EvaluationReport:
     absent: Sequence[str]
     mistakes: Sequence[Mistake]
     against: tuple[str, Difference] | None = None
+    abstention: Sequence[Mapping[str, Any]] = ()
     saliency: Mapping[str, Any] | None = None
     robustness: Mapping[str, Any] | None = None
     heads: Mapping[str, Any] | None = None
@@ -142,6 +151,8 @@ def evaluation_html(report: EvaluationReport) -> str:
         confusion=_confusion(own),
         curves=_curves(report),
         reliability=_reliability(report.reliability),
+        coverage=_coverage(report),
+        abstention=_abstention(report),
         wrong=wrong,
         mistakes=report.mistakes,
         bars=[
@@ -342,6 +353,38 @@ def _reliability(diagrams: Mapping[str, Reliability]) -> list[tuple[str, str, st
         svg = reliability_svg(diagram, key=f"reliability{index}", text=text)
         found.append((name, f"{diagram.ece:.3f}", svg))
     return found
+
+
+def _coverage(report: EvaluationReport) -> dict[str, str]:
+    """The risk-coverage curve, and its area in words."""
+    area = figure_cell(report.assessment.overall["aurc"], digits=3)
+    words = area.text + (f" ({area.small})" if area.small else "")
+    kept = [a for a in report.abstention if a["error"]["value"] is not None]
+    told = [
+        f" At the limit for at most {a['max_error']:.0%} wrong, {a['coverage']['value']:.0%} are "
+        f"answered, {a['error']['value']:.1%} of these wrongly."
+        for a in kept
+    ]
+    return {
+        "area": words,
+        "svg": risk_coverage_svg(
+            report.label_n,
+            report.proba_nY,
+            [(a["coverage"]["value"], a["error"]["value"]) for a in kept],
+            key="coverage",
+            text=f"Error over the share answered: area {words}.{''.join(told)}",
+        ),
+    }
+
+
+def _abstention(report: EvaluationReport) -> PageTable | None:
+    if not report.abstention:
+        return None
+    return PageTable(
+        caption="Answers only where their probability reaches a limit",
+        columns=ABSTENTION_COLUMNS,
+        rows=[[Cell(text) for text in abstention_cells(a)] for a in report.abstention],
+    )
 
 
 def _subgroups(report: EvaluationReport) -> PageTable | None:
