@@ -79,7 +79,11 @@ def export_onnx(
         typer.Option("--no-input-check", help="Do not fit a check of what is no dermoscopy."),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Write even what loses more than half a point.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Write even what loses more than half a point, or a loss that cannot be measured.",
+        ),
     ] = False,
     no_calibrate: Annotated[
         bool,
@@ -93,8 +97,9 @@ def export_onnx(
 
     Both run on the same validation images (drawn patterns where the data set is not on this
     machine); a largest difference above 1e-4 in any probability writes nothing. Lower precisions
-    are judged on the whole validation part instead, and more than half a point of balanced accuracy
-    lost writes nothing. int8 is calibrated on training images and needs the package nncf.
+    are judged on the whole validation part instead: where it is not on this machine, or more than
+    half a point of balanced accuracy is lost, nothing is written. int8 is calibrated on training
+    images and needs the package nncf.
 
     The probabilities are calibrated: their logits are divided by a temperature fitted on the
     validation part, which changes no answer. The input check is fitted on training images, its

@@ -90,7 +90,8 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
     hash order until the class has given its share of images. With `official`, parts are the
     publisher's; where it has no validation part, that is cut from train by lesion. The other two
     protocols leave the official test and validation images of ISIC 2018 and 2019 out, and pool
-    those of ISIC 2017, as the paper does.
+    those of ISIC 2017; `paper` pools its training and test images alone, the paper's 2,600, where
+    the latter are there.
 
     Raises:
         DataError: a class has too few groups to stand in all parts that are cut, or a publisher's
@@ -101,6 +102,12 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
         _official(manifest, config, parts)
     else:
         pool = manifest.records
+        if (
+            config.protocol == "paper"
+            and base_of(manifest.dataset) == "isic17"
+            and any(r.part == "test" for r in pool)
+        ):
+            pool = tuple(r for r in pool if r.part != "val")
         if manifest.dataset in ("isic18", "isic19"):
             pool = tuple(r for r in pool if r.part in ("", "train"))
             if not pool:

@@ -76,7 +76,12 @@ TABLE2_ROWS = (
         for k in (1, 2, 3, 4)
     ),
     *(
-        Row(name=f"sigma-{s}", title=f"sigma = {s}", settings=(f"model.sigma={s}",))
+        Row(
+            name=f"sigma-{s}",
+            title=f"sigma = {s}",
+            # Without these two, a preset of another criterion has no sigma.
+            settings=("model.criterion=hsic", "model.bandwidth=fixed", f"model.sigma={s}"),
+        )
         for s in ("0.5", "1", "2", "4")
     ),
     Row(name="cosine", title="cosine similarity", settings=("model.criterion=cosine",)),
@@ -122,7 +127,7 @@ RECIPE_ROWS = (
     Row(
         name="strong-augment",
         title="strong augmentation",
-        settings=("train.augment_strength=strong",),
+        settings=("train.augment=true", "train.augment_strength=strong"),
     ),
     Row(name="other-backgrounds", title="other backgrounds", settings=(_OTHER_BACKGROUNDS,)),
     Row(name="mix", title="with mixup and cutmix", settings=("train.mix=both",)),
@@ -154,6 +159,8 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
     "recipe": RECIPE_ROWS,
     "shortcut": SHORTCUT_ROWS,
 }
+#: Bandwidth of the paper's `full` row where it is not the presets' 1.
+PAPER_SIGMA = {"isic17": 2.0}
 #: Recipe that `full` is, where none is asked for.
 PRESETS: dict[Kind, str] = {"table2": "paper-light", "recipe": "light", "shortcut": "paper-light"}
 #: What a seed sets, beside `train.seed`.
@@ -293,6 +300,11 @@ def make_study(
     given.setdefault("data", {})["dataset"] = name
     if weights is not None:
         given.setdefault("model", {})["weights"] = weights
+    if kind == "table2" and name in PAPER_SIGMA and "sigma" not in given.get("model", {}):
+        # The paper's `full` of that data set: its published rows are told against it.
+        sigma = f"model.sigma={PAPER_SIGMA[name]:g}"
+        assignments.append(sigma)
+        given.setdefault("model", {})["sigma"] = PAPER_SIGMA[name]
     base = resolve(given, start, planned=start.train)
     if "protocol" not in given["data"] and _brings_own(name):
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, protocol="official"))

@@ -194,8 +194,9 @@ def fit_temperature(logit_nY: npt.NDArray[np.floating[Any]], label_n: Ints) -> f
 
     low, high = (float(np.log(t)) for t in RANGE)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-7})
-    # The search never reaches an end; where an end is as good, it is the answer.
-    best = min((float(found.x), low, high), key=loss)
+    # The search never reaches an end; where an end is as good, as on a plateau of no loss, it is
+    # the answer.
+    best = min((low, high, float(found.x)), key=lambda at: round(loss(at), 12))
     return float(np.exp(best))
 
 

@@ -8,8 +8,9 @@ together, so that no one of them has to be chosen.
 A threshold is chosen for a promise, "at most so many answers are wrong", on images that nothing was
 trained on: from the strictest downwards as long as the error's upper bound keeps the promise
 (fixed-sequence testing, Angelopoulos et al. 2021), beginning with the strictest at which so many
-images are answered that none wrong would keep it. That is known from the confidences alone, so one
-chance of error, `1 - CONFIDENCE`, covers all that is tried.
+images are answered that a third of the errors allowed would keep it: with fewer, the first chance
+error would end the search. That is known from the confidences alone, so one chance of error,
+`1 - CONFIDENCE`, covers all that is tried.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from biigma_cli.metrics.ranks import ratio
 CONFIDENCE = 0.95
 # Every hundredth, and none at all: what is more finely chosen is chosen by noise.
 _THRESHOLDS = (*(i / 100 for i in range(99, 0, -1)), 0.0)
+# Of the errors allowed one part in so many must be bearable where the search begins.
+_SPARE = 3
 METHOD = (
     "the least probability of the answer at which, from the strictest downwards, the upper bound "
     "of the error (Clopper-Pearson, counts scaled to lesions) stays below what is asked for"
@@ -72,7 +75,7 @@ class Limits:
         """The lowest threshold with at most that share of wrong answers; None where none has."""
         found = None
         for row in self.rows:
-            if error_bound(0, row.groups) > error:
+            if error_bound(error / _SPARE, row.groups) > error:
                 continue
             if row.bound > error:
                 break

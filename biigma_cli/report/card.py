@@ -211,8 +211,14 @@ def _calibration(found: dict[str, Any] | None) -> str:
 def _precision(export: dict[str, Any], *, joined: bool) -> list[str]:
     """What a lower precision costs."""
     found = export.get("accuracy")
-    if found is None:
+    if found is None and export["precision"] == "fp32":
         return []
+    if found is None:
+        return [
+            "## Precision",
+            f"What {precision_title(export['precision'])} loses was **not measured**: the "
+            "validation images were not on the machine that wrote the file.",
+        ]
     parity = export["parity"]
     how = export.get("quantisation")
     told = "" if how is None else f"{how['method']}, {how['train']} training images. "

@@ -156,7 +156,7 @@ def export_onnx(
         train: images of the training part, `(n, side, side, 3)`; int8 needs them.
         validation: the whole part, on which the limits of "can't say" are found; None: the file
             states none. Where `labels` are given, `images` must be its.
-        force: write even what loses more than `LARGEST_LOSS`.
+        force: write even what loses more than `LARGEST_LOSS`, or a loss that cannot be measured.
 
     Returns:
         what was proven: in float32 a largest difference of at most `tolerance`.
@@ -217,6 +217,12 @@ def export_onnx(
                     f"{'fp16-weights' if precision.startswith('int8') else 'fp32'}, or add --force",
                 )
             about["accuracy"] = accuracy._asdict()
+        elif not force:
+            raise ParityError(
+                f"what {precision} loses cannot be measured: the validation images are not here",
+                fix="nothing was written; get the data set (biigma download), export fp32, or add "
+                "--force",
+            )
     about["parity"] = parity._asdict()
     found = None
     if validation is not None:

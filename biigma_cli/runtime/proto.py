@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from biigma_cli.data.preprocess import Pixels
+from biigma_cli.errors import BiigmaError
 from biigma_cli.runtime.input_check import FALSE_ALARMS, judged_views
 from biigma_cli.runtime.session import Predictor, whole
 
@@ -30,10 +32,21 @@ def finished(proto: onnx.ModelProto, values: dict[str, str]) -> bytes:
 
 
 def trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predictor], _T]) -> _T:
-    """Ask it through a file and our own session class: what users will run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(finished(proto, values))
+    """Ask it through a file and our own session class: what users will run.
+
+    Raises `BiigmaError` where there is no room for the file.
+    """
+    content = finished(proto, values)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(content)
+        except OSError as error:
+            raise BiigmaError(
+                f"cannot write to the temporary folder: {error.strerror or error}",
+                fix="free some space, or set TMPDIR",
+            ) from error
         return run(Predictor(path, device="cpu"))
 
 

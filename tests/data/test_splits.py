@@ -358,14 +358,27 @@ def test_official_with_too_few_to_cut_validation_from() -> None:
 def test_official_parts_under_the_other_protocols(
     protocol: Any, dataset: str, pooled: bool
 ) -> None:
-    """Official test and validation images of 2018 and 2019 are never cut up; those of 2017 are."""
+    """Official test and validation images of 2018 and 2019 are never cut up; those of 2017 are.
+
+    The paper's pool of 2017 has its training and test images alone.
+    """
     data = parted({"train": 20, "val": 5, "test": 10}, dataset, ("MEL", "NV"))
     if dataset == "mine":
         data = dataclasses.replace(data, codes=("MEL", "NV"))
     split = make_split(data, DataConfig(protocol=protocol))
-    wanted = {r.image_id for r in data.records if pooled or r.part == "train"}
+    parts = ["train", "val", "test"] if pooled else ["train"]
+    if (dataset, protocol) == ("isic17", "paper"):
+        parts.remove("val")
+    wanted = {r.image_id for r in data.records if r.part in parts}
     assert set(part_of(split)) == wanted
-    assert len(wanted) == (140 if pooled else 80)
+    assert len(wanted) == {1: 80, 2: 120, 3: 140}[len(parts)]
+
+
+def test_the_papers_pool_without_the_test_images() -> None:
+    """Where the official test images of 2017 are not there, its validation images stay."""
+    data = parted({"train": 20, "val": 5}, "isic17-mel", ("MEL", "OTHER"))
+    split = make_split(data, DataConfig(protocol="paper"))
+    assert len(part_of(split)) == len(data.records) == 100
 
 
 @pytest.mark.parametrize("protocol", ["lesion", "paper"])

@@ -108,7 +108,38 @@ def test_equal_rows_share_runs(tmp_path: Path, study: Study) -> None:
     light = make_study("table2", folder=tmp_path, preset_name="light")
     same = {k for k, v in twins(light).items() if v == "full"}
     assert {"full", "cka", "adaptive", "standardised"} <= same
+    assert not {k for k in same if k.startswith("sigma")}
     assert len(plan(study)) == 3 * 15
+
+
+def test_a_sigma_is_one_that_counts(tmp_path: Path) -> None:
+    """With a preset that has none, a row that names one is of the criterion that has it."""
+    light = make_study("table2", folder=tmp_path, preset_name="light")
+    settings = [flat(light, f"sigma-{s}") for s in ("0.5", "2")]
+    for values, sigma in zip(settings, (0.5, 2.0), strict=True):
+        assert values["model.sigma"] == sigma
+        assert values["model.criterion"] == "hsic"
+        assert values["model.bandwidth"] == "fixed"
+
+
+def test_the_papers_full_row_of_2017(tmp_path: Path) -> None:
+    """It has sigma 2, and so has ours, unless another is asked for; its command says so."""
+    study = make_study("table2", folder=tmp_path, dataset="isic17")
+    assert flat(study, "full")["model.sigma"] == 2
+    assert {k: v for k, v in twins(study).items() if k != v} == {
+        "heads-3": "full", "sigma-2": "full",
+    }  # fmt: skip
+    assert "model.sigma=2" in study.given
+    asked = make_study("table2", folder=tmp_path, dataset="isic17", settings=["model.sigma=1"])
+    assert flat(asked, "full")["model.sigma"] == 1
+    assert flat(make_study("table2", folder=tmp_path, dataset="isic19"), "full")["model.sigma"] == 1
+
+
+def test_strong_augmentation_is_on(tmp_path: Path) -> None:
+    """With a preset that has none, the row that says it has it."""
+    study = make_study("recipe", folder=tmp_path, preset_name="paper-isic18")
+    assert flat(study, "strong-augment")["train.augment"] is True
+    assert flat(study, "full")["train.augment"] is False
 
 
 def test_plan_is_seed_by_seed(tmp_path: Path) -> None:
@@ -193,7 +224,10 @@ def test_rows_of_the_recipe(tmp_path: Path) -> None:
     for row in RECIPE_ROWS[1:]:
         own = row_config(study, row, 4).to_dict()
         changed = {f"{s}.{k}" for s in own for k in own[s] if own[s][k] != full[s][k]}
-        assert changed == {text.partition("=")[0] for text in row.settings}, row.name
+        named = {text.partition("=")[0] for text in row.settings}
+        if row.name == "strong-augment":  # which must be on to be strong, and is
+            named.remove("train.augment")
+        assert changed == named, row.name
     assert set(twins(study).values()) == {row.name for row in RECIPE_ROWS}
     assert "--preset light" in " ".join(train_arguments(study, plan(study)[0]))
 

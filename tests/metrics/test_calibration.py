@@ -93,6 +93,15 @@ def test_always_right_has_no_optimum() -> None:
     assert fit_temperature(logits, (labels + 1) % 3) == pytest.approx(RANGE[1])
 
 
+@pytest.mark.parametrize("scale", [5, 50, 500, 1e4])
+def test_no_loss_at_all(scale: float) -> None:
+    """On a plateau of no loss no temperature is better than the end; nor for logits all alike."""
+    labels = np.arange(30) % 3
+    assert fit_temperature(np.eye(3)[labels] * scale, labels) == pytest.approx(RANGE[0])
+    alike = fit_temperature(np.full((30, 3), 7.3), labels)
+    assert alike in (pytest.approx(RANGE[0]), pytest.approx(RANGE[1]))
+
+
 @given(st.integers(0, 10_000), st.floats(0.1, 10))
 @settings(max_examples=30, deadline=None)
 def test_applied_to_any_probabilities(seed: int, temperature: float) -> None:

@@ -477,6 +477,27 @@ def test_a_loss_writes_nothing(
     assert about(path)["export"]["accuracy"]["balanced_accuracy"] == [0.7, 0.6949]
 
 
+def test_a_loss_that_cannot_be_measured(
+    tiny_run: Path, fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the validation images nothing is written, unless forced; the card then says so."""
+    from biigma_cli.runtime import export
+
+    monkeypatch.setattr(export, "_to_proto", lambda *_: onnx.load(fp16))
+    monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "home"))
+    path, card = tmp_path / "m.onnx", tmp_path / "m.md"
+    words = ("--precision", "fp16", "--outputs", "evidence,saliency,novelty", "--card", card)
+    done = exported(tiny_run, path, *words)
+    assert done.code == 1
+    assert "what fp16 loses cannot be measured: the validation images are not here" in done.err
+    assert not path.exists()
+    assert not card.exists()
+    done = exported(tiny_run, path, *words, "--force")
+    assert done.code == 0, done.err
+    assert "accuracy" not in about(path)["export"]
+    assert "loses was **not measured**" in card.read_text(encoding="utf-8")
+
+
 def test_measure() -> None:
     """Balanced accuracy over the classes that are there, accuracy, and the loss."""
     labels = np.array([0, 0, 0, 1])
