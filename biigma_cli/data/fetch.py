@@ -646,7 +646,20 @@ def _verify(run: _Run, file: RemoteFile, path: Path) -> str:
         _mismatch(run, file, path, kind, expected, digests[kind].hexdigest())
     if file.is_zip:
         check(path)
+    elif not kind:
+        _check_table(path)
     return digests["sha256"].hexdigest()
+
+
+def _check_table(path: Path) -> None:
+    """Raise `DataError` where a CSV that nothing vouches for is another kind of file."""
+    with path.open("rb") as file:
+        line = file.readline(4096).decode("utf-8-sig", "replace").strip()
+    if not line.lower().startswith("image") or "," not in line:
+        raise DataError(
+            f"{path} is no table of images: it begins with {line[:60]!r}",
+            fix="fetch it again, or from another source with --mirror URL",
+        )
 
 
 def _mismatch(

@@ -568,6 +568,20 @@ def test_a_bad_zip_without_checksum(
     check_whole(folder, expected({INPUT: good}))
 
 
+def test_a_table_without_checksum(
+    server: HostileServer, folder: Path, small: Callable[..., None]
+) -> None:
+    """A page in its place is refused, removed, and the table fetched the next time."""
+    small(remote(TRUTH, CONTENTS[TRUTH], checksum="", size=None))
+    server.plan[f"/{TRUTH}"] = [Answer(body=b"Service in maintenance, temporarily\n")]
+    with pytest.raises(DataError, match="no table of images: it begins with 'Service in"):
+        fetched(server, folder)
+    assert not (folder / "Small_Truth.csv").exists()
+    assert not list(folder.glob("archives/*.part"))
+    fetched(server, folder)
+    check_whole(folder, expected({TRUTH: CONTENTS[TRUTH]}))
+
+
 def test_a_rotten_archive_in_store(server: HostileServer, folder: Path) -> None:
     """One that lies in `archives` from before is checked like any other, and fetched again."""
     store = folder / "archives" / "Small_Input.zip"
