@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biigma_cli.config import Config
 from biigma_cli.core.model import BiigmaNet
@@ -101,7 +102,7 @@ class RunFiles:
         return next((path for path in there if path is not None and path.is_file()), None)
 
     def newest(self) -> tuple[Checkpoint, Path]:
-        """The newest checkpoint that can be read, and where it lies.
+        """The newest checkpoint that can be read and gone on from, and where it lies.
 
         Raises `ModelFileError` where there is none.
         """
@@ -109,10 +110,13 @@ class RunFiles:
         for path in (self.last, self.previous):
             try:
                 checkpoint = load_checkpoint(path)
-                if "state" in checkpoint.meta:
+                if "state" not in checkpoint.meta:
+                    problems.append(f"{path} holds no training state")
+                elif not finite_weights(checkpoint.tensors):  # older versions wrote such
+                    problems.append(f"{path} holds weights that are not finite")
+                else:
                     self.last_is_whole = path == self.last
                     return checkpoint, path
-                problems.append(f"{path} holds no training state")
             except ModelFileError as error:
                 problems.append(error.message)
         raise ModelFileError(
@@ -132,6 +136,20 @@ def training_tensors(
     if average:
         tensors |= {f"ema.{k}": v for k, v in average.tensors.items()}
     return tensors
+
+
+def finite_weights(tensors: dict[str, Tensor]) -> bool:
+    """Whether the network of a checkpoint, and its average, hold no NaN and nothing infinite.
+
+    Makes the host wait for the device, once.
+    """
+    return all_finite(v for k, v in tensors.items() if k.startswith(("model.", "ema.")))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether floating tensors, the others apart, hold no NaN and nothing infinite."""
+    floats = [t for t in tensors if t.is_floating_point()]
+    return bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
 
 
 def restore(

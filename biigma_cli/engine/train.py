@@ -51,6 +51,7 @@ from biigma_cli.engine.checkpoints import (
     RunFiles,
     State,
     check_resumable,
+    finite_weights,
     restore,
     training_tensors,
 )
@@ -132,8 +133,9 @@ def train(
         the summary.
 
     Raises:
-        TrainingDiverged: the loss became NaN, infinite or `DIVERGED` times the first one; names
-            the batch and the last good checkpoint.
+        TrainingDiverged: the loss became NaN, infinite or `DIVERGED` times the first one, or the
+            weights or what they answer on validation did not stay finite; names the batch, where
+            it is the loss, and the last good checkpoint.
         CheckpointMismatch: `resume` with another config, data set or split.
         Interrupted: on a request to stop.
         RunBusy: another process is training in that folder.
@@ -474,23 +476,34 @@ class _Training:
             loss = row[0]
             state.first_loss = state.first_loss or loss
             if not math.isfinite(loss) or loss > DIVERGED * max(1.0, state.first_loss):
-                self._diverged(loss, state.step - len(rows) + i, batches)
+                step = state.step - len(rows) + i
+                ids = [self.train_part.ids[k] for k in batches[step].tolist()]
+                named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+                raise self._diverged(
+                    f"the loss is {loss:.4g} in epoch {state.epoch + 1}, step {step + 1}",
+                    f"images of the batch: {named}",
+                )
             old = state.sums or [0.0] * len(row)
             state.sums = [a + b for a, b in zip(old, row, strict=True)]
         means = np.mean(rows, axis=0).tolist()
         return stop, dict(zip(state.names, means, strict=True))
 
-    def _diverged(self, loss: float, step: int, batches: list[Tensor]) -> None:
-        ids = [self.train_part.ids[i] for i in batches[step].tolist()]
-        kept = "no checkpoint was written"
-        if self.files.last.is_file():
-            kept = f"the last good checkpoint is {self.files.last}"
-        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise TrainingDiverged(
-            f"the loss is {loss:.4g} in epoch {self.state.epoch + 1}, step {step + 1}; {kept}; "
-            f"images of the batch: {named}",
+    def _diverged(self, *said: str) -> TrainingDiverged:
+        """The error, with the checkpoint that is left after the first of what is `said`."""
+        whole = self.files.whole()
+        kept = f"the last good checkpoint is {whole}" if whole else "no checkpoint was written"
+        return TrainingDiverged(
+            "; ".join((said[0], kept, *said[1:])),
             fix="lower train.lr, or set train.grad_clip and train.precision=fp32",
         )
+
+    def _check_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Raise `TrainingDiverged` before weights that nobody can go on from are written.
+
+        The loss alone would show it a step later.
+        """
+        if not finite_weights(tensors):
+            raise self._diverged(f"the weights are not finite {_moment(self.state)}")
 
     def _tell_step(self, shown: dict[str, float], lr: float, steps: int, size: int) -> None:
         state = self.state
@@ -520,8 +533,13 @@ class _Training:
         state = self.state
         began = time.perf_counter()
         judged = self.average.network(self.model) if self.average else self.model
+        self._check_weights(training_tensors(self.model, self.optimizer, self.average))
         # In float32, as the exported model will run: in bf16 other epochs look best.
         proba = self._validate(judged)
+        if not np.isfinite(proba).all():
+            raise self._diverged(
+                f"the answers for the validation part are not finite {_moment(state)}"
+            )
         figures = validation_figures(self.val_part.labels, proba, self.codes)
         row |= figures
         row["seconds"] = state.spent + time.perf_counter() - began
@@ -586,6 +604,7 @@ class _Training:
         if not self.ranks.is_main:
             return
         tensors = training_tensors(self.model, self.optimizer, self.average)
+        self._check_weights(tensors)
         meta = {**self._meta(), "state": dataclasses.asdict(self.state)}
         with self._keeping_the_run():
             self.files.save_last(tensors, meta)

@@ -469,6 +469,67 @@ def test_diverging_loss(small: Manifest, tmp_path: Path) -> None:
     assert all(torch.isfinite(t).all() for t in last(tmp_path / "run").tensors.values())
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_last_step_diverges(small: Manifest, tmp_path: Path, ema: float) -> None:
+    """A network that the only step spoils, which no loss has seen yet, is not kept."""
+    config = settings(
+        epochs=1, batch_size=24, lr=1e30, grad_clip=0.0, ema=ema, schedule="constant"
+    )  # fmt: skip
+    steps: list[Event] = []
+    with pytest.raises(TrainingDiverged, match=r"not finite in epoch 1 after step 1; no check"):
+        train(config, small, tmp_path / "run", device=CPU, on_event=steps.append)
+    assert sum(isinstance(e, StepEvent) for e in steps) == 1
+    assert not (tmp_path / "run" / "weights").exists()
+
+
+@pytest.mark.parametrize("often", [0.0, 1e-9])
+@pytest.mark.parametrize("select", ["last", "macro_f1"])
+def test_weights_that_are_not_finite_are_not_written(
+    select: str, often: float, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where neither loss nor answers show it; the run goes on from what is named."""
+    run, config = tmp_path / "run", settings(epochs=2, select=select, checkpoint_minutes=often)
+    plain = engine.Stepper.__call__
+
+    def spoiling(self: Any, *batch: Any, epoch: int, step: int, steps: int, size: int) -> Any:
+        done = plain(self, *batch, epoch=epoch, step=step, steps=steps, size=size)
+        if (epoch, step) == (1, steps - 1):
+            next(self.model.saliency.parameters()).data.flatten()[0] = math.nan
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Stepper, "__call__", spoiling)
+        with pytest.raises(TrainingDiverged, match=r"weights are not finite in epoch 2") as caught:
+            train(config, small, run, device=CPU)
+    named = run / "weights" / "last.safetensors"
+    assert f"the last good checkpoint is {named}" in caught.value.message
+    for path in run.glob("weights/*"):
+        assert all(t.isfinite().all() for t in load_checkpoint(path).tensors.values())
+    best = load_checkpoint(run / "weights" / "best.safetensors")
+    assert best.meta["epoch"] == last(run).meta["epoch"] == 1
+    train(config, small, run, device=CPU, resume=True)
+    assert last(run).meta["epoch"] == 2
+
+
+def test_going_on_from_before_weights_that_are_not_finite(
+    whole: Whole, small: Manifest, tmp_path: Path
+) -> None:
+    """As older versions wrote them; the newest checkpoint that is finite serves."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(checkpoint_minutes=1e-9), small, run, device=CPU, on_event=stopper(2, 3))
+    newest = last(run)
+    newest.tensors["model.head.bias"][0] = math.nan
+    checkpoints.save_checkpoint(run / "weights" / "last.safetensors", *newest)
+    told: list[Event] = []
+    train(
+        settings(checkpoint_minutes=1e-9), small, run,
+        device=CPU, resume=True, on_event=told.append,
+    )  # fmt: skip
+    assert any("from previous.safetensors" in e.text for e in told if isinstance(e, NoteEvent))
+    same(last(run), last(whole.run))
+
+
 @pytest.mark.parametrize("select", ["log_loss", "last"])
 def test_other_rules_of_selection(select: str, small: Manifest, tmp_path: Path) -> None:
     """The epoch with the lowest log loss, or the last one, is the one that is kept."""
