@@ -249,12 +249,17 @@ class _Training:
     def _miss_best(self) -> None:
         """Where the chosen network is gone, choose among the epochs still to come.
 
-        Raises `ModelFileError` where none is.
+        So it is, too, where a run was killed between its two files, or goes on from the checkpoint
+        before: another network has taken its place. Computed again, that epoch is chosen again.
+
+        Raises `ModelFileError` where no epoch is to come.
         """
         gone = ""
         if self.ranks.is_main and self.state.best_epoch:
             try:
-                load_checkpoint(self.files.best, tensors=False)
+                kept = load_checkpoint(self.files.best, tensors=False).meta["epoch"]
+                if kept != self.state.best_epoch:
+                    gone = f"{self.files.best} is of epoch {kept}"
             except ModelFileError as error:
                 gone = error.message
         gone = distributed.broadcast_object(gone)

@@ -395,6 +395,54 @@ def test_a_lost_best_is_told_of(whole: Whole, small: Manifest, tmp_path: Path) -
         train(settings(), small, run, device=CPU, resume=True)
 
 
+def test_best_of_an_epoch_that_the_state_does_not_know(
+    small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between `best` and `last`, a run does not take one epoch's file for another's.
+
+    Where the epoch done again is the same, so is all that follows; where it comes out worse, as it
+    can on a GPU, what is named is what is kept.
+    """
+    config, runs = settings(select="log_loss"), (tmp_path / "whole", tmp_path / "run")
+    worse = [0.0]
+    figures = engine.validation_figures
+
+    def scored(*known: Any) -> dict[str, float]:
+        epoch = next(scores)
+        return {**figures(*known), "val_log_loss": 3.0 - epoch + worse[0] * (epoch == 2)}
+
+    monkeypatch.setattr(engine, "validation_figures", scored)
+    scores = iter((1, 2, 3))
+    wanted = train(config, small, runs[0], device=CPU)
+
+    def save(path: Path, *rest: Any) -> None:
+        checkpoints.save_checkpoint(path, *rest)
+        if rest[1]["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    scores = iter((1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, small, runs[1], device=CPU)
+    best = runs[1] / "weights" / "best.safetensors"
+    assert (load_checkpoint(best).meta["epoch"], last(runs[1]).meta["epoch"]) == (2, 1)
+    again = Path(shutil.copytree(runs[1], tmp_path / "again"))
+    told: list[Event] = []
+    scores = iter((2, 3))
+    summary = train(config, small, runs[1], device=CPU, resume=True, on_event=told.append)
+    text = f"{best} is of epoch 2: the network of epoch 1, the best so far, is lost"
+    assert any(text in e.text for e in told if isinstance(e, NoteEvent))
+    assert summary["best_epoch"] == wanted["best_epoch"] == 3
+    same(last(runs[1]), last(runs[0]))
+    # The second epoch comes out worse than the first, and the third no better.
+    worse[0], scores = 9.0, iter((2, -9))
+    summary = train(config, small, again, device=CPU, resume=True)
+    kept = load_checkpoint(again / "weights" / "best.safetensors").meta
+    assert summary["best_epoch"] == kept["epoch"] == 2
+    assert float(rows_of(again)[1]["val_log_loss"]) == kept["validation"]["val_log_loss"] == 10.0
+
+
 def test_full_disk_in_mid_run(
     whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
