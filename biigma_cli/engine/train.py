@@ -538,6 +538,8 @@ class _Training:
         state = self.state
         began = time.perf_counter()
         judged = self.average.network(self.model) if self.average else self.model
+        # Each rank's norms saw its own images: what is judged is the network that is written.
+        distributed.broadcast_buffers(judged)
         self._check_weights(training_tensors(self.model, self.optimizer, self.average))
         # In float32, as the exported model will run: in bf16 other epochs look best.
         proba = self._validate(judged)
