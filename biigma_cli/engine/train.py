@@ -203,8 +203,9 @@ class _Training:
         self.command = (self.last.meta.get("command") if self.last else None) or command
         # Built before anything is written or decoded: weights that do not fit end it here.
         self.teachers = Teachers(
-            config.train.teachers, classes=self.codes, split=self.split, device=device
-        )
+            config.train.teachers, classes=self.codes, split=self.split, device=device,
+            rule=None if config.train.teacher_view == "once" else config.data.resize,
+        )  # fmt: skip
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
         self.versions = versions(config.model)

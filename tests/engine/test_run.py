@@ -671,6 +671,31 @@ def test_teachers_may_see_a_clean_view(
     assert softened == len(seen["same strong"])
 
 
+def test_teachers_see_their_own_resize_rule(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """Other views are refused before anything is written, unless each is asked by its own."""
+    best = load_checkpoint(whole.run / "weights" / "best.safetensors")
+    data = best.meta["config"]["data"]
+    best.meta["config"] |= {"data": {**data, "resize": "crop"}}
+    teacher = tmp_path / "crop.safetensors"
+    checkpoints.save_checkpoint(teacher, *best)
+
+    def taught(view: str, rule: str) -> None:
+        given = {
+            "data": {"resize": rule}, "loss": {"distillation": 1.0},
+            "train": {"teachers": [str(teacher)], "teacher_view": view},
+        }  # fmt: skip
+        config = cfg.from_dict(given, settings(epochs=1))
+        train(config, small, tmp_path / f"{view} {rule}", device=CPU)
+
+    for view in ("same", "clean"):
+        with pytest.raises(CheckpointMismatch, match=r"by crop, and would .* by squash") as caught:
+            taught(view, "squash")
+        assert caught.value.fix == "set train.teacher_view=once, or data.resize=crop"
+        assert not (tmp_path / f"{view} squash").exists()
+    taught("once", "squash")
+    taught("same", "crop")
+
+
 @pytest.mark.parametrize("mix", ["none", "mixup"])
 def test_teachers_may_be_asked_once(
     whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: str
