@@ -187,12 +187,15 @@ def check_resumable(
     split: Split,
     teachers: dict[str, str],
     extra: Sequence[dict[str, Any]] = (),
+    masks: str = "",
 ) -> None:
     """Raise `CheckpointMismatch` that lists what differs from when the run was started.
 
     Args:
         teachers: digests of the teachers' files, see `Teachers`.
         extra: summaries of the extra data sets, see `Extra`.
+        masks: digest of the lesion masks that are trained with; "" for none. Checkpoints of older
+            versions do not know theirs.
     """
     differences = [
         f"{section}.{key}: {old} -> {values[key]}"
@@ -215,6 +218,9 @@ def check_resumable(
         old = last.meta.get("teachers", {}).get(path)
         if old != digest:
             differences.append(f"teacher {path}: file {str(old)[:12]} -> {digest[:12]}")
+    old = last.meta.get("masks")
+    if masks and old and old != masks:
+        differences.append(f"lesion masks: {old[:12]} -> {masks[:12]}")
     if differences:
         raise CheckpointMismatch(
             "the run was started with other settings or data:\n  " + "\n  ".join(differences),

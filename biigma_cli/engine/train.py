@@ -38,7 +38,7 @@ from biigma_cli.core.weights import (
     save_checkpoint,
 )
 from biigma_cli.data.augment import resize_batch
-from biigma_cli.data.backgrounds import Backgrounds, check_masks, load_backgrounds
+from biigma_cli.data.backgrounds import Backgrounds, check_masks, load_backgrounds, masks_digest
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
@@ -136,7 +136,7 @@ def train(
         TrainingDiverged: the loss became NaN, infinite or `DIVERGED` times the first one, or the
             weights or what they answer on validation did not stay finite; names the batch, where
             it is the loss, and the last good checkpoint.
-        CheckpointMismatch: `resume` with another config, data set or split.
+        CheckpointMismatch: `resume` with another config, data set, split, lesion masks or teachers.
         Interrupted: on a request to stop.
         RunBusy: another process is training in that folder.
         BiigmaError: a checkpoint could not be written; the one before is whole.
@@ -209,10 +209,15 @@ class _Training:
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
         self.versions = versions(config.model)
+        self.masks = ""
         if config.train.backgrounds:
-            check_masks(manifest, self.split.train)
+            with distributed.shared_errors():
+                check_masks(manifest, self.split.train)
+                self.masks = masks_digest(manifest, self.split.train)
         if self.last is not None:
-            check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
+            check_resumable(
+                self.last, config, self.split, self.teachers.digests, self.joined, self.masks
+            )
         self.model = self._build()
         if ranks.is_main:
             atomic_write_text(files.run / "config.toml", to_toml(config))
@@ -659,6 +664,7 @@ class _Training:
             "versions": self.versions,
             "teachers": self.teachers.digests,
             "extra": self.joined,
+            "masks": self.masks,
             "processes": self.ranks.world,
             "command": self.command,
             "ancestors": self.ancestors,

@@ -38,6 +38,7 @@ from biigma_cli.engine.train import train
 from biigma_cli.errors import (
     BiigmaError,
     CheckpointMismatch,
+    DataError,
     Interrupted,
     ModelFileError,
     TrainingDiverged,
@@ -916,6 +917,45 @@ def test_other_backgrounds(
     monkeypatch.undo()
     train(settings(), masked, tmp_path / "off", device=CPU)
     same(last(whole.run), last(tmp_path / "off"))
+
+
+def test_masks_must_be_the_same(masked: Manifest, tmp_path: Path) -> None:
+    """One that changed is refused on resuming; of those that are not used nothing is asked, nor
+    where an older version wrote the checkpoint.
+    """
+    split = make_split(masked, settings().data)
+    records = masked.by_id()
+    for image in (split.train[0], split.test[0]):
+        mask = tmp_path / f"{image}.png"
+        shutil.copy(records[image].mask, mask)
+        records[image] = dataclasses.replace(records[image], mask=str(mask))
+    masked = dataclasses.replace(masked, records=tuple(records.values()))
+    config, run = settings(epochs=2, backgrounds=0.5), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, masked, run, device=CPU, on_event=stopper(2, 1))
+    older = Path(shutil.copytree(run, tmp_path / "older"))
+
+    def changed(image: str) -> None:
+        with Image.open(records[image].mask) as mask:
+            lesion = np.array(mask)
+        lesion[0, 0] ^= True
+        Image.fromarray(lesion).save(records[image].mask)
+
+    changed(split.test[0])
+    stop = StopRequest()
+    stop.signum = signal.SIGINT
+    with pytest.raises(Interrupted):
+        train(config, masked, run, device=CPU, resume=True, stop=stop)
+    changed(split.train[0])
+    with pytest.raises(CheckpointMismatch, match=r"\n  lesion masks: \w{12} -> \w{12}$"):
+        train(config, masked, run, device=CPU, resume=True)
+    found = last(older)
+    del found.meta["masks"]
+    checkpoints.save_checkpoint(older / "weights" / "last.safetensors", *found)
+    train(config, masked, older, device=CPU, resume=True)
+    Path(records[split.train[0]].mask).unlink()
+    with pytest.raises(DataError, match=r"1 lesion masks cannot be used.*No such file"):
+        train(config, masked, run, device=CPU, resume=True)
 
 
 def test_other_backgrounds_need_masks(
