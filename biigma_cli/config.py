@@ -12,6 +12,7 @@ import difflib
 import math
 import tomllib
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -739,9 +740,42 @@ def resolve(
     train = given.get("train", {})
     if "epochs" in train and "sides" not in train:
         given = {**given, "train": {**train, **stretch_phases(base.train, train["epochs"])}}
+    config = from_dict(given, base)
+    # Not in `Config`: runs of older versions may hold it.
+    if config.data.background_bias and config.data.dataset != "synthetic":
+        raise UsageError(
+            "data.background_bias (--background-bias) is for the synthetic data set, not for "
+            f"{config.data.dataset}",
+            fix="leave it out, or choose --dataset synthetic",
+        )
     return fit_sampling_start(
-        from_dict(given, base), planned, explicit=start_given or "sampling_start_epoch" in train
+        config, planned, explicit=start_given or "sampling_start_epoch" in train
     )
+
+
+def without_effect(config: Config, given: Iterable[str]) -> list[str]:
+    """Of the settings `given`, each as `section.key`, those that do nothing here, and why."""
+    model, train = config.model, config.train
+    why: dict[str, str] = {}
+    if not model.mica:
+        why["model.sigma"] = "model.mica is off"
+    elif model.criterion not in ("hsic", "cka"):
+        why["model.sigma"] = f"model.criterion is {model.criterion}"
+    elif model.bandwidth != "fixed":
+        why["model.sigma"] = f"model.bandwidth is {model.bandwidth}"
+    if not train.augment:
+        why["train.augment_strength"] = "train.augment is off"
+    if train.optimizer == "adam" and train.weight_decay:
+        why["train.weight_decay"] = "train.optimizer is adam"
+    if train.schedule == "constant":
+        why["train.warmup_fraction"] = "train.schedule is constant"
+    if train.mix == "none":
+        why["train.mix_alpha"] = why["train.mix_probability"] = "train.mix is none"
+    if not train.teachers:
+        why["train.teacher_view"] = why["loss.temperature"] = "train.teachers is empty"
+    if config.data.protocol == "official":
+        why["data.test_fraction"] = "data.protocol is official"
+    return [f"{key} ({why[key]})" for key in given if key in why]
 
 
 def fit_sampling_start(config: Config, planned: TrainConfig, *, explicit: bool) -> Config:

@@ -75,7 +75,7 @@ class ParityError(BiigmaError):
 
 
 class TrainingDiverged(BiigmaError):
-    """A loss that is NaN or infinite."""
+    """A loss that is NaN, infinite or exploded, or weights that are not finite."""
 
 
 class Interrupted(BiigmaError):

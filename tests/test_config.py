@@ -24,8 +24,12 @@ from biigma_cli.config import (
     resolve,
     stretch_phases,
     to_toml,
+    without_effect,
 )
 from biigma_cli.errors import EXIT_USAGE, UsageError
+
+# With a teacher, and something that it does.
+TAUGHT = {"train": {"teachers": ["t"]}, "loss": {"distillation": 1.0}}
 
 
 def test_defaults_are_the_papers() -> None:
@@ -347,6 +351,52 @@ def test_what_hangs_on_the_epochs() -> None:
     late = resolve(given, base, planned=PHASED, start_given=True).train
     assert late.sampling_start_epoch == 4
     assert resolve({}, base, planned=PHASED) == base
+
+
+def test_a_bias_is_for_drawn_backgrounds() -> None:
+    """Refused for another data set, however it was given; 0 is none."""
+    base = preset("light")
+    for dataset, bias in (("synthetic", 0.9), ("isic17", 0.0)):
+        given = {"data": {"dataset": dataset, "background_bias": bias}}
+        assert resolve(given, base, planned=base.train).data.background_bias == bias
+    from_file = from_dict({"data": {"background_bias": 0.9}}, base)
+    with pytest.raises(UsageError, match=r"data\.background_bias .* not for isic18"):
+        resolve({}, from_file, planned=base.train)
+    # A run of an older version may hold it.
+    assert from_dict(from_file.to_dict()) == from_file
+
+
+@pytest.mark.parametrize(
+    ("key", "idle", "useful", "why"),
+    [
+        ("train.augment_strength", {"train": {"augment": False}}, {}, "train.augment is off"),
+        ("train.weight_decay", {"train": {"optimizer": "adam"}}, {}, "train.optimizer is adam"),
+        ("train.warmup_fraction", {"train": {"schedule": "constant"}}, {},
+         "train.schedule is constant"),
+        ("train.mix_alpha", {}, {"train": {"mix": "both"}}, "train.mix is none"),
+        ("train.mix_probability", {}, {"train": {"mix": "cutmix"}}, "train.mix is none"),
+        ("train.teacher_view", {}, TAUGHT, "train.teachers is empty"),
+        ("loss.temperature", {}, TAUGHT, "train.teachers is empty"),
+        ("data.test_fraction", {"data": {"protocol": "official"}}, {},
+         "data.protocol is official"),
+        ("model.sigma", {}, {"model": {"bandwidth": "fixed"}}, "model.bandwidth is median"),
+        ("model.sigma", {"model": {"criterion": "none", "bandwidth": "fixed"}},
+         {"model": {"bandwidth": "fixed"}}, "model.criterion is none"),
+        ("model.sigma", {"model": {"criterion": "cosine", "bandwidth": "fixed"}},
+         {"model": {"bandwidth": "fixed"}}, "model.criterion is cosine"),
+        ("model.sigma", {"model": {"mica": False, "bandwidth": "fixed"}},
+         {"model": {"bandwidth": "fixed"}}, "model.mica is off"),
+    ],
+)  # fmt: skip
+def test_settings_without_effect(
+    key: str, idle: dict[str, Any], useful: dict[str, Any], why: str
+) -> None:
+    """Told where they were given and another setting makes them do nothing."""
+    base = preset("light")
+    given = ("train.epochs", key, "model.heads")
+    assert without_effect(from_dict(idle, base), given) == [f"{key} ({why})"]
+    assert without_effect(from_dict(useful, base), given) == []
+    assert without_effect(from_dict(idle, base), given[::2]) == []
 
 
 @pytest.mark.parametrize(

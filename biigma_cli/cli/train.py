@@ -150,7 +150,6 @@ def train(
     from biigma_cli import config as cfg
     from biigma_cli.cli.targets import check_run_name
     from biigma_cli.errors import UsageError
-    from biigma_cli.taxonomy import SYNTHETIC
 
     # Set by torchrun, and by --devices, which uses its launcher.
     launched = "RANK" in os.environ
@@ -168,7 +167,7 @@ def train(
         raise UsageError("a resumed run keeps its name", fix="leave --name out with --resume")
     if max_restarts and devices == 1 and not launched:
         raise UsageError("--max-restarts is for several processes", fix="add --devices")
-    chosen_protocol = False
+    chosen_keys: dict[str, None] = {}
     # Of several processes the first alone tells, and looks: it is the one that begins the folder.
     first = os.environ.get("RANK", "0") == "0"
     if resume is not None:
@@ -222,14 +221,14 @@ def train(
             given, settings, planned=cfg.preset(preset).train,
             start_given="sampling_start_epoch" in from_file.get("train", {}),
         )  # fmt: skip
-        if background_bias is not None and settings.data.dataset != SYNTHETIC.dataset:
-            raise UsageError(
-                f"--background-bias is for the synthetic data set, not for {settings.data.dataset}",
-                fix=f"leave it out, or choose --dataset {SYNTHETIC.dataset}",
-            )
         hushed = show_config or not first or (devices > 1 and not launched)
         _tell_sampling_start(settings, meant, quiet=hushed)
-        chosen_protocol = "protocol" in given["data"] or "protocol" in from_file.get("data", {})
+        chosen_keys = dict.fromkeys(
+            f"{section}.{key}"
+            for values in (from_file, given)
+            for section, keys in values.items()
+            for key in keys
+        )
         run = runs / (name or time.strftime("%Y%m%d-%H%M%S-") + preset)
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
@@ -250,7 +249,7 @@ def train(
 
     with joined(device) as ranks:
         _train(
-            settings, run, ranks, resume=resume is not None, chosen_protocol=chosen_protocol,
+            settings, run, ranks, resume=resume is not None, chosen=tuple(chosen_keys),
             allow_missing=allow_missing, tensorboard=tensorboard,
         )  # fmt: skip
 
@@ -274,21 +273,29 @@ def _train(
     ranks: Ranks,
     *,
     resume: bool,
-    chosen_protocol: bool,
+    chosen: tuple[str, ...],
     allow_missing: bool,
     tensorboard: bool,
 ) -> None:
-    """What each process does; the first alone tells."""
+    """What each process does; the first alone tells.
+
+    Args:
+        chosen: settings that the user gave, each as `section.key`.
+    """
+    from biigma_cli.config import without_effect
     from biigma_cli.data.splits import own_split_meant
     from biigma_cli.engine import train as engine
     from biigma_cli.engine.interrupt import stop_on_signals
 
     manifest = _data(settings, ranks, may_miss=allow_missing or resume)
-    if not chosen_protocol and not resume and own_split_meant(manifest):
+    if "data.protocol" not in chosen and not resume and own_split_meant(manifest):
         if ranks.is_main:
             note(f"{manifest.dataset} brings its own parts: --protocol official")
         data = dataclasses.replace(settings.data, protocol="official")
         settings = dataclasses.replace(settings, data=data)
+    idle = without_effect(settings, chosen)
+    if idle and ranks.is_main:
+        note(f"warning: without effect here: {', '.join(idle)}")
     with (
         _told(run, ranks, tensorboard=tensorboard) as on_event,
         stop_on_signals() as stop,

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from biigma_cli.data.images import Part
 from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.masks import Laid, refuse_unusable
 from biigma_cli.data.perturb.fill import kept_share, without_lesion
 from biigma_cli.data.perturb.kinds import to_levels
 from biigma_cli.data.perturb.masks import lesion_masks, no_mask
 from biigma_cli.data.preprocess import map_threads
-from biigma_cli.storage import available_cpus
+from biigma_cli.storage import available_cpus, content_digest, sha256_lines
 
 
 class Backgrounds(NamedTuple):
@@ -102,6 +103,30 @@ def check_masks(manifest: Manifest, ids: Sequence[str]) -> None:
     records = manifest.by_id()
     if not any(records[i].mask for i in ids):
         raise no_mask(len(ids), manifest.dataset)
+
+
+def masks_digest(manifest: Manifest, ids: Sequence[str]) -> str:
+    """One digest of the images' lesion masks, by the bytes of their files and in that order.
+
+    Raises `DataError` that names the first that cannot be read.
+    """
+    records = manifest.by_id()
+    unread: dict[str, Laid] = {}
+
+    def digest(image: str) -> str:
+        mask = records[image].mask
+        if not mask:
+            return f"{image}:"
+        try:
+            return f"{image}:{content_digest((manifest.root / mask).read_bytes())}"
+        except OSError as error:
+            damage = f"cannot read {manifest.root / mask}: {error.strerror or error}"
+            unread[image] = Laid(damage=damage)
+            return ""
+
+    lines = list(map_threads(digest, ids, threads=available_cpus()))
+    refuse_unusable(unread, manifest)
+    return sha256_lines(lines)
 
 
 def draw_swap(batch: int, share: float, donors: int, generator: torch.Generator) -> Swap:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biigma_cli.config import Config
 from biigma_cli.core.model import BiigmaNet
@@ -101,7 +102,7 @@ class RunFiles:
         return next((path for path in there if path is not None and path.is_file()), None)
 
     def newest(self) -> tuple[Checkpoint, Path]:
-        """The newest checkpoint that can be read, and where it lies.
+        """The newest checkpoint that can be read and gone on from, and where it lies.
 
         Raises `ModelFileError` where there is none.
         """
@@ -109,10 +110,13 @@ class RunFiles:
         for path in (self.last, self.previous):
             try:
                 checkpoint = load_checkpoint(path)
-                if "state" in checkpoint.meta:
+                if "state" not in checkpoint.meta:
+                    problems.append(f"{path} holds no training state")
+                elif not finite_weights(checkpoint.tensors):  # older versions wrote such
+                    problems.append(f"{path} holds weights that are not finite")
+                else:
                     self.last_is_whole = path == self.last
                     return checkpoint, path
-                problems.append(f"{path} holds no training state")
             except ModelFileError as error:
                 problems.append(error.message)
         raise ModelFileError(
@@ -132,6 +136,20 @@ def training_tensors(
     if average:
         tensors |= {f"ema.{k}": v for k, v in average.tensors.items()}
     return tensors
+
+
+def finite_weights(tensors: dict[str, Tensor]) -> bool:
+    """Whether the network of a checkpoint, and its average, hold no NaN and nothing infinite.
+
+    Makes the host wait for the device, once.
+    """
+    return all_finite(v for k, v in tensors.items() if k.startswith(("model.", "ema.")))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether floating tensors, the others apart, hold no NaN and nothing infinite."""
+    floats = [t for t in tensors if t.is_floating_point()]
+    return bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
 
 
 def restore(
@@ -169,12 +187,15 @@ def check_resumable(
     split: Split,
     teachers: dict[str, str],
     extra: Sequence[dict[str, Any]] = (),
+    masks: str = "",
 ) -> None:
     """Raise `CheckpointMismatch` that lists what differs from when the run was started.
 
     Args:
         teachers: digests of the teachers' files, see `Teachers`.
         extra: summaries of the extra data sets, see `Extra`.
+        masks: digest of the lesion masks that are trained with; "" for none. Checkpoints of older
+            versions do not know theirs.
     """
     differences = [
         f"{section}.{key}: {old} -> {values[key]}"
@@ -197,6 +218,9 @@ def check_resumable(
         old = last.meta.get("teachers", {}).get(path)
         if old != digest:
             differences.append(f"teacher {path}: file {str(old)[:12]} -> {digest[:12]}")
+    old = last.meta.get("masks")
+    if masks and old and old != masks:
+        differences.append(f"lesion masks: {old[:12]} -> {masks[:12]}")
     if differences:
         raise CheckpointMismatch(
             "the run was started with other settings or data:\n  " + "\n  ".join(differences),

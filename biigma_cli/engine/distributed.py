@@ -265,6 +265,13 @@ def broadcast_object(value: T) -> T:
     return holder[0]  # type: ignore[no-any-return]
 
 
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank's `model` the buffers of rank 0's, in place: batch norms' statistics."""
+    if _world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather_objects(value: T) -> list[T]:
     """Every rank's `value` (anything that can be pickled), in the order of the ranks."""
     if _world() == 1:

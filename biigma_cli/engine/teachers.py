@@ -16,6 +16,7 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import Split, check_same_split
 from biigma_cli.engine.evaluate import prepare, to_batch
 from biigma_cli.engine.provenance import ancestry, check_unseen, line_of, run_of
+from biigma_cli.errors import CheckpointMismatch
 from biigma_cli.runtime.session import Predictor, find_network
 from biigma_cli.storage import content_digest
 
@@ -49,17 +50,25 @@ class Teachers:
     """
 
     def __init__(
-        self, names: Sequence[str], *, classes: list[str], split: Split, device: torch.device
+        self,
+        names: Sequence[str],
+        *,
+        classes: list[str],
+        split: Split,
+        device: torch.device,
+        rule: str | None = None,
     ) -> None:
         """Load them.
 
         Args:
             names: checkpoints, exported models, or names of shipped ones.
+            rule: the resize rule of the views that they will see; None where each is asked `once`,
+                by its own.
 
         Raises:
             ModelFileError: no such file, or neither of the two.
-            CheckpointMismatch: other classes, or trained on another split, whose training part may
-                hold images that are test images here.
+            CheckpointMismatch: other classes, another resize rule, or trained on another split,
+                whose training part may hold images that are test images here.
             DeviceError: an exported model cannot run on the device.
         """
         self._teachers: list[_Teacher] = []
@@ -72,6 +81,11 @@ class Teachers:
             teacher, said = opened(path, classes, device)
             check_same_split(split, said.meta["split"], source=name)
             check_unseen(split, name, said)
+            if rule not in (None, teacher.rule):
+                raise CheckpointMismatch(
+                    f"{name} knows images resized by {teacher.rule}, and would see them by {rule}",
+                    fix=f"set train.teacher_view=once, or data.resize={teacher.rule}",
+                )
             self._teachers.append(teacher)
             self.ancestors = ancestry(self.ancestors, line_of(run_of(path), said))
             self.sources = merged(self.sources, sources_of(said))

@@ -38,7 +38,7 @@ from biigma_cli.core.weights import (
     save_checkpoint,
 )
 from biigma_cli.data.augment import resize_batch
-from biigma_cli.data.backgrounds import Backgrounds, check_masks, load_backgrounds
+from biigma_cli.data.backgrounds import Backgrounds, check_masks, load_backgrounds, masks_digest
 from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
@@ -51,6 +51,7 @@ from biigma_cli.engine.checkpoints import (
     RunFiles,
     State,
     check_resumable,
+    finite_weights,
     restore,
     training_tensors,
 )
@@ -132,9 +133,10 @@ def train(
         the summary.
 
     Raises:
-        TrainingDiverged: the loss became NaN, infinite or `DIVERGED` times the first one; names
-            the batch and the last good checkpoint.
-        CheckpointMismatch: `resume` with another config, data set or split.
+        TrainingDiverged: the loss became NaN, infinite or `DIVERGED` times the first one, or the
+            weights or what they answer on validation did not stay finite; names the batch, where
+            it is the loss, and the last good checkpoint.
+        CheckpointMismatch: `resume` with another config, data set, split, lesion masks or teachers.
         Interrupted: on a request to stop.
         RunBusy: another process is training in that folder.
         BiigmaError: a checkpoint could not be written; the one before is whole.
@@ -201,15 +203,21 @@ class _Training:
         self.command = (self.last.meta.get("command") if self.last else None) or command
         # Built before anything is written or decoded: weights that do not fit end it here.
         self.teachers = Teachers(
-            config.train.teachers, classes=self.codes, split=self.split, device=device
-        )
+            config.train.teachers, classes=self.codes, split=self.split, device=device,
+            rule=None if config.train.teacher_view == "once" else config.data.resize,
+        )  # fmt: skip
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
         self.versions = versions(config.model)
+        self.masks = ""
         if config.train.backgrounds:
-            check_masks(manifest, self.split.train)
+            with distributed.shared_errors():
+                check_masks(manifest, self.split.train)
+                self.masks = masks_digest(manifest, self.split.train)
         if self.last is not None:
-            check_resumable(self.last, config, self.split, self.teachers.digests, self.joined)
+            check_resumable(
+                self.last, config, self.split, self.teachers.digests, self.joined, self.masks
+            )
         self.model = self._build()
         if ranks.is_main:
             atomic_write_text(files.run / "config.toml", to_toml(config))
@@ -247,12 +255,17 @@ class _Training:
     def _miss_best(self) -> None:
         """Where the chosen network is gone, choose among the epochs still to come.
 
-        Raises `ModelFileError` where none is.
+        So it is, too, where a run was killed between its two files, or goes on from the checkpoint
+        before: another network has taken its place. Computed again, that epoch is chosen again.
+
+        Raises `ModelFileError` where no epoch is to come.
         """
         gone = ""
         if self.ranks.is_main and self.state.best_epoch:
             try:
-                load_checkpoint(self.files.best, tensors=False)
+                kept = load_checkpoint(self.files.best, tensors=False).meta["epoch"]
+                if kept != self.state.best_epoch:
+                    gone = f"{self.files.best} is of epoch {kept}"
             except ModelFileError as error:
                 gone = error.message
         gone = distributed.broadcast_object(gone)
@@ -474,23 +487,34 @@ class _Training:
             loss = row[0]
             state.first_loss = state.first_loss or loss
             if not math.isfinite(loss) or loss > DIVERGED * max(1.0, state.first_loss):
-                self._diverged(loss, state.step - len(rows) + i, batches)
+                step = state.step - len(rows) + i
+                ids = [self.train_part.ids[k] for k in batches[step].tolist()]
+                named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+                raise self._diverged(
+                    f"the loss is {loss:.4g} in epoch {state.epoch + 1}, step {step + 1}",
+                    f"images of the batch: {named}",
+                )
             old = state.sums or [0.0] * len(row)
             state.sums = [a + b for a, b in zip(old, row, strict=True)]
         means = np.mean(rows, axis=0).tolist()
         return stop, dict(zip(state.names, means, strict=True))
 
-    def _diverged(self, loss: float, step: int, batches: list[Tensor]) -> None:
-        ids = [self.train_part.ids[i] for i in batches[step].tolist()]
-        kept = "no checkpoint was written"
-        if self.files.last.is_file():
-            kept = f"the last good checkpoint is {self.files.last}"
-        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise TrainingDiverged(
-            f"the loss is {loss:.4g} in epoch {self.state.epoch + 1}, step {step + 1}; {kept}; "
-            f"images of the batch: {named}",
+    def _diverged(self, *said: str) -> TrainingDiverged:
+        """The error, with the checkpoint that is left after the first of what is `said`."""
+        whole = self.files.whole()
+        kept = f"the last good checkpoint is {whole}" if whole else "no checkpoint was written"
+        return TrainingDiverged(
+            "; ".join((said[0], kept, *said[1:])),
             fix="lower train.lr, or set train.grad_clip and train.precision=fp32",
         )
+
+    def _check_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Raise `TrainingDiverged` before weights that nobody can go on from are written.
+
+        The loss alone would show it a step later.
+        """
+        if not finite_weights(tensors):
+            raise self._diverged(f"the weights are not finite {_moment(self.state)}")
 
     def _tell_step(self, shown: dict[str, float], lr: float, steps: int, size: int) -> None:
         state = self.state
@@ -520,8 +544,15 @@ class _Training:
         state = self.state
         began = time.perf_counter()
         judged = self.average.network(self.model) if self.average else self.model
+        # Each rank's norms saw its own images: what is judged is the network that is written.
+        distributed.broadcast_buffers(judged)
+        self._check_weights(training_tensors(self.model, self.optimizer, self.average))
         # In float32, as the exported model will run: in bf16 other epochs look best.
         proba = self._validate(judged)
+        if not np.isfinite(proba).all():
+            raise self._diverged(
+                f"the answers for the validation part are not finite {_moment(state)}"
+            )
         figures = validation_figures(self.val_part.labels, proba, self.codes)
         row |= figures
         row["seconds"] = state.spent + time.perf_counter() - began
@@ -586,6 +617,7 @@ class _Training:
         if not self.ranks.is_main:
             return
         tensors = training_tensors(self.model, self.optimizer, self.average)
+        self._check_weights(tensors)
         meta = {**self._meta(), "state": dataclasses.asdict(self.state)}
         with self._keeping_the_run():
             self.files.save_last(tensors, meta)
@@ -632,6 +664,7 @@ class _Training:
             "versions": self.versions,
             "teachers": self.teachers.digests,
             "extra": self.joined,
+            "masks": self.masks,
             "processes": self.ranks.world,
             "command": self.command,
             "ancestors": self.ancestors,

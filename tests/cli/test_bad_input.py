@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from biigma_cli.core.weights import load_checkpoint, save_checkpoint
+from biigma_cli.errors import UsageError
 from tests.conftest import TINY, Outcome, call
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -422,6 +423,32 @@ def test_train_tells_when_the_hybrid_branch_joins(
         assert ("hybrid" in done.err) == bool(word)
 
 
+def test_train_tells_of_settings_without_effect(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the user, from wherever they came, under the settings as they are in the end."""
+    monkeypatch.setattr("biigma_cli.data.splits.own_split_meant", lambda _: True)
+
+    def no_training(*_: object, **__: object) -> None:
+        raise UsageError("so far only")
+
+    monkeypatch.setattr("biigma_cli.engine.train.train", no_training)
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nmix_alpha = 0.3\naugment = true\n")
+    for more, told in (
+        ([], []),
+        (["--config", file], ["train.mix_alpha (train.mix is none)"]),
+        (["--config", file, "--set", "train.mix=both"], []),
+        (["--preset", "plain-light", "--set", "model.sigma=2.0", "--set", "data.test_fraction=0.3"],
+         ["model.sigma (model.mica is off)", "data.test_fraction (data.protocol is official)"]),
+        (["--set", "data.test_fraction=0.3", "--protocol", "lesion"], []),
+    ):  # fmt: skip
+        done = call("train", "--runs", tmp_path / "runs", "--device", "cpu", *more)
+        refused(done, 2, "so far only", *told)
+        lines = [text for text in done.err.splitlines() if "without effect" in text]
+        assert lines == [f"warning: without effect here: {', '.join(told)}"] * bool(told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -441,6 +468,7 @@ def test_train_tells_when_the_hybrid_branch_joins(
         (["--set", "train.balance=110"], ["train.balance is 110", "all classes alike"]),
         (["--epochs", "5", "--set", "train.epochs=3"], ["--epochs and --set train.epochs=3"]),
         (["--background-bias", "0.9"], ["--background-bias", "not for isic18", "synthetic"]),
+        (["--set", "data.background_bias=0.9"], ["data.background_bias", "not for isic18"]),
     ],
 )
 def test_train_settings(arguments: list[str], words: list[str], home: Path, tmp_path: Path) -> None:

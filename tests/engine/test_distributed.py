@@ -152,6 +152,23 @@ def test_collectives(pair: Pair) -> None:
         }
 
 
+def told_buffers(ranks: Ranks) -> list[Any]:
+    """A norm's buffers and weights after rank 0 has told its buffers."""
+    norm = nn.BatchNorm2d(2)
+    for tensor in norm.state_dict().values():
+        tensor.fill_(ranks.rank + 5)
+    distributed.broadcast_buffers(nn.Sequential(norm))
+    return [tensor.tolist() for tensor in norm.state_dict().values()]
+
+
+def test_buffers_are_those_of_the_first(pair: Pair) -> None:
+    """In place, whole numbers too; weights stay."""
+    for rank, (weight, bias, mean, var, count) in enumerate(pair.run(told_buffers)):
+        assert weight == bias == [rank + 5.0] * 2
+        assert mean == var == [5.0] * 2
+        assert count == 5
+
+
 def fail_in_one(ranks: Ranks, failing: int) -> str:
     """The message of the error that this rank sees."""
     try:
@@ -185,6 +202,7 @@ def test_one_process_alone() -> None:
     assert distributed.gather_objects("a") == ["a"]
     assert distributed.gather_background(x) is x
     assert distributed.background_gather(ranks) is None
+    distributed.broadcast_buffers(model)
     assert distributed.wrap(model, ranks) is model
     assert type(distributed.sync_batchnorm(model, CPU)[0]) is nn.BatchNorm2d
     distributed.barrier()

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from biigma_cli.core.weights import load_checkpoint
+from biigma_cli.core.weights import load_checkpoint, load_model
+from biigma_cli.data.images import load_part
+from biigma_cli.data.manifest import load_manifest
+from biigma_cli.data.splits import make_split
+from biigma_cli.engine.evaluate import predict_proba, validation_figures
 from tests.conftest import TINY, call
 
 pytestmark = pytest.mark.skipif(
@@ -92,6 +96,33 @@ def test_the_curve_is_the_same(alone: Path, together: Path) -> None:
     ours, theirs = (load_checkpoint(r / "weights" / "last.safetensors") for r in (together, alone))
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert ours.meta["processes"] == 2
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_what_is_judged_is_what_is_kept(
+    ema: float, home: Path, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The stored log loss is that of the stored network, though each process has norms of its own.
+
+    They are far from the data's after so few steps, and so answer otherwise.
+    """
+    process = start(
+        [*TINY, "--epochs", "1", "--devices", "2", "--runs", str(tmp_path), "--name", "n",
+         "--set", f"train.ema={ema}"],
+        bare_environment,
+    )  # fmt: skip
+    _, told = process.communicate(timeout=250)
+    assert process.returncode == 0, told
+    stored = load_checkpoint(tmp_path / "n" / "weights" / "best.safetensors")
+    manifest = load_manifest("isic18")
+    part = load_part(
+        manifest, make_split(manifest, stored.config.data).val, stored.config.data.side
+    )
+    proba = predict_proba(load_model(stored), part.pixels, device=torch.device("cpu"))
+    again = validation_figures(part.labels, proba, stored.meta["classes"])
+    assert again["val_log_loss"] == pytest.approx(
+        stored.meta["validation"]["val_log_loss"], rel=1e-6
+    )
 
 
 def test_a_killed_process_ends_all_and_the_run_goes_on(

@@ -38,6 +38,7 @@ from biigma_cli.engine.train import train
 from biigma_cli.errors import (
     BiigmaError,
     CheckpointMismatch,
+    DataError,
     Interrupted,
     ModelFileError,
     TrainingDiverged,
@@ -395,6 +396,54 @@ def test_a_lost_best_is_told_of(whole: Whole, small: Manifest, tmp_path: Path) -
         train(settings(), small, run, device=CPU, resume=True)
 
 
+def test_best_of_an_epoch_that_the_state_does_not_know(
+    small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between `best` and `last`, a run does not take one epoch's file for another's.
+
+    Where the epoch done again is the same, so is all that follows; where it comes out worse, as it
+    can on a GPU, what is named is what is kept.
+    """
+    config, runs = settings(select="log_loss"), (tmp_path / "whole", tmp_path / "run")
+    worse = [0.0]
+    figures = engine.validation_figures
+
+    def scored(*known: Any) -> dict[str, float]:
+        epoch = next(scores)
+        return {**figures(*known), "val_log_loss": 3.0 - epoch + worse[0] * (epoch == 2)}
+
+    monkeypatch.setattr(engine, "validation_figures", scored)
+    scores = iter((1, 2, 3))
+    wanted = train(config, small, runs[0], device=CPU)
+
+    def save(path: Path, *rest: Any) -> None:
+        checkpoints.save_checkpoint(path, *rest)
+        if rest[1]["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    scores = iter((1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, small, runs[1], device=CPU)
+    best = runs[1] / "weights" / "best.safetensors"
+    assert (load_checkpoint(best).meta["epoch"], last(runs[1]).meta["epoch"]) == (2, 1)
+    again = Path(shutil.copytree(runs[1], tmp_path / "again"))
+    told: list[Event] = []
+    scores = iter((2, 3))
+    summary = train(config, small, runs[1], device=CPU, resume=True, on_event=told.append)
+    text = f"{best} is of epoch 2: the network of epoch 1, the best so far, is lost"
+    assert any(text in e.text for e in told if isinstance(e, NoteEvent))
+    assert summary["best_epoch"] == wanted["best_epoch"] == 3
+    same(last(runs[1]), last(runs[0]))
+    # The second epoch comes out worse than the first, and the third no better.
+    worse[0], scores = 9.0, iter((2, -9))
+    summary = train(config, small, again, device=CPU, resume=True)
+    kept = load_checkpoint(again / "weights" / "best.safetensors").meta
+    assert summary["best_epoch"] == kept["epoch"] == 2
+    assert float(rows_of(again)[1]["val_log_loss"]) == kept["validation"]["val_log_loss"] == 10.0
+
+
 def test_full_disk_in_mid_run(
     whole: Whole, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,6 +516,67 @@ def test_diverging_loss(small: Manifest, tmp_path: Path) -> None:
     loss = float(caught.value.message.split("the loss is ")[1].split(" ")[0])
     assert not loss <= 100
     assert all(torch.isfinite(t).all() for t in last(tmp_path / "run").tensors.values())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_last_step_diverges(small: Manifest, tmp_path: Path, ema: float) -> None:
+    """A network that the only step spoils, which no loss has seen yet, is not kept."""
+    config = settings(
+        epochs=1, batch_size=24, lr=1e30, grad_clip=0.0, ema=ema, schedule="constant"
+    )  # fmt: skip
+    steps: list[Event] = []
+    with pytest.raises(TrainingDiverged, match=r"not finite in epoch 1 after step 1; no check"):
+        train(config, small, tmp_path / "run", device=CPU, on_event=steps.append)
+    assert sum(isinstance(e, StepEvent) for e in steps) == 1
+    assert not (tmp_path / "run" / "weights").exists()
+
+
+@pytest.mark.parametrize("often", [0.0, 1e-9])
+@pytest.mark.parametrize("select", ["last", "macro_f1"])
+def test_weights_that_are_not_finite_are_not_written(
+    select: str, often: float, small: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where neither loss nor answers show it; the run goes on from what is named."""
+    run, config = tmp_path / "run", settings(epochs=2, select=select, checkpoint_minutes=often)
+    plain = engine.Stepper.__call__
+
+    def spoiling(self: Any, *batch: Any, epoch: int, step: int, steps: int, size: int) -> Any:
+        done = plain(self, *batch, epoch=epoch, step=step, steps=steps, size=size)
+        if (epoch, step) == (1, steps - 1):
+            next(self.model.saliency.parameters()).data.flatten()[0] = math.nan
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Stepper, "__call__", spoiling)
+        with pytest.raises(TrainingDiverged, match=r"weights are not finite in epoch 2") as caught:
+            train(config, small, run, device=CPU)
+    named = run / "weights" / "last.safetensors"
+    assert f"the last good checkpoint is {named}" in caught.value.message
+    for path in run.glob("weights/*"):
+        assert all(t.isfinite().all() for t in load_checkpoint(path).tensors.values())
+    best = load_checkpoint(run / "weights" / "best.safetensors")
+    assert best.meta["epoch"] == last(run).meta["epoch"] == 1
+    train(config, small, run, device=CPU, resume=True)
+    assert last(run).meta["epoch"] == 2
+
+
+def test_going_on_from_before_weights_that_are_not_finite(
+    whole: Whole, small: Manifest, tmp_path: Path
+) -> None:
+    """As older versions wrote them; the newest checkpoint that is finite serves."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(checkpoint_minutes=1e-9), small, run, device=CPU, on_event=stopper(2, 3))
+    newest = last(run)
+    newest.tensors["model.head.bias"][0] = math.nan
+    checkpoints.save_checkpoint(run / "weights" / "last.safetensors", *newest)
+    told: list[Event] = []
+    train(
+        settings(checkpoint_minutes=1e-9), small, run,
+        device=CPU, resume=True, on_event=told.append,
+    )  # fmt: skip
+    assert any("from previous.safetensors" in e.text for e in told if isinstance(e, NoteEvent))
+    same(last(run), last(whole.run))
 
 
 @pytest.mark.parametrize("select", ["log_loss", "last"])
@@ -560,6 +670,31 @@ def test_teachers_may_see_a_clean_view(
         assert torch.corrcoef(torch.stack(coarse))[0, 1] > 0.9
         softened += int((same - clean).abs().mean() > 0.5)
     assert softened == len(seen["same strong"])
+
+
+def test_teachers_see_their_own_resize_rule(whole: Whole, small: Manifest, tmp_path: Path) -> None:
+    """Other views are refused before anything is written, unless each is asked by its own."""
+    best = load_checkpoint(whole.run / "weights" / "best.safetensors")
+    data = best.meta["config"]["data"]
+    best.meta["config"] |= {"data": {**data, "resize": "crop"}}
+    teacher = tmp_path / "crop.safetensors"
+    checkpoints.save_checkpoint(teacher, *best)
+
+    def taught(view: str, rule: str) -> None:
+        given = {
+            "data": {"resize": rule}, "loss": {"distillation": 1.0},
+            "train": {"teachers": [str(teacher)], "teacher_view": view},
+        }  # fmt: skip
+        config = cfg.from_dict(given, settings(epochs=1))
+        train(config, small, tmp_path / f"{view} {rule}", device=CPU)
+
+    for view in ("same", "clean"):
+        with pytest.raises(CheckpointMismatch, match=r"by crop, and would .* by squash") as caught:
+            taught(view, "squash")
+        assert caught.value.fix == "set train.teacher_view=once, or data.resize=crop"
+        assert not (tmp_path / f"{view} squash").exists()
+    taught("once", "squash")
+    taught("same", "crop")
 
 
 @pytest.mark.parametrize("mix", ["none", "mixup"])
@@ -782,6 +917,45 @@ def test_other_backgrounds(
     monkeypatch.undo()
     train(settings(), masked, tmp_path / "off", device=CPU)
     same(last(whole.run), last(tmp_path / "off"))
+
+
+def test_masks_must_be_the_same(masked: Manifest, tmp_path: Path) -> None:
+    """One that changed is refused on resuming; of those that are not used nothing is asked, nor
+    where an older version wrote the checkpoint.
+    """
+    split = make_split(masked, settings().data)
+    records = masked.by_id()
+    for image in (split.train[0], split.test[0]):
+        mask = tmp_path / f"{image}.png"
+        shutil.copy(records[image].mask, mask)
+        records[image] = dataclasses.replace(records[image], mask=str(mask))
+    masked = dataclasses.replace(masked, records=tuple(records.values()))
+    config, run = settings(epochs=2, backgrounds=0.5), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, masked, run, device=CPU, on_event=stopper(2, 1))
+    older = Path(shutil.copytree(run, tmp_path / "older"))
+
+    def changed(image: str) -> None:
+        with Image.open(records[image].mask) as mask:
+            lesion = np.array(mask)
+        lesion[0, 0] ^= True
+        Image.fromarray(lesion).save(records[image].mask)
+
+    changed(split.test[0])
+    stop = StopRequest()
+    stop.signum = signal.SIGINT
+    with pytest.raises(Interrupted):
+        train(config, masked, run, device=CPU, resume=True, stop=stop)
+    changed(split.train[0])
+    with pytest.raises(CheckpointMismatch, match=r"\n  lesion masks: \w{12} -> \w{12}$"):
+        train(config, masked, run, device=CPU, resume=True)
+    found = last(older)
+    del found.meta["masks"]
+    checkpoints.save_checkpoint(older / "weights" / "last.safetensors", *found)
+    train(config, masked, older, device=CPU, resume=True)
+    Path(records[split.train[0]].mask).unlink()
+    with pytest.raises(DataError, match=r"1 lesion masks cannot be used.*No such file"):
+        train(config, masked, run, device=CPU, resume=True)
 
 
 def test_other_backgrounds_need_masks(
