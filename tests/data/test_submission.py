@@ -309,6 +309,36 @@ def test_classes_only_predicted(tmp_path: Path) -> None:
     refused(caught, "columns of no class", "BCC")
 
 
+@pytest.mark.parametrize("truth", ["image,dx\nISIC_1,mel\nISIC_2,nv\nISIC_3,nv\n", NAMED])
+def test_columns_that_are_no_classes(tmp_path: Path, truth: str) -> None:
+    """Other figures from 0 to 1 are no probabilities of a class; one that the truth happens to lack
+    is told by the rows' sums, however small its share."""
+    lines = PREDICTED.splitlines()
+
+    def with_column(name: str, *values: object) -> str:
+        return "\n".join([f"{lines[0]},{name}", *map("{},{}".format, lines[1:], values)])
+
+    for values in ((0.5, 0.9, 1), (0, 0, 1)):
+        with pytest.raises(DataError) as caught:
+            joined(tmp_path, with_column("blurred", *values), truth)
+        refused(caught, "predictions.csv", "no class of", "no known diagnosis: blurred")
+        assert "delete what is no class" in caught.value.fix
+    with pytest.raises(DataError) as caught:
+        joined(tmp_path, "image,MEL,NV,BCC,age,sex\n"
+               "ISIC_1,1,0,0,0.5,1\nISIC_2,0,1,0,0.3,0\nISIC_3,0,0,1,0,0\n", truth)  # fmt: skip
+    refused(caught, "diagnosis: age, sex")
+    for spitz in (0.3, 0.004):
+        rest = 1 - spitz
+        text = (
+            f"image,MEL,NV,BCC,Spitz\nISIC_1,{rest},0,0,{spitz}\nISIC_2,0,1,0,0\nISIC_3,0,0,1,0\n"
+        )
+        assert "Spitz" in joined(tmp_path, text, truth).codes
+    for known in ("VASC", "UNK"):
+        assert known in joined(tmp_path, with_column(known, 0.5, 0.5, 0.5), truth).codes
+    # What a fix of our own asks for.
+    assert "Spitz" in joined(tmp_path, with_column("Spitz", 0, 0, 0), truth).codes
+
+
 def test_classes_never_predicted(tmp_path: Path) -> None:
     """One without an image is left out; one with images must have a column."""
     empty = LABELLED.replace("BCC", "BCC,UNK").replace(".0\n", ".0,0.0\n")
