@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 
+from biigma_cli.data.answers import BEFORE, BEHIND
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable, remedy
@@ -159,10 +160,7 @@ class CsvWriter:
     def __init__(self, labels: Labels, made: Provenance) -> None:
         self.labels = labels
         self.made = made
-        self.columns = [
-            "path", "label", "malignant_probability", *labels.codes, "novelty", "note", "error",
-            "model", "version", "provider", "settings",
-        ]  # fmt: skip
+        self.columns = [*BEFORE, *labels.codes, *BEHIND]
         settings = " ".join(f"{k}={v:g}" for k, v in made.settings.items())
         self._made = [made.model, made.version, made.provider, settings]
 
