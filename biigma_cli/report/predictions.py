@@ -32,6 +32,8 @@ NOT_DERMOSCOPY = "not dermoscopy"
 DISCLAIMER = "for research use only, not a medical device"
 #: Rows of one drawn table.
 BLOCK = 200
+# Columns in which a file's block is drawn at least: below that the terminal wraps.
+_NARROWEST = 24
 # Times a part is opened anew because another run has just given it its name.
 _CLAIMS = 10
 # No row of ours is longer; what is longer is another kind of file.
@@ -303,7 +305,7 @@ class JsonWriter:
 
 
 class TableWriter:
-    """Tables for people, each of up to `BLOCK` files."""
+    """Tables for people, each of up to `BLOCK` files; a block per file where they are too wide."""
 
     def __init__(self, labels: Labels, topk: int, *, colour: bool) -> None:
         self.labels = labels
@@ -333,21 +335,22 @@ class TableWriter:
         from rich.table import Table
         from rich.text import Text
 
-        from biigma_cli.report.tables import render, table_width
+        from biigma_cli.report.tables import fit, render, table_width
 
+        width = table_width(tty=self.colour)
         malignant = dict(zip(self.labels.codes, self.labels.malignant, strict=True))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         # Nothing is ever cut off: names fold, and the minimum widths keep a long one from taking
-        # all.
-        table.add_column("file", overflow="fold", min_width=16)
-        table.add_column("answer", overflow="fold", min_width=20)
+        # all. Together they fit 80 columns.
+        table.add_column("file", min_width=12)
+        table.add_column("answer", min_width=14)
         table.add_column("p", justify="right", no_wrap=True)
         table.add_column("malignant", justify="right", no_wrap=True)
         if self.topk > 1:
-            table.add_column("next", overflow="fold", min_width=14)
+            table.add_column("next", min_width=12)
         noted = any(i.note for i in items)
         if noted:
-            table.add_column("note", overflow="fold", min_width=14)
+            table.add_column("note", min_width=10)
         for item in items:
             if item.probabilities is None:
                 table.add_row(Text(shown(item.path)), Text(item.error, style="red"))
@@ -369,7 +372,17 @@ class TableWriter:
             if noted:
                 row.append(Text(item.note, style="dim"))
             table.add_row(*row)
-        return render(table, width=table_width(tty=self.colour), colour=self.colour)
+        if fit(table, width):
+            return render(table, width=width, colour=self.colour)
+        blocks: list[Table | str] = []
+        heads = [Text(str(c.header), style="dim") for c in table.columns]
+        for cells in zip(*(c.cells for c in table.columns), strict=True):
+            block = Table.grid(padding=(0, 2, 0, 0))
+            for head, cell in zip(heads, cells, strict=True):
+                if str(cell):
+                    block.add_row(head, cell)
+            blocks += [block, ""]
+        return render(*blocks, width=max(width, _NARROWEST), colour=self.colour)
 
 
 class Answered:
