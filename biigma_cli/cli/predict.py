@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 
 import typer
 
-from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.boundary import boundary, ended_by_signals, note
 from biigma_cli.cli.options import InputCheckOption
 from biigma_cli.cli.predict_engine import (
     EngineOption,
@@ -194,6 +194,7 @@ def predict(
         )
     convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
+    context.with_resource(ended_by_signals())
     # Closed when the command is left, whichever way, as is the predictor below.
     sink = context.with_resource(
         Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)

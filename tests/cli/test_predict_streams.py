@@ -528,6 +528,74 @@ def test_interrupted_and_resumed(toy: Path, folder: Path, tmp_path: Path) -> Non
 
 
 @posix
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_ended_by_a_signal(
+    toy: Path, folder: Path, tmp_path: Path, name: str, code: int, form: str
+) -> None:
+    """As on Ctrl-C: what can be gone on with stays, and nothing else."""
+    process = start(toy, "-", "-o", tmp_path / f"out.{form}")
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if any(b"00.png" in p.read_bytes() for p in tmp_path.iterdir()):
+            break
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"interrupted by {name}".encode() in told
+    assert b"Traceback" not in told
+    assert (b"--resume goes on with it" in told) == (form == "csv")
+    assert left(tmp_path) == ["out.csv.part"] * (form == "csv")
+
+
+@posix
+def test_a_hangup_that_is_ignored(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """`nohup` is heeded."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(toy, "-", "-o", tmp_path / "out.csv")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if any(b"00.png" in p.read_bytes() for p in tmp_path.iterdir()):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert left(tmp_path) == ["out.csv"]
+
+
+@posix
+def test_a_terminal_that_is_closed(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Nobody is there to be told, and the end is as clean."""
+    pty = pytest.importorskip("pty")
+    names = tmp_path / "names"
+    os.mkfifo(names)
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-m", "biigma_cli", "predict", "--model", toy,
+                                  "--from-list", names, "-o", tmp_path / "out.csv"])  # fmt: skip
+    with names.open("wb", buffering=0) as file:
+        file.write(os.fsencode(folder / "00.png") + b"\n")
+        part = tmp_path / "out.csv.part"
+        for _ in range(600):
+            if part.exists() and part.read_bytes().count(b"\n") == 2:
+                break
+            time.sleep(0.1)
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert left(tmp_path) == ["names", "out.csv.part"]
+
+
+@posix
 def test_two_runs_of_one_output(toy: Path, folder: Path, tmp_path: Path) -> None:
     """The second is refused while the first lives, whether it goes on or begins, and leaves the
     first's part alone; what a killed one leaves can be gone on with."""
