@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 # Failures that come before the first answer are kept back, so that a run without any leaves no
 # output; more than so many are written all the same, and what was begun is finished.
 HELD = 256
+# Seconds that a row waits on a terminal for others to make a table with.
+PATIENCE = 3.0
 # Endings of a file that takes a table.
 TEXT = ("", ".txt", ".log", ".md")
 
@@ -256,6 +258,7 @@ def predict(
         if answered.dropped:
             note(f"{answered.dropped} have failed and are tried again")
     tally = _Tally(sink, writer, answered)
+    context.with_resource(tally.in_time())
     page = None
     if report is not None:
         from biigma_cli.report.prediction_page import PredictionPage
@@ -281,8 +284,10 @@ def predict(
         if page is not None and report is not None and pictures is not None and tally.begun:
             assert local is not None
             write_page(page, report, made, local, notes=pictures.notes, topk=topk)
-    except BaseException:
+    except BaseException as error:
         batches.close()
+        if not isinstance(error, OSError):  # the reader has gone, or the disk is full
+            tally.cut()
         kept = sink.drop()
         if kept is not None:
             note(f"what was answered is in {kept}; --resume goes on with it")
@@ -583,6 +588,8 @@ class _Tally:
     """Writes records and counts them; failures before the first answer wait, up to `HELD`."""
 
     def __init__(self, sink: Output, writer: Writer, answered: Answered) -> None:
+        from biigma_cli.report.predictions import TableWriter
+
         self.sink = sink
         self.writer = writer
         self.done = len(answered)
@@ -592,6 +599,11 @@ class _Tally:
         self.begun = sink.begun
         self.started = sink.begun
         self.held: list[Prediction] = []
+        self._lock = threading.Lock()
+        self._table = writer if isinstance(writer, TableWriter) and sink.part is None else None
+        self._terminal = self._table is not None and self._table.colour
+        # The line of progress, where that is.
+        self._clear = "\r\033[K" if self._terminal and sys.stderr.isatty() else ""
 
     def add(self, items: list[Prediction], results: list[Result]) -> None:
         """Some more."""
@@ -617,13 +629,51 @@ class _Tally:
             self.sink.discard()
             return
         self._write([])
-        self.sink.write(self.writer.tail(self.done - self.failed, self.failed))
+        with self._lock:
+            self._put(self.writer.tail(self.done - self.failed, self.failed))
         self.sink.finish()
 
+    def cut(self) -> None:
+        """The work was cut short: draw the rows that wait for a table, those held back too."""
+        if self._table is not None:
+            items, self.held = self.held, []
+            self._write(items)
+            self._draw(0)
+
+    @contextlib.contextmanager
+    def in_time(self) -> Iterator[None]:
+        """On a terminal, meanwhile draw the rows that have waited for `PATIENCE` seconds."""
+        stop = threading.Event()
+
+        def draw() -> None:
+            while not stop.wait(PATIENCE / 4):
+                with contextlib.suppress(OSError):  # met again by who writes next
+                    self._draw(PATIENCE)
+
+        thread = threading.Thread(target=draw, name="draw", daemon=True)
+        if self._terminal:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            if thread.is_alive():
+                thread.join(1)
+
+    def _draw(self, seconds: float) -> None:
+        assert self._table is not None
+        with self._lock:
+            self._put(self._table.due(seconds))
+
     def _write(self, items: list[Prediction]) -> None:
-        text = "" if self.started else self.writer.head()
-        self.started = True
-        self.sink.write(text + self.writer.rows(items))
+        with self._lock:
+            text = "" if self.started else self.writer.head()
+            self.started = True
+            self._put(text + self.writer.rows(items))
+
+    def _put(self, text: str) -> None:
+        if text or not self._terminal:
+            self.sink.write(self._clear + text)
 
 
 class StreamProgress:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -312,6 +313,7 @@ class TableWriter:
         self.topk = topk
         self.colour = colour
         self.waiting: list[Prediction] = []
+        self.since = 0.0
 
     def head(self) -> str:
         """Nothing."""
@@ -319,6 +321,8 @@ class TableWriter:
 
     def rows(self, items: Sequence[Prediction]) -> str:
         """Tables, once there are enough rows for one."""
+        if not self.waiting:
+            self.since = time.monotonic()
         self.waiting += items
         text = ""
         while len(self.waiting) >= BLOCK:
@@ -328,7 +332,15 @@ class TableWriter:
 
     def tail(self, answered: int, failed: int) -> str:  # noqa: ARG002
         """The last table."""
-        return self._draw(self.waiting) if self.waiting else ""
+        return self.due(0)
+
+    def due(self, seconds: float) -> str:
+        """A table of all rows that wait, where one does so since `seconds`."""
+        if not self.waiting or time.monotonic() - self.since < seconds:
+            return ""
+        text = self._draw(self.waiting)
+        self.waiting = []
+        return text
 
     def _draw(self, items: Sequence[Prediction]) -> str:
         from rich import box

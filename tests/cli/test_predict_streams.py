@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from biigma_cli import storage
 from biigma_cli.cli import predict as command
-from biigma_cli.errors import UsageError
+from biigma_cli.errors import DataError, UsageError
 from biigma_cli.report import predictions
 from biigma_cli.runtime.pipeline import model_id
 from biigma_cli.runtime.session import Predictor
@@ -252,6 +253,72 @@ def test_many_tables(toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     out = predict(toy, folder).out
     assert out.count("answer") == 5
     assert all(f"{i:02}.png" in out for i in range(30))
+
+
+class _Cut(io.RawIOBase):
+    """Names, and then Ctrl-C, or whatever else ends a list."""
+
+    def __init__(self, names: list[Path], end: BaseException) -> None:
+        self.pieces = [b"".join(os.fsencode(n) + b"\n" for n in names)]
+        self.end = end
+
+    def read(self, _: int = -1) -> bytes:
+        """A piece."""
+        if not self.pieces:
+            raise self.end
+        return self.pieces.pop()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(KeyboardInterrupt(), 130), (DataError("torn", fix="mend it"), 3)]
+)
+@pytest.mark.parametrize("names", [["00.png", "07.png", "01.png"], ["07.png"]])
+def test_a_table_that_is_cut_short(
+    toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    end: BaseException, code: int, names: list[str],
+) -> None:  # fmt: skip
+    """What was answered is shown, failures too; of other forms nothing is made up."""
+    monkeypatch.setattr(command, "_stdin", lambda: _Cut([folder / n for n in names], end))
+    done = predict(toy, "-")
+    assert done.code == code
+    assert all(done.out.count(f"{n} ") >= 1 for n in names)
+    if names == ["07.png"]:
+        return
+    done = predict(toy, "-", "--format", "json")
+    assert done.code == code
+    assert done.out.count("path") == 3
+    assert "summary" not in done.out
+    done = predict(toy, "-", "-o", tmp_path / "out.txt")
+    assert (done.code, done.out, left(tmp_path)) == (code, "", [])
+
+
+@posix
+def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path) -> None:
+    """Rows come while more names may, and the line of progress does not stand in their way."""
+    pty = pytest.importorskip("pty")
+    own, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "biigma_cli", "predict", "--model", toy, "--device", "cpu", "-"],
+        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    assert process.stdin is not None
+    told = b""
+    for image, stop in ((folder / "00.png", b"00.png"), (folder / "01.png", b"01.png")):
+        process.stdin.write(os.fsencode(image) + b"\n")
+        process.stdin.flush()
+        while stop not in told:
+            assert select.select([own], [], [], 20)[0]
+            told += os.read(own, 4096)
+    assert process.poll() is None
+    process.stdin.close()
+    with contextlib.suppress(OSError):  # Linux says so that the other end is closed
+        while more := os.read(own, 4096):
+            told += more
+    assert process.wait(60) == 0
+    assert told.count(b"\r\x1b[K") >= 2
+    assert told.count(b"0.png") == told.count(b"1.png") == 1
+    os.close(own)
 
 
 def test_only_failures_leave_an_older_result(
