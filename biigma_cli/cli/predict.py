@@ -292,12 +292,13 @@ def predict(
         if kept is not None:
             note(f"what was answered is in {kept}; --resume goes on with it")
         raise
+    where = "field" if form in ("json", "jsonl") else "column"
     if tally.failed and tally.failed == tally.done:
         if tally.done == 1 and tally.alone is not None:
             raise tally.alone
         raise ImageError(
             f"none of {tally.failed} images could be read",
-            fix="the error column says why" if tally.begun else "see the lines above",
+            fix=f"the error {where} says why" if tally.begun else "see the lines above",
         )
     if tally.flagged:
         note(flagged_note(tally.flagged))
@@ -309,7 +310,7 @@ def predict(
     if tally.failed:
         raise PartialFailure(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
-            fix="the error column says why",
+            fix=f"the error {where} says why",
         )
 
 
@@ -431,11 +432,13 @@ class _Inputs:
 
     def sources(self) -> Iterator[Source]:
         """Each in turn. What cannot give any raises at once."""
-        from biigma_cli.runtime.inputs import expand, read_list, read_stdin
+        from biigma_cli.runtime.inputs import expand, read_names, read_stdin, shown
 
+        if self.list == "-":
+            return _refusing(_any_of(read_names(_stdin(), "standard input")), self.skip)
         if self.list is not None:
-            read = read_list(_stdin()) if self.list == "-" else _read_file(_opened(self.list))
-            return _refusing(read, self.skip)
+            name = shown(self.list)
+            return _refusing(_any_of(_read_file(_opened(self.list), name), name), self.skip)
         if self.paths == ["-"]:
             return _refusing(_any_of(read_stdin(_stdin())), self.skip)
         return expand(self.paths, warn=note, skip=self.skip)
@@ -460,14 +463,16 @@ class _Inputs:
         return total
 
 
-def _any_of(sources: Iterator[Source]) -> Iterator[Source]:
-    """What standard input gives, which must not be nothing."""
+def _any_of(sources: Iterator[Source], file: str = "") -> Iterator[Source]:
+    """What standard input or a list gives, which must not be nothing."""
     from biigma_cli.errors import DataError
 
     empty = True
     for source in sources:
         empty = False
         yield source
+    if empty and file:
+        raise DataError(f"no name in {file}", fix="give it names of files, one a line")
     if empty:
         raise DataError(
             "no image and no name on standard input", fix="give it an image, or names of files"
@@ -485,11 +490,11 @@ def _refusing(sources: Iterator[Source], folder: str) -> Iterator[Source]:
         yield source
 
 
-def _read_file(file: BinaryIO) -> Iterator[Source]:
-    from biigma_cli.runtime.inputs import read_list
+def _read_file(file: BinaryIO, name: str) -> Iterator[Source]:
+    from biigma_cli.runtime.inputs import read_names
 
     with file:
-        yield from read_list(file)
+        yield from read_names(file, name)
 
 
 def _opened(path: str) -> BinaryIO:

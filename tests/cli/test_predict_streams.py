@@ -247,6 +247,44 @@ def test_nothing_on_standard_input(toy: Path, tmp_path: Path, stdin: bytes) -> N
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\r\n", b"\xef\xbb\xbf\n"])
+def test_an_empty_list(toy: Path, tmp_path: Path, content: bytes) -> None:
+    """By `--from-list`, too."""
+    names = tmp_path / "names"
+    names.write_bytes(content)
+    for place, word in ((names, f"no name in {names}"), ("-", "no name on standard input")):
+        done = predict(toy, "--from-list", place, "-o", tmp_path / "out.csv", stdin=content)
+        assert (done.code, done.out) == (3, "")
+        assert word in done.err
+    assert left(tmp_path) == ["names"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_an_image_in_place_of_a_list(toy: Path, tmp_path: Path, kind: str) -> None:
+    """One message, not a row for every piece of it; so for what else is no list."""
+    names = tmp_path / "names"
+    for content, word in (
+        (encode(noise(64, 64), kind), "is an image, not a list of names"),
+        (b"%PDF-1.7\n\x01\x02", "holds control characters"),
+    ):
+        names.write_bytes(content)
+        for place, what in ((names, str(names)), ("-", "standard input")):
+            done = predict(toy, "--from-list", place, "--format", "csv", stdin=content)
+            assert (done.code, done.out) == (3, "")
+            assert f"{what} {word}" in done.err
+            assert done.err.isprintable() or done.err.replace("\n", "").isprintable()
+
+
+def test_an_empty_image(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """It says so, and the remedy names where each form has the error."""
+    (tmp_path / "no.png").touch()
+    for form, where in (("csv", "column"), ("jsonl", "field"), ("json", "field")):
+        done = predict(toy, tmp_path / "no.png", folder / "00.png", "--format", form)
+        assert done.code == 5
+        assert "no.png is empty" in done.out
+        assert f"the error {where} says why" in done.err
+
+
 def test_many_tables(toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long tables come in blocks, so that none is held whole."""
     monkeypatch.setattr("biigma_cli.report.predictions.BLOCK", 7)
@@ -341,7 +379,7 @@ def test_only_failures_leave_an_older_result(
         assert done.code == 3
         assert "none of 9" in done.err
         assert "see the lines above" not in done.err
-        assert "the error column says why" in done.err
+        assert f"the error {'field' if 'json' in form else 'column'} says why" in done.err
         assert all(f"gone{i}.png" in target.read_text() for i in range(9))
     assert left(tmp_path) == ["old.csv", "old.json", "old.jsonl", "old.table"]
     assert [bool(r["error"]) for r in rows((tmp_path / "old.csv").read_text())] == [True] * 9
@@ -433,7 +471,7 @@ def test_resumed_failures_are_kept(toy: Path, tmp_path: Path, form: str, more: i
     done = predict(toy, *gone, *common, "--resume")
     assert done.code == 3
     assert "none of 5" in done.err
-    assert "the error column says why" in done.err
+    assert f"the error {'field' if form == 'jsonl' else 'column'} says why" in done.err
     text = target.read_text()
     assert [text.count(name) > 0 for name in gone] == [True] * 5
     assert left(tmp_path) == [target.name]
