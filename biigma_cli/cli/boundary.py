@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 import typer
@@ -33,6 +36,9 @@ def boundary(function: Callable[P, None]) -> Callable[P, None]:
         except BiigmaError as error:
             say_error(error)
             raise typer.Exit(error.exit_code) from None
+        except Ended as end:
+            print(f"interrupted by {end}", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(128 + end.signum) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)  # noqa: T201
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -54,6 +60,46 @@ def boundary(function: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP; with 128 added its number is the exit code, as a shell gives."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Ended`, so that the work ends as on Ctrl-C; further ones are
+    ignored.
+
+    One that is ignored already (`nohup`) stays ignored. Outside the main thread nothing is
+    installed, for Python delivers signals there alone.
+    """
+    terminals = [s.fileno() for s in (sys.stdout, sys.stderr) if s is not None and s.isatty()]
+    taken: list[int] = []
+
+    def handler(signum: int, _: object) -> None:
+        for number in taken:
+            signal.signal(number, signal.SIG_IGN)
+        for number in terminals:
+            if not os.isatty(number):  # closed, and whatever is said there is an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        raise Ended(signum)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, handler)
+                taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def say_error(error: BiigmaError) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 
 import typer
 
-from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.boundary import boundary, ended_by_signals, note
 from biigma_cli.cli.options import InputCheckOption
 from biigma_cli.cli.predict_engine import (
     EngineOption,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 # Failures that come before the first answer are kept back, so that a run without any leaves no
 # output; more than so many are written all the same, and what was begun is finished.
 HELD = 256
+# Seconds that a row waits on a terminal for others to make a table with.
+PATIENCE = 3.0
 # Endings of a file that takes a table.
 TEXT = ("", ".txt", ".log", ".md")
 
@@ -194,6 +196,7 @@ def predict(
         )
     convert = _converter(form, target)
     inputs = _Inputs(paths or [], from_list, skip=saliency)
+    context.with_resource(ended_by_signals())
     # Closed when the command is left, whichever way, as is the predictor below.
     sink = context.with_resource(
         Output(target, keep=form in RESUMABLE, resume=resume, convert=convert)
@@ -255,6 +258,7 @@ def predict(
         if answered.dropped:
             note(f"{answered.dropped} have failed and are tried again")
     tally = _Tally(sink, writer, answered)
+    context.with_resource(tally.in_time())
     page = None
     if report is not None:
         from biigma_cli.report.prediction_page import PredictionPage
@@ -280,18 +284,21 @@ def predict(
         if page is not None and report is not None and pictures is not None and tally.begun:
             assert local is not None
             write_page(page, report, made, local, notes=pictures.notes, topk=topk)
-    except BaseException:
+    except BaseException as error:
         batches.close()
+        if not isinstance(error, OSError):  # the reader has gone, or the disk is full
+            tally.cut()
         kept = sink.drop()
         if kept is not None:
             note(f"what was answered is in {kept}; --resume goes on with it")
         raise
+    where = "field" if form in ("json", "jsonl") else "column"
     if tally.failed and tally.failed == tally.done:
         if tally.done == 1 and tally.alone is not None:
             raise tally.alone
         raise ImageError(
             f"none of {tally.failed} images could be read",
-            fix="the error column says why" if tally.begun else "see the lines above",
+            fix=f"the error {where} says why" if tally.begun else "see the lines above",
         )
     if tally.flagged:
         note(flagged_note(tally.flagged))
@@ -303,7 +310,7 @@ def predict(
     if tally.failed:
         raise PartialFailure(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
-            fix="the error column says why",
+            fix=f"the error {where} says why",
         )
 
 
@@ -425,11 +432,13 @@ class _Inputs:
 
     def sources(self) -> Iterator[Source]:
         """Each in turn. What cannot give any raises at once."""
-        from biigma_cli.runtime.inputs import expand, read_list, read_stdin
+        from biigma_cli.runtime.inputs import expand, read_names, read_stdin, shown
 
+        if self.list == "-":
+            return _refusing(_any_of(read_names(_stdin(), "standard input")), self.skip)
         if self.list is not None:
-            read = read_list(_stdin()) if self.list == "-" else _read_file(_opened(self.list))
-            return _refusing(read, self.skip)
+            name = shown(self.list)
+            return _refusing(_any_of(_read_file(_opened(self.list), name), name), self.skip)
         if self.paths == ["-"]:
             return _refusing(_any_of(read_stdin(_stdin())), self.skip)
         return expand(self.paths, warn=note, skip=self.skip)
@@ -454,14 +463,16 @@ class _Inputs:
         return total
 
 
-def _any_of(sources: Iterator[Source]) -> Iterator[Source]:
-    """What standard input gives, which must not be nothing."""
+def _any_of(sources: Iterator[Source], file: str = "") -> Iterator[Source]:
+    """What standard input or a list gives, which must not be nothing."""
     from biigma_cli.errors import DataError
 
     empty = True
     for source in sources:
         empty = False
         yield source
+    if empty and file:
+        raise DataError(f"no name in {file}", fix="give it names of files, one a line")
     if empty:
         raise DataError(
             "no image and no name on standard input", fix="give it an image, or names of files"
@@ -479,11 +490,11 @@ def _refusing(sources: Iterator[Source], folder: str) -> Iterator[Source]:
         yield source
 
 
-def _read_file(file: BinaryIO) -> Iterator[Source]:
-    from biigma_cli.runtime.inputs import read_list
+def _read_file(file: BinaryIO, name: str) -> Iterator[Source]:
+    from biigma_cli.runtime.inputs import read_names
 
     with file:
-        yield from read_list(file)
+        yield from read_names(file, name)
 
 
 def _opened(path: str) -> BinaryIO:
@@ -582,6 +593,8 @@ class _Tally:
     """Writes records and counts them; failures before the first answer wait, up to `HELD`."""
 
     def __init__(self, sink: Output, writer: Writer, answered: Answered) -> None:
+        from biigma_cli.report.predictions import TableWriter
+
         self.sink = sink
         self.writer = writer
         self.done = len(answered)
@@ -591,6 +604,11 @@ class _Tally:
         self.begun = sink.begun
         self.started = sink.begun
         self.held: list[Prediction] = []
+        self._lock = threading.Lock()
+        self._table = writer if isinstance(writer, TableWriter) and sink.part is None else None
+        self._terminal = self._table is not None and self._table.colour
+        # The line of progress, where that is.
+        self._clear = "\r\033[K" if self._terminal and sys.stderr.isatty() else ""
 
     def add(self, items: list[Prediction], results: list[Result]) -> None:
         """Some more."""
@@ -616,13 +634,51 @@ class _Tally:
             self.sink.discard()
             return
         self._write([])
-        self.sink.write(self.writer.tail(self.done - self.failed, self.failed))
+        with self._lock:
+            self._put(self.writer.tail(self.done - self.failed, self.failed))
         self.sink.finish()
 
+    def cut(self) -> None:
+        """The work was cut short: draw the rows that wait for a table, those held back too."""
+        if self._table is not None:
+            items, self.held = self.held, []
+            self._write(items)
+            self._draw(0)
+
+    @contextlib.contextmanager
+    def in_time(self) -> Iterator[None]:
+        """On a terminal, meanwhile draw the rows that have waited for `PATIENCE` seconds."""
+        stop = threading.Event()
+
+        def draw() -> None:
+            while not stop.wait(PATIENCE / 4):
+                with contextlib.suppress(OSError):  # met again by who writes next
+                    self._draw(PATIENCE)
+
+        thread = threading.Thread(target=draw, name="draw", daemon=True)
+        if self._terminal:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            if thread.is_alive():
+                thread.join(1)
+
+    def _draw(self, seconds: float) -> None:
+        assert self._table is not None
+        with self._lock:
+            self._put(self._table.due(seconds))
+
     def _write(self, items: list[Prediction]) -> None:
-        text = "" if self.started else self.writer.head()
-        self.started = True
-        self.sink.write(text + self.writer.rows(items))
+        with self._lock:
+            text = "" if self.started else self.writer.head()
+            self.started = True
+            self._put(text + self.writer.rows(items))
+
+    def _put(self, text: str) -> None:
+        if text or not self._terminal:
+            self.sink.write(self._clear + text)
 
 
 class StreamProgress:

@@ -26,7 +26,8 @@ def score(
     predictions: Annotated[
         Path,
         typer.Argument(
-            help="CSV: image and a column per class; or image_id, melanoma, seborrheic_keratosis."
+            help="CSV: image and a column per class; image_id, melanoma, seborrheic_keratosis; or "
+            "what biigma predict writes."
         ),
     ],
     truth: Annotated[
@@ -61,7 +62,7 @@ def score(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resamples.")] = 0,
     json_: JsonOption = False,
 ) -> None:
-    """Judge predictions in the ISIC submission form.
+    """Judge predictions in the ISIC submission form, or those of biigma predict.
 
     Accuracy, macro-F1, balanced accuracy, the official ISIC score, AUC, average precision, log
     loss, Brier score and calibration error, per class, and the confusion matrix, each figure with
@@ -81,6 +82,9 @@ def score(
 
     known = read_truth(truth)
     files = [read_predictions(path) for path in (predictions, against) if path is not None]
+    for file in files:
+        if file.failed:
+            note(f"{file.path}: {file.failed} rows hold an error, so their images are missing")
     if len({f.binary for f in files}) > 1:
         raise DataError(
             f"{predictions} and {against} are of different forms",

@@ -271,6 +271,8 @@ def _open(source: Path | bytes, label: str) -> BinaryIO:
 def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str]:
     """The image, not decoded yet where its format permits, and a note."""
     head = file.read(132)
+    if not head:
+        raise ImageError(f"{label} is empty", fix="get the file again")
     file.seek(0)
     if head[128:] == b"DICM":
         from biigma_cli.data.dicom import read_dicom

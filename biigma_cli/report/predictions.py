@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 
+from biigma_cli.data.answers import BEFORE, BEHIND
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable, remedy
@@ -31,6 +33,8 @@ NOT_DERMOSCOPY = "not dermoscopy"
 DISCLAIMER = "for research use only, not a medical device"
 #: Rows of one drawn table.
 BLOCK = 200
+# Columns in which a file's block is drawn at least: below that the terminal wraps.
+_NARROWEST = 24
 # Times a part is opened anew because another run has just given it its name.
 _CLAIMS = 10
 # No row of ours is longer; what is longer is another kind of file.
@@ -159,10 +163,7 @@ class CsvWriter:
     def __init__(self, labels: Labels, made: Provenance) -> None:
         self.labels = labels
         self.made = made
-        self.columns = [
-            "path", "label", "malignant_probability", *labels.codes, "novelty", "note", "error",
-            "model", "version", "provider", "settings",
-        ]  # fmt: skip
+        self.columns = [*BEFORE, *labels.codes, *BEHIND]
         settings = " ".join(f"{k}={v:g}" for k, v in made.settings.items())
         self._made = [made.model, made.version, made.provider, settings]
 
@@ -305,13 +306,14 @@ class JsonWriter:
 
 
 class TableWriter:
-    """Tables for people, each of up to `BLOCK` files."""
+    """Tables for people, each of up to `BLOCK` files; a block per file where they are too wide."""
 
     def __init__(self, labels: Labels, topk: int, *, colour: bool) -> None:
         self.labels = labels
         self.topk = topk
         self.colour = colour
         self.waiting: list[Prediction] = []
+        self.since = 0.0
 
     def head(self) -> str:
         """Nothing."""
@@ -319,6 +321,8 @@ class TableWriter:
 
     def rows(self, items: Sequence[Prediction]) -> str:
         """Tables, once there are enough rows for one."""
+        if not self.waiting:
+            self.since = time.monotonic()
         self.waiting += items
         text = ""
         while len(self.waiting) >= BLOCK:
@@ -328,28 +332,37 @@ class TableWriter:
 
     def tail(self, answered: int, failed: int) -> str:  # noqa: ARG002
         """The last table."""
-        return self._draw(self.waiting) if self.waiting else ""
+        return self.due(0)
+
+    def due(self, seconds: float) -> str:
+        """A table of all rows that wait, where one does so since `seconds`."""
+        if not self.waiting or time.monotonic() - self.since < seconds:
+            return ""
+        text = self._draw(self.waiting)
+        self.waiting = []
+        return text
 
     def _draw(self, items: Sequence[Prediction]) -> str:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        from biigma_cli.report.tables import render, table_width
+        from biigma_cli.report.tables import fit, render, table_width
 
+        width = table_width(tty=self.colour)
         malignant = dict(zip(self.labels.codes, self.labels.malignant, strict=True))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         # Nothing is ever cut off: names fold, and the minimum widths keep a long one from taking
-        # all.
-        table.add_column("file", overflow="fold", min_width=16)
-        table.add_column("answer", overflow="fold", min_width=20)
+        # all. Together they fit 80 columns.
+        table.add_column("file", min_width=12)
+        table.add_column("answer", min_width=14)
         table.add_column("p", justify="right", no_wrap=True)
         table.add_column("malignant", justify="right", no_wrap=True)
         if self.topk > 1:
-            table.add_column("next", overflow="fold", min_width=14)
+            table.add_column("next", min_width=12)
         noted = any(i.note for i in items)
         if noted:
-            table.add_column("note", overflow="fold", min_width=14)
+            table.add_column("note", min_width=10)
         for item in items:
             if item.probabilities is None:
                 table.add_row(Text(shown(item.path)), Text(item.error, style="red"))
@@ -371,7 +384,17 @@ class TableWriter:
             if noted:
                 row.append(Text(item.note, style="dim"))
             table.add_row(*row)
-        return render(table, width=table_width(tty=self.colour), colour=self.colour)
+        if fit(table, width):
+            return render(table, width=width, colour=self.colour)
+        blocks: list[Table | str] = []
+        heads = [Text(str(c.header), style="dim") for c in table.columns]
+        for cells in zip(*(c.cells for c in table.columns), strict=True):
+            block = Table.grid(padding=(0, 2, 0, 0))
+            for head, cell in zip(heads, cells, strict=True):
+                if str(cell):
+                    block.add_row(head, cell)
+            blocks += [block, ""]
+        return render(*blocks, width=max(width, _NARROWEST), colour=self.colour)
 
 
 class Answered:

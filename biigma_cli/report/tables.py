@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from biigma_cli.metrics import HALVES, HEADLINE, OVERALL, POINTS, TITLES, paper_columns
@@ -41,8 +42,48 @@ def render(*items: Table | str, width: int, colour: bool) -> str:
         highlight=False, soft_wrap=False,
     )  # fmt: skip
     for item in items:
+        if isinstance(item, Table) and not fit(item, width):
+            fit(item, width, crowded=True)
         console.print(Text(item) if isinstance(item, str) else item)
     return file.getvalue()
+
+
+def fit(table: Table, width: int, *, crowded: bool = False) -> bool:
+    """Give each column a width so that nothing is cut off: what is too wide folds.
+
+    Rich would lose cells here, or columns. The widest give way first, none below its `min_width`
+    (default 8), and those with `no_wrap` not at all; with `crowded` all may, down to 1.
+
+    Args:
+        table: of `box.SIMPLE_HEAD` without `pad_edge`, and of texts.
+
+    Returns:
+        Whether it fits; if not, nothing was changed.
+    """
+    natural = [_natural(column) for column in table.columns]
+    least = [
+        1 if crowded else n if c.no_wrap else min(n, c.min_width or 8)
+        for c, n in zip(table.columns, natural, strict=True)
+    ]
+    _, right, _, left = table.padding
+    room = width - 2 - (left + 1 + right) * (len(natural) - 1)
+    if sum(natural) <= room or sum(least) > room:
+        return sum(natural) <= room
+    widths = natural
+    while sum(widths) > room:
+        widest = max((i for i, w in enumerate(widths) if w > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    for column, w in zip(table.columns, widths, strict=True):
+        column.width, column.no_wrap, column.overflow = w, False, "fold"
+    return True
+
+
+def _natural(column: Column) -> int:
+    """Width of a column in which nothing folds."""
+    texts = [str(cell) for cell in (column.header, *column.cells)]
+    widest = max(cell_len(line) for text in texts for line in text.split("\n"))
+    widest = max(widest, column.min_width or 1)
+    return min(widest, column.max_width or widest)
 
 
 def dataset_table(rows: Sequence[tuple[str, str, int | None, int | None, str, str]]) -> Table:
@@ -196,12 +237,13 @@ def class_figures_tables(assessed: Assessment) -> list[Table]:
         ("per class, against the rest", ("auc", "ap")),
     ):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("class", overflow="fold")
+        longest = max(len(c.code) for c in assessed.figures.per_class)
+        table.add_column("class", overflow="fold", no_wrap=longest <= 12)
         if "auc" in names:  # where there is room
             table.add_column("name", overflow="fold", max_width=29)
         table.add_column("images", justify="right", no_wrap=True)
         for name in names:
-            table.add_column(TITLES[name], justify="right", no_wrap=True)
+            table.add_column(TITLES[name], justify="right")
         for c in assessed.figures.per_class:
             known = lesion_class(c.code).name
             words = [Text(known if known != c.code else "")] if "auc" in names else []
@@ -214,7 +256,7 @@ def class_figures_tables(assessed: Assessment) -> list[Table]:
 def _cell(figure: Figure) -> Text:
     if figure.value is None:
         return Text("-")
-    span = "" if figure.low is None else f"\n{figure.low:.3f}..{figure.high:.3f}"
+    span = "" if figure.low is None else f"\n{figure.low:.3f}.. {figure.high:.3f}"  # may fold
     return Text.assemble(f"{figure.value:.3f}", (span, "dim"))
 
 

@@ -241,12 +241,9 @@ def read_stdin(file: BinaryIO) -> Iterator[Source]:
     Raises:
         DataError: it is neither, or as of `read_list`.
     """
-    head = b""
-    # A pipe may give fewer bytes at first than it takes to tell.
-    while _undecided(head) and (more := _some(file)):
-        head += more
+    head = _head(file)
     if not looks_like_image(head):
-        if _CONTROL.search(head) and not _is_utf_16(head) and not _names_a_file(head):
+        if _is_binary(head):
             raise DataError(
                 "standard input is neither an image that can be read nor a list of names",
                 fix=f"give it a {READABLE} file, or names of files",
@@ -260,6 +257,38 @@ def read_stdin(file: BinaryIO) -> Iterator[Source]:
             yield Source("-", b"", f"the image on stdin is larger than {MAX_STDIN >> 20} MiB")
             return
     yield Source("-", bytes(pieces))
+
+
+def read_names(file: BinaryIO, where: str) -> Iterator[Source]:
+    """A list that is known to be one, named `where`.
+
+    Raises:
+        DataError: it is something else, or as of `read_list`.
+    """
+    head = _head(file)
+    if looks_like_image(head):
+        raise DataError(
+            f"{where} is an image, not a list of names", fix="leave --from-list out, and name it"
+        )
+    if _is_binary(head):
+        raise DataError(
+            f"{where} holds control characters, so it is no list of names",
+            fix="give names of files, one a line or each ended by a null byte",
+        )
+    yield from read_list(file, head=head)
+
+
+def _head(file: BinaryIO) -> bytes:
+    """So much that an image can be told; a pipe may give fewer bytes at first."""
+    head = b""
+    while _undecided(head) and (more := _some(file)):
+        head += more
+    return head
+
+
+def _is_binary(head: bytes) -> bool:
+    """Whether bytes begin as no list does."""
+    return bool(_CONTROL.search(head)) and not _is_utf_16(head) and not _names_a_file(head)
 
 
 def _is_utf_16(head: bytes) -> bool:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from biigma_cli import storage
 from biigma_cli.cli import predict as command
-from biigma_cli.errors import UsageError
+from biigma_cli.errors import DataError, UsageError
 from biigma_cli.report import predictions
 from biigma_cli.runtime.pipeline import model_id
 from biigma_cli.runtime.session import Predictor
@@ -246,12 +247,116 @@ def test_nothing_on_standard_input(toy: Path, tmp_path: Path, stdin: bytes) -> N
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\r\n", b"\xef\xbb\xbf\n"])
+def test_an_empty_list(toy: Path, tmp_path: Path, content: bytes) -> None:
+    """By `--from-list`, too."""
+    names = tmp_path / "names"
+    names.write_bytes(content)
+    for place, word in ((names, f"no name in {names}"), ("-", "no name on standard input")):
+        done = predict(toy, "--from-list", place, "-o", tmp_path / "out.csv", stdin=content)
+        assert (done.code, done.out) == (3, "")
+        assert word in done.err
+    assert left(tmp_path) == ["names"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_an_image_in_place_of_a_list(toy: Path, tmp_path: Path, kind: str) -> None:
+    """One message, not a row for every piece of it; so for what else is no list."""
+    names = tmp_path / "names"
+    for content, word in (
+        (encode(noise(64, 64), kind), "is an image, not a list of names"),
+        (b"%PDF-1.7\n\x01\x02", "holds control characters"),
+    ):
+        names.write_bytes(content)
+        for place, what in ((names, str(names)), ("-", "standard input")):
+            done = predict(toy, "--from-list", place, "--format", "csv", stdin=content)
+            assert (done.code, done.out) == (3, "")
+            assert f"{what} {word}" in done.err
+            assert done.err.isprintable() or done.err.replace("\n", "").isprintable()
+
+
+def test_an_empty_image(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """It says so, and the remedy names where each form has the error."""
+    (tmp_path / "no.png").touch()
+    for form, where in (("csv", "column"), ("jsonl", "field"), ("json", "field")):
+        done = predict(toy, tmp_path / "no.png", folder / "00.png", "--format", form)
+        assert done.code == 5
+        assert "no.png is empty" in done.out
+        assert f"the error {where} says why" in done.err
+
+
 def test_many_tables(toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long tables come in blocks, so that none is held whole."""
     monkeypatch.setattr("biigma_cli.report.predictions.BLOCK", 7)
     out = predict(toy, folder).out
     assert out.count("answer") == 5
     assert all(f"{i:02}.png" in out for i in range(30))
+
+
+class _Cut(io.RawIOBase):
+    """Names, and then Ctrl-C, or whatever else ends a list."""
+
+    def __init__(self, names: list[Path], end: BaseException) -> None:
+        self.pieces = [b"".join(os.fsencode(n) + b"\n" for n in names)]
+        self.end = end
+
+    def read(self, _: int = -1) -> bytes:
+        """A piece."""
+        if not self.pieces:
+            raise self.end
+        return self.pieces.pop()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(KeyboardInterrupt(), 130), (DataError("torn", fix="mend it"), 3)]
+)
+@pytest.mark.parametrize("names", [["00.png", "07.png", "01.png"], ["07.png"]])
+def test_a_table_that_is_cut_short(
+    toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    end: BaseException, code: int, names: list[str],
+) -> None:  # fmt: skip
+    """What was answered is shown, failures too; of other forms nothing is made up."""
+    monkeypatch.setattr(command, "_stdin", lambda: _Cut([folder / n for n in names], end))
+    done = predict(toy, "-")
+    assert done.code == code
+    assert all(done.out.count(f"{n} ") >= 1 for n in names)
+    if names == ["07.png"]:
+        return
+    done = predict(toy, "-", "--format", "json")
+    assert done.code == code
+    assert done.out.count("path") == 3
+    assert "summary" not in done.out
+    done = predict(toy, "-", "-o", tmp_path / "out.txt")
+    assert (done.code, done.out, left(tmp_path)) == (code, "", [])
+
+
+@posix
+def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path) -> None:
+    """Rows come while more names may, and the line of progress does not stand in their way."""
+    pty = pytest.importorskip("pty")
+    own, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "biigma_cli", "predict", "--model", toy, "--device", "cpu", "-"],
+        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    assert process.stdin is not None
+    told = b""
+    for image, stop in ((folder / "00.png", b"00.png"), (folder / "01.png", b"01.png")):
+        process.stdin.write(os.fsencode(image) + b"\n")
+        process.stdin.flush()
+        while stop not in told:
+            assert select.select([own], [], [], 20)[0]
+            told += os.read(own, 4096)
+    assert process.poll() is None
+    process.stdin.close()
+    with contextlib.suppress(OSError):  # Linux says so that the other end is closed
+        while more := os.read(own, 4096):
+            told += more
+    assert process.wait(60) == 0
+    assert told.count(b"\r\x1b[K") >= 2
+    assert told.count(b"0.png") == told.count(b"1.png") == 1
+    os.close(own)
 
 
 def test_only_failures_leave_an_older_result(
@@ -274,7 +379,7 @@ def test_only_failures_leave_an_older_result(
         assert done.code == 3
         assert "none of 9" in done.err
         assert "see the lines above" not in done.err
-        assert "the error column says why" in done.err
+        assert f"the error {'field' if 'json' in form else 'column'} says why" in done.err
         assert all(f"gone{i}.png" in target.read_text() for i in range(9))
     assert left(tmp_path) == ["old.csv", "old.json", "old.jsonl", "old.table"]
     assert [bool(r["error"]) for r in rows((tmp_path / "old.csv").read_text())] == [True] * 9
@@ -366,7 +471,7 @@ def test_resumed_failures_are_kept(toy: Path, tmp_path: Path, form: str, more: i
     done = predict(toy, *gone, *common, "--resume")
     assert done.code == 3
     assert "none of 5" in done.err
-    assert "the error column says why" in done.err
+    assert f"the error {'field' if form == 'jsonl' else 'column'} says why" in done.err
     text = target.read_text()
     assert [text.count(name) > 0 for name in gone] == [True] * 5
     assert left(tmp_path) == [target.name]
@@ -525,6 +630,74 @@ def test_interrupted_and_resumed(toy: Path, folder: Path, tmp_path: Path) -> Non
     done = predict(toy, folder, "-o", target, "--resume")
     assert "5 files are answered already" in done.err
     assert [r["path"] for r in rows(target.read_text())] == sorted(str(p) for p in folder.iterdir())
+
+
+@posix
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_ended_by_a_signal(
+    toy: Path, folder: Path, tmp_path: Path, name: str, code: int, form: str
+) -> None:
+    """As on Ctrl-C: what can be gone on with stays, and nothing else."""
+    process = start(toy, "-", "-o", tmp_path / f"out.{form}")
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if any(b"00.png" in p.read_bytes() for p in tmp_path.iterdir()):
+            break
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"interrupted by {name}".encode() in told
+    assert b"Traceback" not in told
+    assert (b"--resume goes on with it" in told) == (form == "csv")
+    assert left(tmp_path) == ["out.csv.part"] * (form == "csv")
+
+
+@posix
+def test_a_hangup_that_is_ignored(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """`nohup` is heeded."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(toy, "-", "-o", tmp_path / "out.csv")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if any(b"00.png" in p.read_bytes() for p in tmp_path.iterdir()):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert left(tmp_path) == ["out.csv"]
+
+
+@posix
+def test_a_terminal_that_is_closed(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Nobody is there to be told, and the end is as clean."""
+    pty = pytest.importorskip("pty")
+    names = tmp_path / "names"
+    os.mkfifo(names)
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-m", "biigma_cli", "predict", "--model", toy,
+                                  "--from-list", names, "-o", tmp_path / "out.csv"])  # fmt: skip
+    with names.open("wb", buffering=0) as file:
+        file.write(os.fsencode(folder / "00.png") + b"\n")
+        part = tmp_path / "out.csv.part"
+        for _ in range(600):
+            if part.exists() and part.read_bytes().count(b"\n") == 2:
+                break
+            time.sleep(0.1)
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert left(tmp_path) == ["names", "out.csv.part"]
 
 
 @posix

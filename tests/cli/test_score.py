@@ -10,6 +10,7 @@ import pytest
 
 from biigma_cli.data.submission import write_submission
 from biigma_cli.metrics import assess
+from biigma_cli.report.predictions import CsvWriter, Labels, Prediction, Provenance
 from tests.conftest import Outcome, call
 
 CODES = ("MEL", "NV", "BCC")
@@ -204,6 +205,66 @@ def test_the_official_image_of_no_weight(tmp_path: Path) -> None:
     result = json.loads(done.out)
     assert result["left_out"] == 1
     assert result["overall"] == plain["overall"]
+
+
+def answers(predictions: Path) -> Path:
+    """The same predictions as `biigma predict` writes them: I00 unsure, I01 unlike the others."""
+    labels = Labels(codes=CODES, names=CODES, malignant=(True, False, True))
+    writer = CsvWriter(labels, Provenance(model="m@1", version="1", provider="p"))
+    odd = {"I00": "can't say", "I01": "not dermoscopy"}
+    items = []
+    for line in predictions.read_text().splitlines()[1:]:
+        image, *cells = line.split(",")
+        values = dict(zip(CODES, map(float, cells), strict=True))
+        items.append(
+            Prediction(
+                path=f"a, b/{image}.PNG" if image != "I02" else f"C:\\pictures\\{image}.dcm",
+                label=odd.get(image, "MEL"),
+                probabilities=values,
+                malignant=0.3,
+                novelty=0.4,
+                note="the first of several frames",
+            )
+        )
+    path = predictions.with_name("answers.csv")
+    path.write_text(writer.head() + writer.rows(items) + writer.tail(60, 0))
+    return path
+
+
+def test_what_predict_writes(tmp_path: Path) -> None:
+    """The figures are those of the submission form; rows with an error are said, and missing."""
+    predictions, truth = make(tmp_path)
+    own = answers(predictions)
+    results = []
+    for path in (predictions, own):
+        done = call("score", path, truth, "--json", *FAST)
+        assert done.code == 0, done.err
+        results.append(json.loads(done.out))
+    assert results[0]["classes"] == results[1]["classes"] == list(CODES)
+    for name, figure in results[0]["overall"].items():
+        assert results[1]["overall"][name]["value"] == pytest.approx(figure["value"], abs=1e-4)
+    assert call("score", own, truth, "--against", predictions, *FAST).code == 0
+
+    lines = own.read_text().splitlines()
+    lines[4] = '"a, b/I03.PNG",,,,,,,,it is damaged,m@1,1,p,'
+    own.write_text("\n".join(lines))
+    done = call("score", own, truth, *FAST)
+    assert "answers.csv: 1 rows hold an error" in done.err
+    assert "no row for 1 of 60 images of the truth: I03" in done.err
+    done = call("score", own, truth, "--subset", "--json", *FAST)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["n"] == 59
+
+    # A spreadsheet's, with a column of one's own.
+    own.write_text(
+        "\n".join(f"{line};1" for line in own.read_text().replace(",", ";").splitlines())
+    )
+    own.write_text(own.read_text().replace("settings;1", "settings;mine").replace("a; b/", "b/"))
+    done = call("score", own, truth, "--subset", "--json", *FAST)
+    assert done.code == 0, done.err
+    own.write_text("\n".join([lines[0], lines[4]]))
+    refused(call("score", own, truth, "--subset"), "answers.csv has nothing but errors")
+    refused(call("score", truth, own), "answers.csv has no column image")
 
 
 # --- bad input -------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "not an image"),
+        (b"", "bad.jpg is empty"),
         (b"hello, I am no picture\n" * 40, "not an image"),
         (bytes(1000), "not an image"),
         (encode(noise(200, 150), "JPEG")[:1500], "damaged"),

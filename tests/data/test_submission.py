@@ -175,7 +175,7 @@ def test_no_such_file(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [("ISIC_1", "ISIC_1"), (" ISIC_1.jpg", "ISIC_1"), ("a.b.JPEG", "a.b"), ("x.jpg.png", "x.jpg"),
-     ("e\u0301.tif", "\u00e9"), ("jpg", "jpg")],
+     ("e\u0301.tif", "\u00e9"), ("jpg", "jpg"), ("a.dcm", "a"), ("a.gif", "a"), ("a.jfif", "a")],
 )  # fmt: skip
 def test_image_id(text: str, wanted: str) -> None:
     """White space and one suffix go; Unicode is composed."""
@@ -307,6 +307,36 @@ def test_classes_only_predicted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         joined(tmp_path, truth="image,MEL,NV\nISIC_1,1,0\nISIC_2,0,1\nISIC_3,0,1\n")
     refused(caught, "columns of no class", "BCC")
+
+
+@pytest.mark.parametrize("truth", ["image,dx\nISIC_1,mel\nISIC_2,nv\nISIC_3,nv\n", NAMED])
+def test_columns_that_are_no_classes(tmp_path: Path, truth: str) -> None:
+    """Other figures from 0 to 1 are no probabilities of a class; one that the truth happens to lack
+    is told by the rows' sums, however small its share."""
+    lines = PREDICTED.splitlines()
+
+    def with_column(name: str, *values: object) -> str:
+        return "\n".join([f"{lines[0]},{name}", *map("{},{}".format, lines[1:], values)])
+
+    for values in ((0.5, 0.9, 1), (0, 0, 1)):
+        with pytest.raises(DataError) as caught:
+            joined(tmp_path, with_column("blurred", *values), truth)
+        refused(caught, "predictions.csv", "no class of", "no known diagnosis: blurred")
+        assert "delete what is no class" in caught.value.fix
+    with pytest.raises(DataError) as caught:
+        joined(tmp_path, "image,MEL,NV,BCC,age,sex\n"
+               "ISIC_1,1,0,0,0.5,1\nISIC_2,0,1,0,0.3,0\nISIC_3,0,0,1,0,0\n", truth)  # fmt: skip
+    refused(caught, "diagnosis: age, sex")
+    for spitz in (0.3, 0.004):
+        rest = 1 - spitz
+        text = (
+            f"image,MEL,NV,BCC,Spitz\nISIC_1,{rest},0,0,{spitz}\nISIC_2,0,1,0,0\nISIC_3,0,0,1,0\n"
+        )
+        assert "Spitz" in joined(tmp_path, text, truth).codes
+    for known in ("VASC", "UNK"):
+        assert known in joined(tmp_path, with_column(known, 0.5, 0.5, 0.5), truth).codes
+    # What a fix of our own asks for.
+    assert "Spitz" in joined(tmp_path, with_column("Spitz", 0, 0, 0), truth).codes
 
 
 def test_classes_never_predicted(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Predictions:
         codes: class codes, in the file's order.
         score_nY: `(n, Y)` from 0 to 1.
         binary: whether it is the 2017 form: two questions, each of its own.
+        failed: rows of `biigma predict` that hold an error in place of scores, left out.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Predictions:
     codes: tuple[str, ...]
     score_nY: Floats
     binary: bool = False
+    failed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,19 @@ class Truth:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Predictions in the form of 2018 and 2019, or of 2017.
+    """Predictions in the form of 2018 and 2019, or of 2017, or as `biigma predict` writes them.
 
     Raises:
         DataError: it cannot be read, has no id column or fewer than two of classes, a column or an
-            image twice, or a cell that is no number from 0 to 1; names the lines.
+            image twice, a cell that is no number from 0 to 1, or nothing but errors; names the
+            lines.
     """
-    table = read_table(path)
+    table = read_table(path, answers=True)
+    rows = table.rows
+    if table.answers:
+        table = table._replace(rows=tuple(r for r in rows if not r.cells["error"].strip()))
+        if not table.rows:
+            raise DataError(f"{path} has nothing but errors", fix="its error column says why")
     columns = tuple(c for c in table.columns if c.casefold() not in WEIGHTS)
     binary = {c.casefold() for c in columns} == set(BINARY)
     codes = tuple(BINARY[c.casefold()] if binary else class_code(c) for c in columns)
@@ -107,7 +115,10 @@ def read_predictions(path: Path) -> Predictions:
             f"{path} has {len(faults)} cells that are no number from 0 to 1: {listed(said)}",
             fix="every class's column must hold a probability for every image",
         )
-    return Predictions(path=path, ids=table.ids(), codes=codes, score_nY=score_nY, binary=binary)
+    return Predictions(
+        path=path, ids=table.ids(), codes=codes, score_nY=score_nY, binary=binary,
+        failed=len(rows) - len(table.rows),
+    )  # fmt: skip
 
 
 def read_truth(path: Path) -> Truth:

@@ -21,6 +21,7 @@ from biigma_cli.data.submission.forms import (
 )
 from biigma_cli.errors import DataError
 from biigma_cli.metrics import SUM_TOLERANCE, Floats, Ints
+from biigma_cli.taxonomy import lesion_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +175,34 @@ def _match_classes(
             f"{predictions.path} has columns of no class of {truth.path}: {', '.join(extra)}",
             fix=f"the classes are {', '.join(truth.codes)}",
         )
+    _refuse_no_classes(predictions, extra, truth)
     if extra:
         # Sorted: two files with the same columns in another order are of the same classes.
         codes = in_order([*(c for c in truth.codes if c not in dropped), *sorted(extra)])
     else:
         codes = tuple(c for c in truth.codes if c not in dropped)
     return codes, predictions.score_nY[:, [column[c.casefold()] for c in codes]], dropped
+
+
+def _refuse_no_classes(predictions: Predictions, extra: Sequence[str], truth: Truth) -> None:
+    """Raise `DataError` where columns that the truth does not know are no classes.
+
+    A label of one's own that no image here has is a class where the rows sum to 1 with it, and
+    without it less nearly. A column of zeros is in no figure.
+    """
+    column = {c: predictions.score_nY[:, y] for y, c in enumerate(predictions.codes)}
+    odd = [
+        c for c in extra if c != "UNK" and lesion_class(c).name == c and column[c].any()
+    ]  # UNK: of ISIC 2019, and without an image there
+    away_n = np.abs(predictions.score_nY.sum(1) - 1)
+    without_n = np.abs(sum(column[c] for c in column if c not in odd) - 1)
+    if odd and (np.median(away_n) > SUM_TOLERANCE or away_n.mean() > without_n.mean()):
+        raise DataError(
+            f"{predictions.path} has columns of scores that are no class of {truth.path} and no "
+            f"known diagnosis: {', '.join(odd)}",
+            fix="delete what is no class; a class without an image is taken where the rows sum to "
+            "1 with it",
+        )
 
 
 def binary_tasks(matched: Matched) -> Iterator[tuple[str, Matched]]:

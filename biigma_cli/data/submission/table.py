@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from biigma_cli.data.answers import BEFORE, BEHIND
 from biigma_cli.data.scan import composed, first
 from biigma_cli.errors import DataError
 
 ID_COLUMNS = ("image", "image_id", "isic_id")
-_SUFFIX = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|png|tiff?|bmp|webp|gif|dcm|dicom)$", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -32,8 +33,16 @@ class Table(NamedTuple):
     rows: tuple[Row, ...]
     decimal_comma: bool
 
+    @property
+    def answers(self) -> bool:
+        """Whether `biigma predict` wrote it."""
+        return self.key == BEFORE[0]
+
     def ids(self) -> tuple[str, ...]:
-        return tuple(image_id(r.cells[self.key]) for r in self.rows)
+        keys = [r.cells[self.key] for r in self.rows]
+        # Either separator: of another system's paths, too, the last part is the file.
+        names = [re.split(r"[/\\]", k)[-1] for k in keys] if self.answers else keys
+        return tuple(map(image_id, names))
 
     def number(self, row: Row, column: str) -> float | None:
         """The cell as a number; None where it is none, NaN and infinity among them."""
@@ -47,8 +56,11 @@ class Table(NamedTuple):
         return value if math.isfinite(value) else None
 
 
-def read_table(path: Path) -> Table:
-    """A CSV with an id column. Raises `DataError` naming the line that cannot be right."""
+def read_table(path: Path, *, answers: bool = False) -> Table:
+    """A CSV with an id column. Raises `DataError` naming the line that cannot be right.
+
+    With `answers`, that of `biigma predict`, too: of its columns the classes are given.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             text = file.read()
@@ -66,7 +78,8 @@ def read_table(path: Path) -> Table:
         while header and not header[-1]:  # spreadsheets leave empty columns at the end
             header.pop()
         names = [c.casefold() for c in header]
-        key = next((c for c in ID_COLUMNS if c in names), None)
+        classes = _classes(names) if answers else None
+        key = BEFORE[0] if classes else next((c for c in ID_COLUMNS if c in names), None)
         if key is None:
             raise DataError(
                 f"{path} has no column {' or '.join(ID_COLUMNS)}; it has: "
@@ -98,8 +111,18 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path}, line {reader.line_num}: {error}", fix="mend that line") from error
     if not rows:
         raise DataError(f"{path} has no rows", fix="there must be one per image")
-    columns = tuple(c for c, name in zip(header, names, strict=True) if name != key)
+    kept = classes or {*names} - {key}
+    columns = tuple(c for c, name in zip(header, names, strict=True) if name in kept)
     return Table(path, key, columns, tuple(rows), decimal_comma=delimiter != ",")
+
+
+def _classes(names: Sequence[str]) -> set[str] | None:
+    """The classes among the columns, where they are those of `biigma predict`."""
+    if BEHIND[0] not in names:
+        return None
+    end = names.index(BEHIND[0])
+    ours = (*names[: len(BEFORE)], *names[end : end + len(BEHIND)]) == (*BEFORE, *BEHIND)
+    return set(names[len(BEFORE) : end]) if ours else None
 
 
 def image_id(text: str) -> str:
