@@ -457,12 +457,11 @@ def test_uneven_list(toy: Path, tmp_path: Path) -> None:
     assert (image["width"], image["height"]) == ("240", "12")
 
 
-def test_no_page_of_nothing(toy: Path, tmp_path: Path) -> None:
-    """An older page is not passed off for one of today's."""
-    (tmp_path / "list").write_text("")
+def test_no_page_of_nothing(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older page is not passed off for one of today's: a folder that was emptied meanwhile."""
+    monkeypatch.setattr("biigma_cli.runtime.inputs.expand", lambda *_, **__: iter(()))
     page = tmp_path / "r.html"
-    done = call("predict", "--model", toy, "--device", "cpu", "--from-list", tmp_path / "list",
-                "--report", page)  # fmt: skip
+    done = call("predict", "--model", toy, "--device", "cpu", tmp_path, "--report", page)
     assert done.code == 0, done.err
     assert "page in" not in done.err
     assert "was not written" in done.err
