@@ -322,7 +322,8 @@ def _figures(part: str, values: dict[str, Any], metadata: dict[str, Any]) -> str
             "Answers only where their probability reaches a limit, so that at most so many are "
             "wrong (`biigma predict --max-error`); limits found on "
             + ("this part" if own else "the validation part")
-            + ", where that promise holds with 95% confidence; intervals over the same resamples:",
+            + ", where that promise holds with 95% confidence. Missed: malignant images that are "
+            "called benign. Intervals are over the same resamples:",
             _table(ABSTENTION_COLUMNS, [abstention_cells(a) for a in values["abstention"]]),
         ]
     melanoma = whole["per_class"].get("MEL") if whole else None

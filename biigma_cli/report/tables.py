@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from biigma_cli.metrics import Assessment, Difference, Figure, Figures
 
 FIGURE_NAMES = {name: TITLES[name] for name in HEADLINE}
-ABSTENTION_COLUMNS = (
-    "wrong, at most", "limit", "answered", "of these wrong", "malignant called benign",
-)  # fmt: skip
+ABSTENTION_COLUMNS = ("at most", "limit", "answered", "of these wrong", "missed")
 NO_LESIONS = (
     "no lesions known, so images are resampled; where lesions have several images, intervals are "
     "then too narrow"
@@ -203,7 +201,10 @@ def figure_table(figures: Mapping[str, Figure], *, title: str, signed: bool = Fa
 
 def abstention_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What declining to answer does, from `judge.abstention.Abstention.to_dict`."""
-    title = "can't say: answers only where their probability reaches a limit (predict --max-error)"
+    title = (
+        "can't say: answers only from a limit on (predict --max-error)\n"
+        "at most: errors asked for; missed: malignant, and called benign"
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ABSTENTION_COLUMNS:
         table.add_column(name, justify="right")

@@ -136,7 +136,7 @@ def test_stored_by_eval(tiny_onnx: Path, tmp_path: Path) -> None:
     assert [row["max_error"] for row in found] == [0.05, 0.1, 0.15, 0.2]
     assert limits_in(path) == stated
     text = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert text.count("| wrong, at most | limit |") == 2
+    assert text.count("| at most | limit | answered |") == 2
     assert "limits found on this part" in text
     assert "limits found on the validation part" in text
 
@@ -148,9 +148,9 @@ def test_shown_by_eval(tiny_onnx: Path, tmp_path: Path) -> None:
     words = ("eval", "--model", path, "--resamples", "40", "--device", "cpu")
     done = call(*words, "--report", tmp_path / "page")
     assert done.code == 0, done.err
-    assert "can't say: answers only where" in done.out
+    assert "can't say: answers only from a limit on" in done.out
     assert "AURC (mean error over all coverages)" in done.out
     page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
-    assert "Answers only where their probability reaches a limit" in page
+    assert "Answers only from a limit on; missed: malignant" in page
     assert "Error over the share answered: area" in page
-    assert "can't say: answers only where" not in call(*words, "--tta").out
+    assert "can't say: answers only" not in call(*words, "--tta").out

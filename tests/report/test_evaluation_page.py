@@ -218,8 +218,8 @@ def test_what_it_shows(page: Page, report: EvaluationReport) -> None:
         assert words in text, words
     counts = own.figures.confusion[0]
     assert f"{counts[0]}{100 * counts[0] / sum(counts):.1f}%" in text.replace(" ", "")
-    # A ROC and a PR curve for each class, a diagram for each of the two.
-    assert len(page.all("svg")) == 2 * 7 + 2
+    # A ROC and a PR curve for each class, a diagram for each of the two, error over coverage.
+    assert len(page.all("svg")) == 2 * 7 + 2 + 1
     wrong = int((report.proba_nY.argmax(1) != report.label_n).sum())
     assert f"{wrong} of 140 images were answered wrong" in text
 
@@ -333,7 +333,7 @@ def test_binary_task_and_no_intervals() -> None:
         made(("MEL", "OTHER"), dataset="isic17-mel", binary=True, mistakes=(), subgroups=())
     )
     found = Page(text)
-    assert len(found.all("svg")) == 2 + 2
+    assert len(found.all("svg")) == 2 + 2 + 1
     assert "sensitivity to MEL" in found.text
     assert "at most 0.7323, not 0.7933" in found.text
 

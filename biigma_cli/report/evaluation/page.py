@@ -381,7 +381,7 @@ def _abstention(report: EvaluationReport) -> PageTable | None:
     if not report.abstention:
         return None
     return PageTable(
-        caption="Answers only where their probability reaches a limit",
+        caption="Answers only from a limit on; missed: malignant, and called benign",
         columns=ABSTENTION_COLUMNS,
         rows=[[Cell(text) for text in abstention_cells(a)] for a in report.abstention],
     )
