@@ -109,6 +109,7 @@ def _described(info: ModelInfo, identity: str) -> dict[str, Any]:
             "n": test["n"],
             "judged": test.get("judged", "network"),
             **{k: test["intervals"][k] for k in _FIGURES},
+            "abstention": test.get("abstention", []),
         },
     }
 
@@ -138,6 +139,13 @@ def _lines(model: dict[str, Any]) -> str:
         if check is None
         else f"input check: flags {check['flagged']:.1%} of {check['n']} validation images"
     )
+    kept = [a for a in (test or {}).get("abstention", []) if a["error"]["value"] is not None]
+    if kept:
+        told = ", ".join(
+            f"{a['max_error']:g}: {a['coverage']['value']:.0%} ({a['error']['value']:.1%})"
+            for a in kept
+        )
+        lines.append(f"answered of the test part (of these wrong) with --max-error {told}")
     return "\n  ".join(lines)
 
 
