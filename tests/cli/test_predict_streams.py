@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -346,7 +347,7 @@ def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path) -> None:
         process.stdin.write(os.fsencode(image) + b"\n")
         process.stdin.flush()
         while stop not in told:
-            assert select.select([own], [], [], 20)[0]
+            assert select.select([own], [], [], 120)[0]
             told += os.read(own, 4096)
     assert process.poll() is None
     process.stdin.close()
@@ -606,6 +607,16 @@ def start(toy: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def on_hangup(action: signal.Handlers) -> Iterator[None]:
+    """What processes begun meanwhile do on SIGHUP, whatever these tests were begun with."""
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @posix
 def test_interrupted_and_resumed(toy: Path, folder: Path, tmp_path: Path) -> None:
     """Ctrl-C while it waits for more names: what was answered stays, and is gone on with."""
@@ -639,7 +650,8 @@ def test_ended_by_a_signal(
     toy: Path, folder: Path, tmp_path: Path, name: str, code: int, form: str
 ) -> None:
     """As on Ctrl-C: what can be gone on with stays, and nothing else."""
-    process = start(toy, "-", "-o", tmp_path / f"out.{form}")
+    with on_hangup(signal.SIG_DFL):
+        process = start(toy, "-", "-o", tmp_path / f"out.{form}")
     assert process.stdin is not None
     process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
     process.stdin.flush()
@@ -659,11 +671,8 @@ def test_ended_by_a_signal(
 @posix
 def test_a_hangup_that_is_ignored(toy: Path, folder: Path, tmp_path: Path) -> None:
     """`nohup` is heeded."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with on_hangup(signal.SIG_IGN):
         process = start(toy, "-", "-o", tmp_path / "out.csv")
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert process.stdin is not None
     process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
     process.stdin.flush()
@@ -683,10 +692,11 @@ def test_a_terminal_that_is_closed(toy: Path, folder: Path, tmp_path: Path) -> N
     pty = pytest.importorskip("pty")
     names = tmp_path / "names"
     os.mkfifo(names)
-    child, terminal = pty.fork()
-    if not child:
-        os.execv(sys.executable, [sys.executable, "-m", "biigma_cli", "predict", "--model", toy,
-                                  "--from-list", names, "-o", tmp_path / "out.csv"])  # fmt: skip
+    with on_hangup(signal.SIG_DFL):
+        child, terminal = pty.fork()
+        if not child:
+            words = ["--model", toy, "--from-list", names, "-o", tmp_path / "out.csv"]
+            os.execv(sys.executable, [sys.executable, "-m", "biigma_cli", "predict", *words])
     with names.open("wb", buffering=0) as file:
         file.write(os.fsencode(folder / "00.png") + b"\n")
         part = tmp_path / "out.csv.part"
