@@ -348,7 +348,7 @@ def _limit(info: ModelInfo, max_error: float, *, input_check: bool) -> float:
     note(
         f"can't say below {limit.threshold:.2f}: of {found.images} validation images "
         f"{limit.answered / found.images:.1%} are answered, {wrong:.1%} of these wrongly; at most "
-        f"{max_error:.3g} with 95% confidence, on images like those"
+        f"{max_error:g} with 95% confidence, on images like those"
     )
     return limit.threshold
 

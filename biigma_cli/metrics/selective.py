@@ -34,8 +34,9 @@ _THRESHOLDS = (*(i / 100 for i in range(99, 0, -1)), 0.0)
 # Of the errors allowed one part in so many must be bearable where the search begins.
 _SPARE = 3
 METHOD = (
-    "the least probability of the answer at which, from the strictest downwards, the upper bound "
-    "of the error (Clopper-Pearson, counts scaled to lesions) stays below what is asked for"
+    "the least probability of the answer down to which, from where a third of the errors asked for "
+    "could be borne, the upper bound of the error (Clopper-Pearson, images of one lesion taken as "
+    "one observation) stays below what is asked for"
 )
 
 
@@ -45,14 +46,15 @@ class Limit(NamedTuple):
     Attributes:
         threshold: least probability of the answer that is still an answer.
         answered: images answered.
-        groups: lesions among them.
+        effective: how many independent images they are worth, at least: (sum m)^2 / sum m^2 over
+            the lesions' m images among them, as if those of one lesion all said the same (Kish).
         wrong: images answered wrong.
         bound: upper bound of the error, one-sided, at `CONFIDENCE`.
     """
 
     threshold: float
     answered: int
-    groups: int
+    effective: float
     wrong: int
     bound: float
 
@@ -75,17 +77,20 @@ class Limits:
         """The lowest threshold with at most that share of wrong answers; None where none has."""
         found = None
         for row in self.rows:
-            if error_bound(error / _SPARE, row.groups) > error:
+            if error_bound(error / _SPARE, row.effective) > error:
                 continue
             if row.bound > error:
                 break
             found = row
         return found
 
-    @property
-    def least(self) -> float | None:
-        """The least error, in whole percent, that can be promised; None where none below 1 can."""
-        return next((e / 100 for e in range(1, 100) if self.at_most(e / 100)), None)
+    def next_to(self, error: float) -> float | None:
+        """The next larger error, in whole percent, that can be promised; None where none can.
+
+        More is not always easier: a larger one has its search begin with fewer images.
+        """
+        whole = (e / 100 for e in range(1, 100))
+        return next((e for e in whole if e > error and self.at_most(e)), None)
 
     def summary(self) -> str:
         """One line to show."""
@@ -108,24 +113,35 @@ class Limits:
             "images": self.images,
             "lesions": self.groups,
             "columns": list(Limit._fields),
-            "rows": [[*row[:-1], round(row.bound, 5)] for row in self.rows],
+            "rows": [list(row) for row in self.rows],
         }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """From what `to_dict` gave. Raises `KeyError`, `TypeError` or `ValueError` otherwise."""
-        rows = tuple(
-            Limit(float(t), int(answered), int(groups), int(wrong), float(bound))
-            for t, answered, groups, wrong, bound in plain["rows"]
-        )
-        return cls(images=int(plain["images"]), groups=int(plain["lesions"]), rows=rows)
+        images, lesions = int(plain["images"]), int(plain["lesions"])
+        rows = []
+        for threshold, answered, effective, wrong, bound in plain["rows"]:
+            row = Limit(threshold, answered, effective, wrong, bound)
+            whole = isinstance(answered, int) and isinstance(wrong, int)
+            # NaN is in no order.
+            if not whole or not (
+                0 <= threshold <= 1 and 0 <= bound <= 1
+                and 0 <= wrong <= answered <= images and 0 <= effective <= answered
+                and (answered > 0 or bound == 1)
+            ):  # fmt: skip
+                raise ValueError(f"a row that cannot be: {list(row)}")
+            rows.append(row)
+        if not rows:
+            raise ValueError("no rows")
+        return cls(images=images, groups=lesions, rows=tuple(rows))
 
 
-def error_bound(error: float, n: int, confidence: float = CONFIDENCE) -> float:
+def error_bound(error: float, n: float, confidence: float = CONFIDENCE) -> float:
     """Upper bound of a share of which `error` was seen among n (Clopper and Pearson, 1934).
 
-    One-sided. `error * n` need not be whole: of images that are not independent the share of all
-    is given with the number of their lesions. Without any, 1.
+    One-sided. Neither need be whole: of images that are not independent the share of all is given
+    with what they are worth. Without any, 1.
     """
     if not n or error >= 1:
         return 1.0
@@ -148,7 +164,7 @@ def limits(
     Args:
         label_n: `(n,)` class indices.
         proba_nY: `(n, Y)` probabilities, as they will be when it is asked for an answer.
-        groups: lesion of each image. Images of one lesion count as one where the bound is taken.
+        groups: lesion of each image; see `Limit.effective`.
         flagged_n: `(n,)`, images that get no answer whatever their probability.
     """
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
@@ -160,10 +176,11 @@ def limits(
     for threshold in _THRESHOLDS:
         answered_n = sure_n >= threshold
         answered, wrong = int(answered_n.sum()), int((answered_n & wrong_n).sum())
-        lesions = len(np.unique(group_n[answered_n]))
-        share = wrong / answered if answered else math.nan
-        bound = error_bound(share, lesions) if answered else 1.0
-        rows.append(Limit(threshold, answered, lesions, wrong, bound))
+        size_G = np.unique(group_n[answered_n], return_counts=True)[1]
+        # Rounded to the safe side, so that what is stored says what is found.
+        effective = math.floor(100 * answered**2 / (size_G**2).sum()) / 100 if answered else 0.0
+        bound = error_bound(wrong / answered, effective) if answered else 1.0
+        rows.append(Limit(threshold, answered, effective, wrong, math.ceil(1e5 * bound) / 1e5))
     return Limits(images=len(label_n), groups=len(names), rows=tuple(rows))
 
 

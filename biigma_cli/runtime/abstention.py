@@ -23,7 +23,7 @@ def limits_of(info: ModelInfo) -> Limits | None:
         return None
     try:
         return Limits.from_dict(plain)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
             f"{info.path} has damaged limits ({KEY}): {error}", fix="export it again"
         ) from error
@@ -45,10 +45,12 @@ def limit_for(info: ModelInfo, max_error: float) -> tuple[Limit, Limits]:
         )
     limit = found.at_most(max_error)
     if limit is None:
-        least = found.least
+        more = found.next_to(max_error)
         raise UsageError(
-            f"no limit of {info.name} promises at most {max_error:.3g} of wrong answers: its "
-            f"{found.groups} validation lesions are too few, or its answers not sure enough",
-            fix="ask for more" if least is None else f"ask for --max-error {least:g} or more",
+            f"no limit of {info.name} promises at most {max_error:.3g} of wrong answers: on its "
+            f"{found.groups} validation lesions too many were wrong, or they are too few",
+            fix="use another model, or give a probability with --abstain-below"
+            if more is None
+            else f"ask for --max-error {more:g}, the next that can be promised",
         )
     return limit, found

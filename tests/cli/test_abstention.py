@@ -73,7 +73,7 @@ def test_the_limit_is_chosen(tmp_path: Path, pictures: Path) -> None:
         (("--max-error", "nan"), "--max-error is nan"),
         (("--max-error", "0.1", "--abstain-below", "0.5"), "both --abstain-below and --max-error"),
         (("--max-error", "0.1", "--tta"), "not of --tta"),
-        (("--max-error", "0.01"), "ask for --max-error 0.02 or more"),
+        (("--max-error", "0.01"), "ask for --max-error 0.02, the next"),
     ],
 )
 def test_what_cannot_be_promised(

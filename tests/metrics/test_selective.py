@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -97,9 +99,11 @@ def test_rows() -> None:
         there = (sure >= row.threshold) & ~flagged
         assert row.answered == there.sum()
         assert row.wrong == (there & wrong).sum()
-        assert row.groups == len({g for g, t in zip(groups, there, strict=True) if t})
+        sizes = np.array(list(Counter(np.array(groups)[there]).values()))
         if row.answered:
-            assert row.bound == error_bound(row.wrong / row.answered, row.groups)
+            assert row.effective == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum(), abs=0.01)
+            bound = error_bound(row.wrong / row.answered, row.effective)
+            assert bound <= row.bound <= bound + 1e-5
     assert found.rows[-1].answered == (~flagged).sum()
     assert [r.threshold for r in found.rows] == sorted(r.threshold for r in found.rows)[::-1]
 
@@ -116,9 +120,11 @@ def test_which_limit() -> None:
     at = found.rows.index(strict)
     assert found.rows[at + 1].bound > 0.1
     assert found.at_most(0.001) is None
-    assert found.least is not None
-    assert found.at_most(found.least) is not None
-    assert found.at_most(found.least - 0.01) is None
+    more = found.next_to(0.001)
+    assert more is not None
+    assert found.at_most(more) is not None
+    assert found.at_most(more - 0.01) is None
+    assert found.next_to(0.99) is None
     # Sure and wrong: nothing below the first that fails is asked.
     worse = label.copy()
     worse[np.argsort(-proba.max(1))[:40]] = (
@@ -150,13 +156,17 @@ def test_there_and_back() -> None:
     plain = json.loads(json.dumps(found.to_dict()))
     again = Limits.from_dict(plain)
     assert again.to_dict() == found.to_dict()
-    row, same = found.at_most(0.2), again.at_most(0.2)
-    assert row is not None
-    assert same is not None
-    assert row[:-1] == same[:-1]
-    for damaged in ({}, {**plain, "rows": [[1, 2]]}, {**plain, "rows": 3}):
+    assert found.at_most(0.2) == again.at_most(0.2) is not None
+    good = plain["rows"][-1]
+    for rows in (
+        [[1, 2]], 3, [], [[2.5, *good[1:]]], [[math.nan, *good[1:]]], [[*good[:4], math.nan]],
+        [[0.5, math.inf, 9, 1, 0.1]], [[0.5, 0, 0, 0, 0.0]], [[0.5, 10, 9, 11, 0.1]],
+        [[0.5, 10, 11, 1, 0.1]], [[0.5, 10**6, 9, 1, 0.1]], [[0.5, -5, -5, -9, 0.1]],
+    ):  # fmt: skip
         with pytest.raises((KeyError, TypeError, ValueError)):
-            Limits.from_dict(damaged)
+            Limits.from_dict({**plain, "rows": rows})
+    with pytest.raises(KeyError):
+        Limits.from_dict({})
     assert "answered with at most 10% wrong" in found.summary()
     few = limits(label[:9], proba[:9], list("aabbccdde"))
     assert few.at_most(0.3) is None
