@@ -5,8 +5,8 @@ coverage, is answered, and of these a share is wrong, the selective error (El-Ya
 2010). AURC is the mean error over all coverages (Geifman and El-Yaniv, 2017): of all thresholds
 together, so that no one of them has to be chosen.
 
-A threshold is chosen for a promise, "at most so many answers are wrong", on images that nothing was
-trained on: from the strictest downwards as long as the error's upper bound keeps the promise
+A threshold is chosen for a promise, "at most so many answers are wrong", on images that no weight
+was fitted to: from the strictest downwards as long as the error's upper bound keeps the promise
 (fixed-sequence testing, Angelopoulos et al. 2021), beginning with the strictest at which so many
 images are answered that a third of the errors allowed would keep it: with fewer, the first chance
 error would end the search. That is known from the confidences alone, so one chance of error,
