@@ -13,6 +13,7 @@ from biigma_cli.metrics import Figure, Floats, Ints, Limits
 from biigma_cli.metrics.assess import with_interval
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.ranks import ratio
+from biigma_cli.metrics.selective import sureness
 from biigma_cli.taxonomy import lesion_class
 
 #: Shares of wrong answers that are asked for.
@@ -74,9 +75,7 @@ def abstentions(
         groups: lesion of each.
         flagged_n: `(n,)`, those that get no answer whatever their probability.
     """
-    sure_n = proba_nY.max(1).astype(np.float64)
-    if flagged_n is not None:
-        sure_n = np.where(flagged_n, -1.0, sure_n)
+    sure_n = sureness(proba_nY, flagged_n)
     answer_n = proba_nY.argmax(1)
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
     known = [lesion_class(code).malignant for code in codes]

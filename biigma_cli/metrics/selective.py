@@ -152,6 +152,17 @@ def error_bound(error: float, n: float, confidence: float = CONFIDENCE) -> float
     return float(betaincinv(error * n + 1, n - error * n, confidence))
 
 
+def sureness(
+    proba_nY: npt.NDArray[np.floating[Any]], flagged_n: npt.NDArray[np.bool_] | None = None
+) -> Floats:
+    """Probability of each answer, `(n,)` in float64, as it is compared where an answer is given.
+
+    Of images that are flagged, and get no answer, -1: below every threshold.
+    """
+    sure_n: Floats = proba_nY.max(1).astype(np.float64)
+    return sure_n if flagged_n is None else np.where(flagged_n, -1.0, sure_n)
+
+
 def limits(
     label_n: Ints,
     proba_nY: npt.NDArray[np.floating[Any]],
@@ -168,9 +179,7 @@ def limits(
         flagged_n: `(n,)`, images that get no answer whatever their probability.
     """
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
-    sure_n = proba_nY.max(1).astype(np.float64)  # as it is compared where an answer is given
-    if flagged_n is not None:
-        sure_n = np.where(flagged_n, -1.0, sure_n)
+    sure_n = sureness(proba_nY, flagged_n)
     wrong_n = proba_nY.argmax(1) != label_n
     rows = []
     for threshold in _THRESHOLDS:
