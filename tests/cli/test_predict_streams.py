@@ -607,6 +607,19 @@ def start(toy: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+def answering(toy: Path, folder: Path, target: Path) -> subprocess.Popen[bytes]:
+    """`biigma predict -` that has answered one image, alone in `target`'s folder, and waits."""
+    process = start(toy, "-", "-o", target)
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if any(b"00.png" in p.read_bytes() for p in target.parent.iterdir()):
+            break
+        time.sleep(0.1)
+    return process
+
+
 @contextlib.contextmanager
 def on_hangup(action: signal.Handlers) -> Iterator[None]:
     """What processes begun meanwhile do on SIGHUP, whatever these tests were begun with."""
@@ -651,14 +664,7 @@ def test_ended_by_a_signal(
 ) -> None:
     """As on Ctrl-C: what can be gone on with stays, and nothing else."""
     with on_hangup(signal.SIG_DFL):
-        process = start(toy, "-", "-o", tmp_path / f"out.{form}")
-    assert process.stdin is not None
-    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
-    process.stdin.flush()
-    for _ in range(600):
-        if any(b"00.png" in p.read_bytes() for p in tmp_path.iterdir()):
-            break
-        time.sleep(0.1)
+        process = answering(toy, folder, tmp_path / f"out.{form}")
     process.send_signal(getattr(signal, name))
     _, told = process.communicate(timeout=60)
     assert process.returncode == code
@@ -672,14 +678,7 @@ def test_ended_by_a_signal(
 def test_a_hangup_that_is_ignored(toy: Path, folder: Path, tmp_path: Path) -> None:
     """`nohup` is heeded."""
     with on_hangup(signal.SIG_IGN):
-        process = start(toy, "-", "-o", tmp_path / "out.csv")
-    assert process.stdin is not None
-    process.stdin.write(os.fsencode(folder / "00.png") + b"\n")
-    process.stdin.flush()
-    for _ in range(600):
-        if any(b"00.png" in p.read_bytes() for p in tmp_path.iterdir()):
-            break
-        time.sleep(0.1)
+        process = answering(toy, folder, tmp_path / "out.csv")
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
     assert process.returncode == 0
