@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -23,7 +24,13 @@ from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.preprocess import Pixels, load_image
 from biigma_cli.data.splits import make_split
 from biigma_cli.engine.evaluate import predict_proba
-from biigma_cli.errors import DeviceError, ModelFileError, ParityError, UsageError
+from biigma_cli.errors import (
+    BiigmaError,
+    DeviceError,
+    ModelFileError,
+    ParityError,
+    UsageError,
+)
 from biigma_cli.metrics import HEADLINE, apply_temperature
 from biigma_cli.report.card import model_card
 from biigma_cli.runtime.calibration import Calibration, Sureness, fit_calibration
@@ -260,6 +267,28 @@ def test_no_parity_writes_nothing(
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"kept"
     assert export_onnx(checkpoint, old, pixels, **given).parity.same_decision == 5
+
+
+def test_no_room_for_a_trial(
+    tiny_onnx: Path, checkpoint: Checkpoint, pixels: Pixels, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A full or missing temporary folder is named as such, and nothing is written."""
+    program = SimpleNamespace(model_proto=onnx.load(tiny_onnx))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(BiigmaError, match="temporary folder: No space left") as caught:
+            export_onnx(checkpoint, tmp_path / "new.onnx", pixels, source="images")
+    assert "TMPDIR" in caught.value.fix
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(BiigmaError, match="temporary folder: No such file"):
+        export_onnx(checkpoint, tmp_path / "new.onnx", pixels, source="images")
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_temperature_is_found(
