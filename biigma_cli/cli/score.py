@@ -65,7 +65,7 @@ def score(
     """Judge predictions in the ISIC submission form, or those of biigma predict.
 
     Accuracy, macro-F1, balanced accuracy, the official ISIC score, AUC, average precision, log
-    loss, Brier score and calibration error, per class, and the confusion matrix, each figure with
+    loss, Brier score, calibration error and AURC, per class, and the confusion matrix, each with
     a 95% bootstrap interval. Scores that do not sum to 1 are ranked and counted, but log loss,
     Brier score and calibration error then need --normalise. The image that the official scorer
     leaves out, ISIC_0035068, is left out here, too.
