@@ -14,6 +14,7 @@ from typing import ParamSpec
 
 import typer
 
+from biigma_cli.cli.progress import takes_escapes
 from biigma_cli.errors import EXIT_INTERRUPTED, BiigmaError
 
 P = ParamSpec("P")
@@ -116,4 +117,4 @@ def note(text: str) -> None:
 
 
 def _colour() -> bool:
-    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    return takes_escapes(sys.stderr) and "NO_COLOR" not in os.environ

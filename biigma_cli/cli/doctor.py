@@ -11,6 +11,7 @@ import typer
 
 from biigma_cli.cli.boundary import boundary, say_error
 from biigma_cli.cli.options import DataDirOption, JsonOption
+from biigma_cli.cli.progress import takes_escapes
 from biigma_cli.errors import EXIT_FAILURE, BiigmaError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _doctor(json_: bool, data_dir: Path | None) -> None:
 
 def _text(check: Check) -> str:
     state = f"{check.state:<8}"
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+    if takes_escapes(sys.stdout) and "NO_COLOR" not in os.environ:
         state = f"\033[{COLOURS[check.state]}m{state}\033[0m"
     lines = [f"{state} {check.name}: {check.found}"]
     lines += [f"{'':9}why: {check.why}"] if check.why else []

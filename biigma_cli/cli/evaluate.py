@@ -374,8 +374,11 @@ def _told(judged: Judgement) -> list[str]:
         told.append(NO_LESIONS)
     if judged.temperature is not None and judged.part == "val":
         told.append("the temperature was fitted on this part: judge calibration on another")
-    if judged.abstention and judged.part == "val":
-        told.append('the limits of "can\'t say" were found on this part: judge them on another')
+    if any(judged.limits) and judged.part == "val":
+        told.append(
+            'the limits of "can\'t say" and of what is suspicious were found on this part: judge '
+            "them on another"
+        )
     if judged.against is not None:
         other = judged.against
         ties = [line for line in remarks(other.assessment) if line not in told]
@@ -440,6 +443,7 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
         assessment_tables,
         paper_table,
         render,
+        screening_table,
         table_width,
     )
 
@@ -468,6 +472,7 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
         *(f"flagged:  {line}" for line in _flagged(judged)),
         *tables,
         *([abstention_table([a.to_dict() for a in judged.abstention])] * bool(judged.abstention)),
+        *([] if judged.malignancy is None else [screening_table(judged.malignancy.to_dict())]),
         *published_items(judged),
         *more,
     ]

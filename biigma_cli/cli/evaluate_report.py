@@ -153,6 +153,7 @@ def write_report(
             mistakes=worst_mistakes(judged, candidate, manifest, progress=progress),
             against=against,
             abstention=[a.to_dict() for a in judged.abstention],
+            malignancy=None if judged.malignancy is None else judged.malignancy.to_dict(),
             saliency=saliency,
             robustness=robustness,
             heads=heads,

@@ -192,7 +192,7 @@ def export_onnx(
     typer.echo("not calibrated" if calibration is None else calibration.summary())
     typer.echo("no input check" if found.check is None else found.check.summary())
     if found.limits is not None:
-        typer.echo(found.limits.summary())
+        typer.echo("\n".join(found.limits.summary()))
     if card is not None:
         from biigma_cli.report.card import model_card
         from biigma_cli.runtime.session import Predictor

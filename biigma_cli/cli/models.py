@@ -110,6 +110,7 @@ def _described(info: ModelInfo, identity: str) -> dict[str, Any]:
             "judged": test.get("judged", "network"),
             **{k: test["intervals"][k] for k in _FIGURES},
             "abstention": test.get("abstention", []),
+            "malignancy": test.get("malignancy"),
         },
     }
 
@@ -146,6 +147,15 @@ def _lines(model: dict[str, Any]) -> str:
             for a in kept
         )
         lines.append(f"answered of the test part (of these wrong) with --max-error {told}")
+    told_apart = (test or {}).get("malignancy")
+    found = [row for row in (told_apart or {}).get("limits", []) if row["threshold"] is not None]
+    if found:
+        told = ", ".join(
+            f"{row['min_sensitivity']:g}: {row['sensitivity']['value']:.0%} "
+            f"({row['specificity']['value']:.0%})"
+            for row in found
+        )
+        lines.append(f"malignant found (benign spared) with --min-sensitivity {told}")
     return "\n  ".join(lines)
 
 

@@ -23,6 +23,15 @@ from biigma_cli.cli.predict_engine import (
     check_engine,
     opened,
 )
+from biigma_cli.cli.predict_limits import (
+    AbstainBelowOption,
+    AskedLimits,
+    MaxErrorOption,
+    MinSensitivityOption,
+    SuspiciousFromOption,
+    Thresholds,
+)
+from biigma_cli.cli.progress import clock, takes_escapes
 
 if TYPE_CHECKING:
     from biigma_cli.report.predictions import (
@@ -86,21 +95,10 @@ def predict(
         bool,
         typer.Option("--retry-failed", help="With --resume, try again what has failed."),
     ] = False,
-    abstain_below: Annotated[
-        float | None,
-        typer.Option(
-            "--abstain-below", metavar="P", help='Answer "can\'t say" where no class reaches P.'
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(
-            "--max-error",
-            metavar="E",
-            help="Choose that P from the model's validation images, so that at most a share E of "
-            "the answers is wrong, with 95% confidence.",
-        ),
-    ] = None,
+    abstain_below: AbstainBelowOption = None,
+    max_error: MaxErrorOption = None,
+    suspicious_from: SuspiciousFromOption = None,
+    min_sensitivity: MinSensitivityOption = None,
     input_check: InputCheckOption = True,
     saliency: Annotated[
         Path | None,
@@ -174,10 +172,8 @@ def predict(
     form = format_ or _format_of(target)
     if form not in FORMATS:
         raise UsageError(f"unknown --format {form!r}", fix=f"choose one of: {', '.join(FORMATS)}")
-    if abstain_below is not None and not 0 <= abstain_below <= 1:
-        raise UsageError(f"--abstain-below is {abstain_below}", fix="give a probability, 0 to 1")
-    if max_error is not None:
-        _check_max_error(max_error, abstain_below=abstain_below, tta=tta)
+    asked = AskedLimits(abstain_below, max_error, suspicious_from, min_sensitivity)
+    asked.check(tta=tta)
     if resume and (target is None or form not in RESUMABLE):
         raise UsageError(
             "--resume needs a file of rows to go on with",
@@ -219,15 +215,13 @@ def predict(
         )
     )
     info = predictor.info
-    if max_error is not None:
-        abstain_below = _limit(info, max_error, input_check=input_check)
+    thresholds = asked.choose(info, input_check=input_check)
     wants_pictures = saliency is not None or report is not None
     local = predictor if isinstance(predictor, Predictor) else None
     maps = shown_maps(local, saliency) if wants_pictures and local is not None else None
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
-    if abstain_below is not None:
-        settings["abstain_below"] = abstain_below
+    settings |= thresholds.settings()
     checked = info.input_check and input_check
     if info.input_check and not checked:
         settings["input_check"] = 0
@@ -275,7 +269,7 @@ def predict(
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:
-                items = [_record(r, labels, abstain_below, checked) for r in batch]
+                items = [_record(r, labels, thresholds, checked) for r in batch]
                 if pictures is not None:
                     items = pictures.add(items, batch)
                 tally.add(items, batch)
@@ -302,6 +296,8 @@ def predict(
         )
     if tally.flagged:
         note(flagged_note(tally.flagged))
+    if thresholds.suspicious_from is not None:
+        note(f"{tally.suspicious} called suspicious" + " in this run" * bool(len(answered)))
     if saliency is not None:
         note(f"pictures in {saliency}")
     if report is not None:
@@ -312,45 +308,6 @@ def predict(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
             fix=f"the error {where} says why",
         )
-
-
-def _check_max_error(max_error: float, *, abstain_below: float | None, tta: bool) -> None:
-    """Raise `UsageError` where no limit could be chosen."""
-    from biigma_cli.errors import UsageError
-
-    if not 0 < max_error < 1:
-        raise UsageError(
-            f"--max-error is {max_error:g}", fix="give a share of the answers, such as 0.1"
-        )
-    if abstain_below is not None:
-        raise UsageError(
-            "both --abstain-below and --max-error are given", fix="leave one of them out"
-        )
-    if tta:
-        raise UsageError(
-            "the limits of --max-error are those of one view, not of --tta",
-            fix="leave one of the two out, or give a probability with --abstain-below",
-        )
-
-
-def _limit(info: ModelInfo, max_error: float, *, input_check: bool) -> float:
-    """The probability below which nothing is answered; says what it did on the validation part."""
-    from biigma_cli.errors import UsageError
-    from biigma_cli.runtime.abstention import limit_for
-
-    if info.input_check and not input_check:
-        raise UsageError(
-            "the limits of --max-error were found with the input check",
-            fix="leave --no-input-check out",
-        )
-    limit, found = limit_for(info, max_error)
-    wrong = limit.wrong / limit.answered
-    note(
-        f"can't say below {limit.threshold:.2f}: of {found.images} validation images "
-        f"{limit.answered / found.images:.1%} are answered, {wrong:.1%} of these wrongly; at most "
-        f"{max_error:g} with 95% confidence, on images like those"
-    )
-    return limit.threshold
 
 
 def _check_target(target: Path, paths: list[str], from_list: str | None, model: str | None) -> None:
@@ -575,17 +532,15 @@ def _writer(
     return JsonWriter(lines, about)
 
 
-def _record(
-    result: Result, labels: Labels, abstain_below: float | None, checked: bool
-) -> Prediction:
+def _record(result: Result, labels: Labels, thresholds: Thresholds, checked: bool) -> Prediction:
     from biigma_cli.report.predictions import Prediction, prediction
 
     if result.probabilities_Y is None:
         error = "" if result.error is None else result.error.message
         return Prediction(path=result.name, note=result.note, error=error)
     return prediction(
-        result.name, result.probabilities_Y.tolist(), labels, abstain_below=abstain_below,
-        novelty=result.novelty if checked else None, note=result.note,
+        result.name, result.probabilities_Y.tolist(), labels,
+        novelty=result.novelty if checked else None, note=result.note, **thresholds._asdict(),
     )  # fmt: skip
 
 
@@ -600,6 +555,7 @@ class _Tally:
         self.done = len(answered)
         self.failed = answered.failed
         self.flagged = 0
+        self.suspicious = 0
         self.alone: Exception | None = None
         self.begun = sink.begun
         self.started = sink.begun
@@ -608,13 +564,14 @@ class _Tally:
         self._table = writer if isinstance(writer, TableWriter) and sink.part is None else None
         self._terminal = self._table is not None and self._table.colour
         # The line of progress, where that is.
-        self._clear = "\r\033[K" if self._terminal and sys.stderr.isatty() else ""
+        self._clear = "\r\033[K" if self._terminal and takes_escapes(sys.stderr) else ""
 
     def add(self, items: list[Prediction], results: list[Result]) -> None:
         """Some more."""
         self.done += len(items)
         for item, result in zip(items, results, strict=True):
             self.flagged += item.flagged
+            self.suspicious += bool(item.suspicious)
             if item.error:
                 self.failed += 1
                 self.alone = result.error
@@ -695,7 +652,7 @@ class StreamProgress:
         before: int = 0,
         every: float = 10.0,
     ) -> None:
-        self.live = sys.stderr.isatty()
+        self.live = takes_escapes(sys.stderr)
         self.interval = 0.2 if self.live else every
         self.before = before
         self.started = self.shown = time.monotonic()
@@ -706,8 +663,6 @@ class StreamProgress:
 
     def __call__(self, done: int) -> None:
         """`done` files are answered, those of an earlier run among them."""
-        from biigma_cli.cli.progress import clock
-
         now = time.monotonic()
         if now - self.shown < self.interval:
             return

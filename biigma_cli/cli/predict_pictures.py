@@ -215,7 +215,11 @@ def write_page(
 
 
 def _settings(settings: Mapping[str, float]) -> str:
-    names = {"tta": "averaged over {:g} views", "abstain_below": "no answer below {:g}"}
+    names = {
+        "tta": "averaged over {:g} views",
+        "abstain_below": "no answer below {:g}",
+        "suspicious_from": "suspicious from a malignancy of {:g} on",
+    }
     told = [names.get(key, f"{key} {{:g}}").format(value) for key, value in settings.items()]
     return ", ".join(told) or "none"
 

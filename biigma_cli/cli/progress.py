@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
+
+
+def is_dumb() -> bool:
+    """Whether the terminal says of itself that it knows no colours and rewrites no line."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
+def takes_escapes(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that has colours and lines that are written anew."""
+    return stream.isatty() and not is_dumb()
 
 
 class Progress:
@@ -21,7 +32,7 @@ class Progress:
         self.title = title
         self.unit = unit
         self.every = every
-        self.live = sys.stderr.isatty()
+        self.live = takes_escapes(sys.stderr)
         self.started = time.monotonic()
         self.shown = self.started if not self.live else 0.0
 

@@ -14,7 +14,7 @@ from time import monotonic, strftime
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TextIO
 
-from biigma_cli.cli.progress import clock
+from biigma_cli.cli.progress import clock, is_dumb
 from biigma_cli.data.sources import human
 from biigma_cli.engine.events import EpochEvent, Event, PhaseEvent, StepEvent
 
@@ -71,8 +71,7 @@ class TrainingDisplay:
         self, run: Path, *, live: bool | None = None, stream: TextIO | None = None
     ) -> None:
         self.stream = stream if stream is not None else sys.stderr
-        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
-        self.live = (self.stream.isatty() if live is None else live) and not dumb
+        self.live = (self.stream.isatty() if live is None else live) and not is_dumb()
         self._run = run
         self._log = _Log(run / "train.log")
         self._screen: Live | None = None

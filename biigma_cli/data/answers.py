@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 #: Before the classes; the first is the file.
-BEFORE = ("path", "label", "malignant_probability")
+BEFORE = ("path", "label", "malignant_probability", "suspicious")
 #: Behind them.
 BEHIND = ("novelty", "note", "error", "model", "version", "provider", "settings")

@@ -18,8 +18,7 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.errors import ModelFileError, UsageError
-from biigma_cli.metrics import Limits
-from biigma_cli.runtime.abstention import limits_of
+from biigma_cli.runtime.limits import NO_LIMITS, StatedLimits
 from biigma_cli.runtime.pipeline import VIEWS, turned
 from biigma_cli.runtime.session import ModelInfo, Predictor, stated
 
@@ -72,8 +71,8 @@ class Candidate:
         views: of each image whose mean probabilities are its answer.
         fallback: why `auto` runs on the CPU although there is a GPU; empty where it does not.
         exported: whether it is an exported file, whose answers are those that users get.
-        limits: below which it can decline to answer; None where it states none, and for another
-            number of views than they were found with.
+        limits: those it states: when not to answer, and what to call suspicious; none of a
+            checkpoint, and for another number of views than they were found with.
     """
 
     name: str
@@ -88,7 +87,7 @@ class Candidate:
     views: int = 1
     fallback: str = ""
     exported: bool = False
-    limits: Limits | None = None
+    limits: StatedLimits = NO_LIMITS
 
     def over_views(self) -> Candidate:
         """One that answers as `biigma predict --tta`: the mean over the square's symmetries.
@@ -109,7 +108,7 @@ class Candidate:
                 novelty = answers.novelty_n if view == 0 else novelty
             return Answers((total / VIEWS).astype(np.float32), novelty)
 
-        return replace(self, run=run, views=VIEWS, limits=None)
+        return replace(self, run=run, views=VIEWS, limits=NO_LIMITS)
 
 
 def open_candidate(path: Path, device: str | torch.device) -> Candidate:
@@ -188,7 +187,7 @@ def _open_onnx(path: Path, device: str) -> Candidate:
         device=predictor.provider,
         fallback=predictor.fallback,
         exported=True,
-        limits=limits_of(info),
+        limits=StatedLimits.of(info),
     )
 
 

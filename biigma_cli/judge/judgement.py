@@ -17,20 +17,20 @@ from biigma_cli.data.splits import Split, check_same_split, make_split, same_spl
 from biigma_cli.errors import CheckpointMismatch
 from biigma_cli.judge.abstention import Abstention, abstentions
 from biigma_cli.judge.candidate import Answers, Candidate, Progress
+from biigma_cli.judge.screening import Malignancy, screen
 from biigma_cli.metrics import (
     HEADLINE,
     Assessment,
     Difference,
     Ints,
-    Limits,
     assess,
     compare,
-    limits,
     paper_columns,
     score_weight,
 )
 from biigma_cli.metrics.calibration import wilson
-from biigma_cli.taxonomy import DERIVED
+from biigma_cli.runtime.limits import NO_LIMITS, StatedLimits
+from biigma_cli.taxonomy import DERIVED, lesion_class
 
 
 class Flagged(NamedTuple):
@@ -87,9 +87,11 @@ class Judgement:
         assessment: the figures.
         against: the second model, if there is one.
         flagged: by the model's input check; None where it has none.
-        limits: of an exported model, below which it can decline to answer: those of this very
-            part if it is the validation part, else those it states; None where there are none.
-        abstention: what they do on this part.
+        limits: of an exported model, when not to answer and what to call suspicious: those of
+            this very part if it is the validation part, else those it states.
+        abstention: what not answering does on this part.
+        malignancy: malignant against benign, and what calling images suspicious does; None where
+            not every class is known to be either, or there are images of one kind alone.
     """
 
     model: str
@@ -105,8 +107,9 @@ class Judgement:
     assessment: Assessment
     against: Rival | None = None
     flagged: Flagged | None = None
-    limits: Limits | None = None
+    limits: StatedLimits = NO_LIMITS
     abstention: tuple[Abstention, ...] = ()
+    malignancy: Malignancy | None = None
 
     @property
     def binary(self) -> bool:
@@ -139,6 +142,8 @@ class Judgement:
             plain["input_check"] = self.flagged.to_dict()
         if self.abstention:
             plain["abstention"] = [a.to_dict() for a in self.abstention]
+        if self.malignancy is not None:
+            plain["malignancy"] = self.malignancy.to_dict()
         if self.binary:
             columns = paper_columns(own)
             plain["paper_columns"] = {name: f.to_dict() for name, f in columns.items()}
@@ -235,7 +240,7 @@ def judge(
     if against is not None:
         _, other = run(against)
         rival = Rival(against.name, against.temperature, other, compare(own, other))
-    found, kept = _abstention(candidate, part_name, part, answers, resamples)
+    found, kept, told_apart = _by_limits(candidate, part_name, part, answers, resamples)
     records = manifest.by_id()
     return Judgement(
         model=candidate.name,
@@ -253,12 +258,13 @@ def judge(
         flagged=_flagged(answers, part.labels),
         limits=found,
         abstention=kept,
+        malignancy=told_apart,
     )
 
 
-def _abstention(
+def _by_limits(
     candidate: Candidate, part_name: str, part: Part, answers: Answers, resamples: int
-) -> tuple[Limits | None, tuple[Abstention, ...]]:
+) -> tuple[StatedLimits, tuple[Abstention, ...], Malignancy | None]:
     """The limits, and what they do here.
 
     They are found here on the validation part, which they are for; else as the model states them.
@@ -267,15 +273,21 @@ def _abstention(
     label_n, proba_nY = part.labels[counted], answers.proba_nY[counted]
     groups = [g for g, c in zip(part.groups, counted, strict=True) if c]
     flagged_n = None if answers.novelty_n is None else answers.novelty_n[counted] > 1
+    malignant = [lesion_class(code).malignant for code in candidate.classes]
     found = candidate.limits
     if part_name == "val" and candidate.exported and candidate.views == 1:
-        found = limits(label_n, proba_nY, groups, flagged_n=flagged_n)
-    if found is None:
-        return None, ()
-    return found, abstentions(
-        found, label_n, proba_nY, candidate.classes, groups, flagged_n=flagged_n,
+        found = StatedLimits.find(label_n, proba_nY, malignant, groups, flagged_n=flagged_n)
+    kept: tuple[Abstention, ...] = ()
+    if found.abstention is not None:
+        kept = abstentions(
+            found.abstention, label_n, proba_nY, candidate.classes, groups, flagged_n=flagged_n,
+            resamples=resamples,
+        )  # fmt: skip
+    told_apart = screen(
+        found.screening, label_n, proba_nY, malignant, groups, flagged_n=flagged_n,
         resamples=resamples,
     )  # fmt: skip
+    return found, kept, told_apart
 
 
 def _flagged(answers: Answers, label_n: Ints) -> Flagged | None:

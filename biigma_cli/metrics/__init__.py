@@ -2,7 +2,8 @@
 
 `confusion` has the figures of answers alone, `assess` all that scores allow (`resampled` and
 `ranks` work them out for many resamples at once), `calibration` how far they can be believed,
-`selective` what is gained by answering only where the model is sure.
+`selective` what is gained by answering only where the model is sure, `screening` how few malignant
+lesions can be made to pass.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ from biigma_cli.metrics.confusion import (
     evaluate,
 )
 from biigma_cli.metrics.names import HALVES, LOWER_IS_BETTER, OVERALL, PER_CLASS, POINTS, TITLES
+from biigma_cli.metrics.screening import (
+    ScreeningLimit,
+    ScreeningLimits,
+    malignancy,
+    malignant_classes,
+    screening_limits,
+)
 from biigma_cli.metrics.selective import CONFIDENCE, Limit, Limits, limits
 
 __all__ = [
@@ -70,6 +78,8 @@ __all__ = [
     "Limits",
     "Reliability",
     "ReliabilityBin",
+    "ScreeningLimit",
+    "ScreeningLimits",
     "apply_temperature",
     "assess",
     "bootstrap",
@@ -83,8 +93,11 @@ __all__ = [
     "is_probability",
     "limits",
     "log_probability",
+    "malignancy",
+    "malignant_classes",
     "mean_auc",
     "paper_columns",
     "reliability",
     "score_weight",
+    "screening_limits",
 ]

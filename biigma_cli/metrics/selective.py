@@ -46,8 +46,7 @@ class Limit(NamedTuple):
     Attributes:
         threshold: least probability of the answer that is still an answer.
         answered: images answered.
-        effective: how many independent images they are worth, at least: (sum m)^2 / sum m^2 over
-            the lesions' m images among them, as if those of one lesion all said the same (Kish).
+        effective: how many independent images they are worth, at least (`effective_size`).
         wrong: images answered wrong.
         bound: upper bound of the error, one-sided, at `CONFIDENCE`.
     """
@@ -152,6 +151,16 @@ def error_bound(error: float, n: float, confidence: float = CONFIDENCE) -> float
     return float(betaincinv(error * n + 1, n - error * n, confidence))
 
 
+def effective_size(group_n: npt.NDArray[Any]) -> float:
+    """How many independent images those of such groups are worth, at least (Kish).
+
+    (sum m)^2 / sum m^2 over the groups' m images, as if those of one group all said the same;
+    rounded down to hundredths, so that what is stored says what is found.
+    """
+    size_G = np.unique(group_n, return_counts=True)[1]
+    return math.floor(100 * len(group_n) ** 2 / (size_G**2).sum()) / 100 if len(group_n) else 0.0
+
+
 def sureness(
     proba_nY: npt.NDArray[np.floating[Any]], flagged_n: npt.NDArray[np.bool_] | None = None
 ) -> Floats:
@@ -185,9 +194,7 @@ def limits(
     for threshold in _THRESHOLDS:
         answered_n = sure_n >= threshold
         answered, wrong = int(answered_n.sum()), int((answered_n & wrong_n).sum())
-        size_G = np.unique(group_n[answered_n], return_counts=True)[1]
-        # Rounded to the safe side, so that what is stored says what is found.
-        effective = math.floor(100 * answered**2 / (size_G**2).sum()) / 100 if answered else 0.0
+        effective = effective_size(group_n[answered_n])
         bound = error_bound(wrong / answered, effective) if answered else 1.0
         rows.append(Limit(threshold, answered, effective, wrong, math.ceil(1e5 * bound) / 1e5))
     return Limits(images=len(label_n), groups=len(names), rows=tuple(rows))

@@ -8,7 +8,13 @@ from typing import Any
 
 from biigma_cli.config import PRECISIONS, precision_title
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
-from biigma_cli.report.tables import ABSTENTION_COLUMNS, abstention_cells
+from biigma_cli.report.tables import (
+    ABSTENTION_COLUMNS,
+    SCREENING_COLUMNS,
+    abstention_cells,
+    malignancy_title,
+    screening_cells,
+)
 from biigma_cli.taxonomy import base_of
 
 _SOURCES = {
@@ -326,11 +332,29 @@ def _figures(part: str, values: dict[str, Any], metadata: dict[str, Any]) -> str
             "called benign. Intervals are over the same resamples:",
             _table(ABSTENTION_COLUMNS, [abstention_cells(a) for a in values["abstention"]]),
         ]
+    if values.get("malignancy"):
+        parts += _malignancy(values["malignancy"], own=part == "val")
     melanoma = whole["per_class"].get("MEL") if whole else None
     if melanoma and melanoma["support"]:
         rows = [(TITLES[k], *_figure(melanoma[k])) for k in ("auc", "ap", *POINTS)]
         parts += ["Melanoma against the rest:", _table(("figure", "value", "95% interval"), rows)]
     return "\n\n".join(parts)
+
+
+def _malignancy(found: dict[str, Any], *, own: bool) -> list[str]:
+    """Malignant against benign."""
+    title = malignancy_title(found)
+    if not found["limits"]:
+        return [f"{title[0].upper()}{title[1:]}."]
+    return [
+        f"{title[0].upper()}{title[1:]}. Images called suspicious from a limit on, so that at "
+        "least such a share of the malignant is (`biigma predict --min-sensitivity`); limits found "
+        "on "
+        + ("this part" if own else "the validation part")
+        + ", where that promise holds with 95% confidence. PPV: of the suspicious those that are "
+        "malignant, which falls where malignant lesions are rarer than here:",
+        _table(SCREENING_COLUMNS, [screening_cells(row) for row in found["limits"]]),
+    ]
 
 
 def _figure(figure: dict[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,17 @@ from pathlib import Path
 from biigma_cli.errors import BiigmaError, UsageError
 
 # What a CSV has beside figures.
-_TEXTS = ("path", "label", "note", "error", "model", "version", "provider", "settings")
+_TEXTS = (
+    "path",
+    "label",
+    "suspicious",
+    "note",
+    "error",
+    "model",
+    "version",
+    "provider",
+    "settings",
+)
 
 
 def check_installed() -> None:

@@ -63,6 +63,8 @@ class PredictionPage:
         self.most = most
         self.earlier = Counter(earlier or {})
         self.counts = Counter(self.earlier)
+        #: Images that are suspicious, and that are not, where a limit was asked for.
+        self.suspicious: Counter[bool] = Counter()
         self.errors: list[Prediction] = []
         self._heap: list[_Ranked] = []
         self._order = 0
@@ -74,6 +76,8 @@ class PredictionPage:
             if len(self.errors) < LISTED:
                 self.errors.append(item)
             return
+        if item.suspicious is not None:
+            self.suspicious[item.suspicious] += 1
         self._order -= 1
         place = (malignancy(item), self._order)
         if len(self._heap) < self.most:
@@ -146,6 +150,11 @@ class PredictionPage:
             tiles.append(
                 ("malignant or pre-malignant", Cell(f"{count:,}", _share(count, answered)))
             )
+        if self.suspicious:
+            # Of an earlier run's answers only the labels are known.
+            earlier = ", in this run" if self.earlier else ""
+            count, of = self.suspicious[True], self.suspicious.total()
+            tiles.append(("suspicious" + earlier, Cell(f"{count:,}", _share(count, of))))
         for label in sorted(set(counts) - set(self.labels.codes)):
             tiles.append((label, Cell(f"{counts[label]:,}", _share(counts[label], answered))))
         tiles.append(("could not be read", Cell(f"{failed:,}")))
@@ -181,6 +190,7 @@ class PredictionPage:
             "probability": f"{probability:.1%}",
             "open": item.label != best,
             "malignant": None if item.malignant is None else f"{item.malignant:.1%}",
+            "suspicious": bool(item.suspicious),
             "flagged": item.label == best and bool(malignant[best]),
             "note": item.note,
             "bars": [

@@ -37,6 +37,7 @@ BLOCK = 200
 _NARROWEST = 24
 # Times a part is opened anew because another run has just given it its name.
 _CLAIMS = 10
+_YES_NO = {True: "yes", False: "no", None: ""}
 # No row of ours is longer; what is longer is another kind of file.
 _MAX_ROW = 1 << 20
 
@@ -52,6 +53,8 @@ class Prediction:
         probabilities: by class code, in class order; None where there is an error.
         malignant: summed probability of the malignant and pre-malignant classes; None where a
             class is not known to be either.
+        suspicious: whether that reaches the limit asked for; None where none was, and for an image
+            that is flagged.
         novelty: how far the image is from the training images, 1 the limit; None where the model
             does not say.
         note: what a user should know of the file.
@@ -63,6 +66,7 @@ class Prediction:
     label: str = ""
     probabilities: Mapping[str, float] | None = None
     malignant: float | None = None
+    suspicious: bool | None = None
     novelty: float | None = None
     note: str = ""
     error: str = ""
@@ -95,6 +99,7 @@ def prediction(
     labels: Labels,
     *,
     abstain_below: float | None = None,
+    suspicious_from: float | None = None,
     novelty: float | None = None,
     note: str = "",
 ) -> Prediction:
@@ -102,18 +107,25 @@ def prediction(
 
     Args:
         abstain_below: where no class reaches it, the answer is `CANNOT_SAY`; the figures stay.
-        novelty: where it is above 1, the answer is `NOT_DERMOSCOPY`; the figures stay.
+        suspicious_from: what is as malignant as this is suspicious, whatever the answer.
+        novelty: where it is above 1, the answer is `NOT_DERMOSCOPY`, and nothing is said of
+            suspicion; the figures stay.
     """
     values = [float(p) for p in probabilities_Y]
     best = max(range(len(values)), key=values.__getitem__)
     unsure = abstain_below is not None and values[best] < abstain_below
+    malignant = None
+    if None not in labels.malignant:
+        malignant = sum(p for p, m in zip(values, labels.malignant, strict=True) if m)
+    suspicious = None
+    if malignant is not None and suspicious_from is not None and not is_novel(novelty):
+        suspicious = malignant >= suspicious_from
     return Prediction(
         path=path,
         label=NOT_DERMOSCOPY if is_novel(novelty) else CANNOT_SAY if unsure else labels.codes[best],
         probabilities=dict(zip(labels.codes, values, strict=True)),
-        malignant=None
-        if None in labels.malignant
-        else sum(p for p, m in zip(values, labels.malignant, strict=True) if m),
+        malignant=malignant,
+        suspicious=suspicious,
         novelty=novelty,
         note=note,
     )
@@ -187,7 +199,9 @@ class CsvWriter:
         malignant = "" if item.malignant is None else f"{item.malignant:.6f}"
         novelty = "" if item.novelty is None else f"{item.novelty:.3f}"
         told = [item.note, item.error]
-        return [item.path, item.label, malignant, *figures, novelty, *told, *self._made]
+        suspicious = _YES_NO[item.suspicious]
+        before = [item.path, item.label, malignant, suspicious]
+        return [*before, *figures, novelty, *told, *self._made]
 
     @staticmethod
     def _lines(rows: list[list[str]]) -> str:
@@ -244,6 +258,7 @@ class JsonlWriter:
                 "malignant_probability": None
                 if item.malignant is None
                 else round(item.malignant, 6),
+                "suspicious": item.suspicious,
                 "top": [{"label": c, "probability": round(p, 6)} for c, p in top],
                 "probabilities": {c: round(p, 6) for c, p in item.probabilities.items()},
             }
@@ -358,6 +373,9 @@ class TableWriter:
         table.add_column("answer", min_width=14)
         table.add_column("p", justify="right", no_wrap=True)
         table.add_column("malignant", justify="right", no_wrap=True)
+        judged = any(i.suspicious is not None for i in items)
+        if judged:
+            table.add_column("suspicious", no_wrap=True)
         if self.topk > 1:
             table.add_column("next", min_width=12)
         noted = any(i.note for i in items)
@@ -379,6 +397,8 @@ class TableWriter:
                 Text(f"{p:.1%}"),
                 Text("?" if item.malignant is None else f"{item.malignant:.1%}"),
             ]
+            if judged:
+                row.append(Text(_YES_NO[item.suspicious], style="bold red" * bool(item.suspicious)))
             if self.topk > 1:
                 row.append(Text(", ".join(f"{c} {q:.1%}" for c, q in rest), style="dim"))
             if noted:

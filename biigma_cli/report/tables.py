@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FIGURE_NAMES = {name: TITLES[name] for name in HEADLINE}
 ABSTENTION_COLUMNS = ("at most", "limit", "answered", "of these wrong", "missed")
+SCREENING_COLUMNS = ("at least", "limit", "sensitivity", "specificity", "PPV", "missed")
 NO_LESIONS = (
     "no lesions known, so images are resampled; where lesions have several images, intervals are "
     "then too narrow"
@@ -215,19 +216,55 @@ def abstention_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def abstention_cells(row: Mapping[str, Any]) -> list[str]:
     """A row of `ABSTENTION_COLUMNS`."""
-
-    def share(figure: Mapping[str, Any]) -> str:
-        if figure["value"] is None:
-            return "-"
-        span = ""
-        if figure["low"] is not None:
-            span = f" ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
-        return f"{100 * figure['value']:.1f}%{span}"
-
     threshold = row["threshold"]
     missed = f"{row['missed']} of {row['malignant']}" if row["malignant"] else "-"
     limit = "none" if threshold is None else f"{threshold:.2f}"
-    return [f"{row['max_error']:.0%}", limit, share(row["coverage"]), share(row["error"]), missed]
+    return [f"{row['max_error']:.0%}", limit, _share(row["coverage"]), _share(row["error"]), missed]
+
+
+def malignancy_title(found: Mapping[str, Any]) -> str:
+    """Of `judge.screening.Malignancy.to_dict`: what was told apart, and how well."""
+    auc = found["auc"]
+    span = "" if auc["low"] is None else f" ({auc['low']:.3f}-{auc['high']:.3f})"
+    return (
+        f"malignant ({found['malignant']}) against benign ({found['benign']}): "
+        f"AUC {auc['value']:.3f}{span}"
+    )
+
+
+def screening_table(found: Mapping[str, Any]) -> Table | str:
+    """What calling images suspicious does, from `judge.screening.Malignancy.to_dict`."""
+    if not found["limits"]:
+        return malignancy_title(found) + "\n"
+    title = (
+        f"{malignancy_title(found)}\nsuspicious from a limit on (predict --min-sensitivity); "
+        "at least: sensitivity asked for"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in SCREENING_COLUMNS:
+        table.add_column(name, justify="right")
+    for row in found["limits"]:
+        table.add_row(*map(Text, screening_cells(row)))
+    return table
+
+
+def screening_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `SCREENING_COLUMNS`."""
+    asked, threshold = f"{row['min_sensitivity']:.0%}", row["threshold"]
+    if threshold is None:
+        return [asked, "none", "-", "-", "-", "-"]
+    shares = [_share(row[name]) for name in ("sensitivity", "specificity", "ppv")]
+    return [asked, f"{threshold:g}", *shares, str(row["missed"])]
+
+
+def _share(figure: Mapping[str, Any]) -> str:
+    """In percent, with its interval."""
+    if figure["value"] is None:
+        return "-"
+    span = ""
+    if figure["low"] is not None:
+        span = f" ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
+    return f"{100 * figure['value']:.1f}%{span}"
 
 
 def class_figures_tables(assessed: Assessment) -> list[Table]:

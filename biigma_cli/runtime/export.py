@@ -28,10 +28,10 @@ from biigma_cli.core.weights import Checkpoint, load_model
 from biigma_cli.data.images import Part
 from biigma_cli.data.preprocess import RESIZE_MEANS, RESIZE_RULES, Pixels
 from biigma_cli.errors import ParityError
-from biigma_cli.metrics import Ints, Limits, limits
-from biigma_cli.runtime.abstention import KEY as ABSTENTION
+from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.input_check import FittedCheck
+from biigma_cli.runtime.limits import StatedLimits
 from biigma_cli.runtime.narrow import NARROW, hold_once
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
@@ -113,13 +113,13 @@ class Exported(NamedTuple):
         accuracy: what a lower precision does to the validation part; None in float32, and where
             there is no validation part.
         check: the input check as the file has it.
-        limits: of "can't say".
+        limits: found on the validation part; None where that was not given.
     """
 
     parity: Parity
     accuracy: AccuracyChange | None
     check: FittedCheck | None = None
-    limits: Limits | None = None
+    limits: StatedLimits | None = None
 
 
 def export_onnx(
@@ -154,8 +154,8 @@ def export_onnx(
         outputs: of those that `available_outputs` gives; `probabilities` and `logits` are always
             among them. Default: all.
         train: images of the training part, `(n, side, side, 3)`; int8 needs them.
-        validation: the whole part, on which the limits of "can't say" are found; None: the file
-            states none. Where `labels` are given, `images` must be its.
+        validation: the whole part, on which the limits of "can't say" and of what is suspicious
+            are found; None: the file states none. Where `labels` are given, `images` must be its.
         force: write even what loses more than `LARGEST_LOSS`, or a loss that cannot be measured.
 
     Returns:
@@ -229,9 +229,10 @@ def export_onnx(
         said = exported
         if labels is None:
             said = trial(proto, values, lambda p: _run(p, validation.pixels))
-        found = limits(
-            validation.labels, said["probabilities"], validation.groups,
-            flagged_n=said["novelty"] > 1 if "novelty" in said else None,
+        found = StatedLimits.find(
+            validation.labels, said["probabilities"],
+            [lesion_class(code).malignant for code in checkpoint.meta["classes"]],
+            validation.groups, flagged_n=said["novelty"] > 1 if "novelty" in said else None,
         )  # fmt: skip
     values = metadata(checkpoint, metrics, calibration, check=check, export=about, limits=found)
     atomic_write_bytes(path, finished(proto, values))
@@ -284,7 +285,7 @@ def metadata(
     *,
     check: FittedCheck | None = None,
     export: dict[str, Any] | None = None,
-    limits: Limits | None = None,
+    limits: StatedLimits | None = None,
 ) -> dict[str, str]:
     """Metadata of an exported model: JSON values under plain keys, listed in docs/models.md."""
     meta = checkpoint.meta
@@ -323,7 +324,7 @@ def metadata(
         "metrics": metrics or {},
         **({} if calibration is None else {"calibration": calibration.to_dict()}),
         **({} if check is None else {"input_check": check.to_dict()}),
-        **({} if limits is None else {ABSTENTION: limits.to_dict()}),
+        **({} if limits is None else limits.to_metadata()),
         "export": export or {"precision": "fp32"},
         "config": settings,
         "command": meta.get("command", ""),

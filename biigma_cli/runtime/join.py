@@ -26,10 +26,10 @@ from biigma_cli.core.sources import Source, joint_citation, joint_licence
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import same_split
 from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, UsageError
-from biigma_cli.metrics import Ints, Limits, limits
-from biigma_cli.runtime.abstention import KEY as ABSTENTION
+from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
 from biigma_cli.runtime.input_check import FALSE_ALARMS, JUDGED_VIEWS
+from biigma_cli.runtime.limits import StatedLimits
 from biigma_cli.runtime.narrow import NARROW, hold_once, serving, widen_weights
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
@@ -66,7 +66,7 @@ class Joined(NamedTuple):
         calibration: its temperature; None where no temperature is best.
         parameters: weights of its networks.
         left_out: maps and checks that some members lack, and so it does.
-        limits: of "can't say", found on the validation part.
+        limits: found on the validation part.
     """
 
     said: Answer
@@ -75,7 +75,7 @@ class Joined(NamedTuple):
     calibration: Calibration | None
     parameters: int
     left_out: tuple[str, ...]
-    limits: Limits
+    limits: StatedLimits
 
 
 def check_joinable(models: Sequence[ModelInfo]) -> None:
@@ -163,8 +163,8 @@ def join_onnx(
     """Write one file that answers with the mean of the models' logits, and prove it.
 
     Its maps are the means of theirs, on an even grid where their trunks differ; its probabilities
-    are calibrated anew, and the limits of its input check and of "can't say" are found anew, all on
-    the validation part.
+    are calibrated anew, and the limits of its input check, of "can't say" and of what is suspicious
+    are found anew, all on the validation part.
 
     Args:
         models: as `check_joinable` lets pass.
@@ -232,8 +232,8 @@ def join_onnx(
         )
     about |= {"accuracy": accuracy._asdict(), "parity": parity._asdict()}
     flagged_n = None if own.novelty_B is None else own.novelty_B > 1
-    kept = limits(label_n, after, groups, flagged_n=flagged_n)
-    values[ABSTENTION] = kept.to_dict()
+    kept = StatedLimits.find(label_n, after, infos[0].malignant, groups, flagged_n=flagged_n)
+    values |= kept.to_metadata()
     atomic_write_bytes(path, finished(proto, _encoded(values)))
     return Joined(
         own, parity, accuracy, calibration, _parameters(proto),

@@ -129,7 +129,7 @@ def test_stored_by_eval(tiny_onnx: Path, tmp_path: Path) -> None:
     assert "abstention" not in Predictor(path, device="cpu").info.metadata
     done = call("eval", *words, "--split", "val")
     assert done.code == 0, done.err
-    assert 'limits of "can\'t say" were found on this part' in done.err
+    assert 'limits of "can\'t say" and of what is suspicious were found on this part' in done.err
     assert limits_in(path) == stated
     done = call("eval", *words, "--split", "test")
     found = json.loads(done.out)["abstention"]

@@ -332,13 +332,17 @@ def test_a_table_that_is_cut_short(
 
 
 @posix
-def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path) -> None:
-    """Rows come while more names may, and the line of progress does not stand in their way."""
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path, term: str) -> None:
+    """Rows come while more names may, and the line of progress does not stand in their way.
+
+    A terminal that knows no escapes gets none.
+    """
     pty = pytest.importorskip("pty")
     own, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "biigma_cli", "predict", "--model", toy, "--device", "cpu", "-"],
-        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal,
+        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": term},
     )  # fmt: skip
     os.close(terminal)
     assert process.stdin is not None
@@ -355,7 +359,10 @@ def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path) -> None:
         while more := os.read(own, 4096):
             told += more
     assert process.wait(60) == 0
-    assert told.count(b"\r\x1b[K") >= 2
+    if term == "dumb":
+        assert b"\x1b" not in told
+    else:
+        assert told.count(b"\r\x1b[K") >= 2
     assert told.count(b"0.png") == told.count(b"1.png") == 1
     os.close(own)
 

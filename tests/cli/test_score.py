@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -246,7 +247,7 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     assert call("score", own, truth, "--against", predictions, *FAST).code == 0
 
     lines = own.read_text().splitlines()
-    lines[4] = '"a, b/I03.PNG",,,,,,,,it is damaged,m@1,1,p,'
+    lines[4] = '"a, b/I03.PNG",,,,,,,,,it is damaged,m@1,1,p,'
     own.write_text("\n".join(lines))
     done = call("score", own, truth, *FAST)
     assert "answers.csv: 1 rows hold an error" in done.err
@@ -265,6 +266,20 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     own.write_text("\n".join([lines[0], lines[4]]))
     refused(call("score", own, truth, "--subset"), "answers.csv has nothing but errors")
     refused(call("score", truth, own), "answers.csv has no column image")
+
+
+def test_what_earlier_versions_wrote(tmp_path: Path) -> None:
+    """Without the column of what is suspicious it is read the same."""
+    predictions, truth = make(tmp_path)
+    own = answers(predictions)
+    now = call("score", own, truth, "--json", *FAST)
+    rows = list(csv.reader(own.read_text().splitlines()))
+    at = rows[0].index("suspicious")
+    with own.open("w", newline="") as file:
+        csv.writer(file).writerows([*row[:at], *row[at + 1 :]] for row in rows)
+    before = call("score", own, truth, "--json", *FAST)
+    assert before.code == now.code == 0, before.err
+    assert json.loads(before.out)["overall"] == json.loads(now.out)["overall"]
 
 
 # --- bad input -------------------------------------------------------------------------------

@@ -121,8 +121,13 @@ def _classes(names: Sequence[str]) -> set[str] | None:
     if BEHIND[0] not in names:
         return None
     end = names.index(BEHIND[0])
-    ours = (*names[: len(BEFORE)], *names[end : end + len(BEHIND)]) == (*BEFORE, *BEHIND)
-    return set(names[len(BEFORE) : end]) if ours else None
+    if tuple(names[end : end + len(BEHIND)]) != BEHIND:
+        return None
+    # Earlier versions wrote fewer columns before the classes.
+    for count in (len(BEFORE), len(BEFORE) - 1):
+        if tuple(names[:count]) == BEFORE[:count]:
+            return set(names[count:end])
+    return None
 
 
 def image_id(text: str) -> str:

@@ -43,7 +43,13 @@ from biigma_cli.report.localisation import (
 )
 from biigma_cli.report.pictures import EVIDENCE, SALIENCY, colour_bar
 from biigma_cli.report.published import Published, comparability, published_for
-from biigma_cli.report.tables import ABSTENTION_COLUMNS, abstention_cells
+from biigma_cli.report.tables import (
+    ABSTENTION_COLUMNS,
+    SCREENING_COLUMNS,
+    abstention_cells,
+    malignancy_title,
+    screening_cells,
+)
 from biigma_cli.taxonomy import lesion_class
 
 #: By this a page of ours is known, and may be replaced.
@@ -95,6 +101,7 @@ class EvaluationReport:
         against: name of a second model, and the paired differences to it.
         abstention: `Abstention.to_dict()` of each share of errors asked for; none where the model
             states no limits.
+        malignancy: `Malignancy.to_dict()`; None where malignant and benign are not told apart.
         saliency: `SaliencyJudgement.to_dict()`; None where not asked for.
         robustness: `Robustness.to_dict()`; None where not asked for.
         heads: `HeadSimilarity.to_dict()`, with that of the second model under `against`; likewise.
@@ -121,6 +128,7 @@ class EvaluationReport:
     mistakes: Sequence[Mistake]
     against: tuple[str, Difference] | None = None
     abstention: Sequence[Mapping[str, Any]] = ()
+    malignancy: Mapping[str, Any] | None = None
     saliency: Mapping[str, Any] | None = None
     robustness: Mapping[str, Any] | None = None
     heads: Mapping[str, Any] | None = None
@@ -153,6 +161,8 @@ def evaluation_html(report: EvaluationReport) -> str:
         reliability=_reliability(report.reliability),
         coverage=_coverage(report),
         abstention=_abstention(report),
+        malignancy=None if report.malignancy is None else malignancy_title(report.malignancy),
+        screening=_screening(report),
         wrong=wrong,
         mistakes=report.mistakes,
         bars=[
@@ -384,6 +394,17 @@ def _abstention(report: EvaluationReport) -> PageTable | None:
         caption="Answers only from a limit on; missed: malignant, and called benign",
         columns=ABSTENTION_COLUMNS,
         rows=[[Cell(text) for text in abstention_cells(a)] for a in report.abstention],
+    )
+
+
+def _screening(report: EvaluationReport) -> PageTable | None:
+    if report.malignancy is None or not report.malignancy["limits"]:
+        return None
+    rows = [screening_cells(row) for row in report.malignancy["limits"]]
+    return PageTable(
+        caption="Suspicious from a limit on; missed: malignant, and not suspicious",
+        columns=SCREENING_COLUMNS,
+        rows=[[Cell(text) for text in row] for row in rows],
     )
 
 
