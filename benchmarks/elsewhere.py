@@ -3,8 +3,10 @@
     python benchmarks/elsewhere.py [--model NAME ...] [--split val] [--images 500]
 
 For each model: its own part as it is, then each picture at another resolution, framing, light or
-compression (accuracy, macro-F1, share of answers that stay, share flagged by the input check); and
-the same part of ISIC 2017, where that is recorded here, as dermoscopy from elsewhere: melanoma
+compression (accuracy, macro-F1, share of answers that stay, share flagged by the input check; what
+its limits of `predict --max-error 0.1` and `--min-sensitivity 0.9` then do, where it states any:
+share answered and of these wrong, malignant images found and benign ones spared); and the same part
+of ISIC 2017, where that is recorded here, as dermoscopy from elsewhere: melanoma
 against nevus against seborrheic keratosis, decided between the probabilities of MEL, NV and BKL. It
 is ISIC 2017's own lesion-safe split, seed 0, whose training part `data.extra` may have joined.
 
@@ -29,9 +31,13 @@ from biigma_cli.data.manifest import Manifest, load_manifest
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.splits import make_split
 from biigma_cli.errors import BiigmaError
+from biigma_cli.metrics import malignancy, malignant_classes
+from biigma_cli.runtime.limits import StatedLimits
 from biigma_cli.runtime.session import Predictor, find_model
 
 SHARED = {"MEL": "MEL", "NV": "NV", "SK": "BKL"}
+#: Promises that are tried.
+MAX_ERROR, MIN_SENSITIVITY = 0.1, 0.9
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -95,8 +101,10 @@ CHANGES: dict[str, Change] = {
 }
 
 
-def answers(predictor: Predictor, paths: list[Path], change: Change) -> tuple[np.ndarray, float]:
-    """Probabilities `(n, Y)`, and the share that the input check flags (NaN without one)."""
+def answers(
+    predictor: Predictor, paths: list[Path], change: Change
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities `(n, Y)`, and `(n,)` which the input check flags (none without one)."""
     rows, novelty = [], []
     side, rule = predictor.info.side, predictor.info.rule
     for start in range(0, len(paths), 32):
@@ -108,13 +116,30 @@ def answers(predictor: Predictor, paths: list[Path], change: Change) -> tuple[np
             pixels.append(load_image(file.getvalue(), side, rule=rule))
         answer = predictor(np.stack(pixels))
         rows.append(answer.probabilities_BY)
-        novelty.append(
-            np.full(len(pixels), np.nan) if answer.novelty_B is None else answer.novelty_B
-        )
-    found = np.concatenate(novelty)
-    return np.concatenate(rows), float("nan") if np.isnan(found).any() else float(
-        (found > 1).mean()
-    )
+        novelty.append(np.zeros(len(pixels)) if answer.novelty_B is None else answer.novelty_B)
+    return np.concatenate(rows), np.concatenate(novelty) > 1
+
+
+def promises(
+    predictor: Predictor, labels: np.ndarray, proba: np.ndarray, flagged: np.ndarray
+) -> str:
+    """What the model's limits do: answered and wrong, found and spared."""
+    info = predictor.info
+    found = StatedLimits.of(info)
+    limit = None if found.abstention is None else found.abstention.at_most(MAX_ERROR)
+    told = f"{'-':>9} {'-':>7}"
+    if limit is not None:
+        given = (proba.max(1) >= limit.threshold) & ~flagged
+        wrong = (proba.argmax(1) != labels)[given].mean() if given.any() else float("nan")
+        told = f"{given.mean():9.1%} {wrong:7.1%}"
+    own = None if found.screening is None else found.screening.at_least(MIN_SENSITIVITY)
+    malignant = malignant_classes(info.malignant)
+    if own is None or malignant is None:
+        return f"{told} {'-':>7} {'-':>7}"
+    called = malignancy(proba, malignant) >= own.threshold
+    is_malignant = malignant[labels]
+    hit, spared = called[is_malignant & ~flagged], ~called[~is_malignant & ~flagged]
+    return f"{told} {hit.mean():7.1%} {spared.mean():7.1%}"
 
 
 def report_changes(predictor: Predictor, split: str, count: int) -> None:
@@ -123,7 +148,10 @@ def report_changes(predictor: Predictor, split: str, count: int) -> None:
     records = records[:: max(1, len(records) // count)]
     paths = [manifest.root / r.path for r in records]
     labels = np.array([predictor.info.classes.index(r.label) for r in records])
-    print(f"{'change':30} {'accuracy':>9} {'macro-F1':>9} {'unchanged':>10} {'flagged':>8}")
+    print(
+        f"{'change':28} {'accuracy':>9} {'macro-F1':>9} {'unchanged':>10} {'flagged':>8} "
+        f"{'answered':>9} {'wrong':>7} {'found':>7} {'spared':>7}"
+    )
     first: np.ndarray | None = None
     for name, change in CHANGES.items():
         proba, flagged = answers(predictor, paths, change)
@@ -131,8 +159,9 @@ def report_changes(predictor: Predictor, split: str, count: int) -> None:
         first = answer if first is None else first
         macro_f1 = f1_score(labels, answer, average="macro", zero_division=0)
         print(
-            f"{name:30} {(answer == labels).mean():9.3f} {macro_f1:9.3f} "
-            f"{(answer == first).mean():10.1%} {flagged:8.1%}",
+            f"{name:28} {(answer == labels).mean():9.3f} {macro_f1:9.3f} "
+            f"{(answer == first).mean():10.1%} {flagged.mean():8.1%} "
+            f"{promises(predictor, labels, proba, flagged)}",
             flush=True,
         )
 
@@ -157,7 +186,9 @@ def report_isic17(predictor: Predictor, manifest: Manifest, split: str) -> None:
         f"ISIC 2017, {split} part, {len(known)} images, MEL/NV/BKL: accuracy "
         f"{(answer == labels).mean():.3f}, macro-F1 {macro_f1:.3f}, balanced accuracy "
         f"{balanced_accuracy_score(labels, answer):.3f}, melanoma AUC {auc:.3f}, "
-        f"flagged {flagged:.1%}",
+        f"flagged {flagged.mean():.1%}\n"
+        f"its limits there, among all {len(codes)} classes: answered, wrong, found, spared "
+        f"{promises(predictor, np.array(columns)[labels], proba, flagged)}",
         flush=True,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from biigma_cli.metrics import Figure, Floats, Ints, Limits
 from biigma_cli.metrics.assess import with_interval
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.ranks import ratio
-from biigma_cli.metrics.selective import sureness
+from biigma_cli.metrics.selective import effective_size, error_bound, sureness
 from biigma_cli.taxonomy import lesion_class
 
 #: Shares of wrong answers that are asked for.
@@ -102,15 +102,32 @@ def abstentions(
         Abstention(
             max_error=error,
             threshold=None if row is None else row.threshold,
-            coverage=with_interval(coverage_t[t], coverage_bt[:, t]),
+            coverage=share_figure(coverage_t[t], coverage_bt[:, t], group_n),
             error=Figure(value=None, why="no answer")
             if np.isnan(error_t[t])
-            else with_interval(error_t[t], error_bt[:, t]),
+            else share_figure(error_t[t], error_bt[:, t], group_n[answered_tn[t]]),
             malignant=int(malignant_Y[label_n].sum()),
             missed=int((answered_tn[t] & missed_n).sum()),
         )
         for t, (error, row) in enumerate(zip(ERRORS, rows, strict=True))
     )
+
+
+def share_figure(value: np.float64, drawn: Floats, group_n: npt.NDArray[np.intp]) -> Figure:
+    """A share of images with its 95% interval.
+
+    Where it is 0 or 1 no resample has another value; the other end is then Clopper and Pearson's,
+    for as many images as these are worth (`effective_size`).
+
+    Args:
+        drawn: `(b,)`, the share in each resample.
+        group_n: group of each image that it is a share of.
+    """
+    figure = with_interval(value, drawn)
+    if figure.low is None or 0 < value < 1:
+        return figure
+    end = error_bound(0, effective_size(group_n), 0.975)
+    return replace(figure, low=1 - end) if value == 1 else replace(figure, high=end)
 
 
 def _per_group(value_tn: npt.NDArray[Any], group_n: npt.NDArray[np.intp], count: int) -> Floats:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.judge.abstention import share_figure
 from biigma_cli.metrics import Figure, Floats, Ints, ScreeningLimits, malignancy, malignant_classes
 from biigma_cli.metrics.assess import with_interval
 from biigma_cli.metrics.confusion import resample_weights
@@ -137,12 +138,12 @@ def screen(
     ]
     drawn = [np.concatenate([b[i] for b in blocks] or [own[i][None][:0]]) for i in range(4)]
 
-    def told(i: int, t: int) -> Figure:
+    def told(i: int, t: int, of_n: npt.NDArray[np.bool_]) -> Figure:
         if rows[t] is None:
             return Figure(value=None, why="no limit promises so much")
         if np.isnan(own[i][t]):
             return Figure(value=None, why="nothing is suspicious")
-        return with_interval(own[i][t], drawn[i][:, t])
+        return share_figure(own[i][t], drawn[i][:, t], group_n[of_n])
 
     return Malignancy(
         malignant=int(is_malignant_n.sum()),
@@ -154,9 +155,9 @@ def screen(
             Screening(
                 min_sensitivity=asked,
                 threshold=None if row is None else row.threshold,
-                sensitivity=told(1, t),
-                specificity=told(2, t),
-                ppv=told(3, t),
+                sensitivity=told(1, t, is_malignant_n),
+                specificity=told(2, t, ~is_malignant_n),
+                ppv=told(3, t, called_nt[:, t]),
                 missed=int((is_malignant_n & ~called_nt[:, t]).sum()),
             )
             for t, (asked, row) in enumerate(zip(SENSITIVITIES, rows, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from biigma_cli.judge.abstention import ERRORS, abstentions
+from biigma_cli.judge.abstention import ERRORS, abstentions, share_figure
 from biigma_cli.metrics import Limit, Limits
 
 CODES = ["MEL", "NV", "mine"]
@@ -49,6 +49,23 @@ def test_by_hand() -> None:
     plain = found[0].to_dict()
     assert plain["coverage"]["value"] == pytest.approx(2 / 6)
     assert (plain["threshold"], plain["missed"]) == (0.9, 1)
+
+
+def test_shares_of_none_and_all() -> None:
+    """Where no resample has another value, the interval is Clopper and Pearson's."""
+    from scipy.stats import binomtest
+
+    group = np.arange(40)
+    for value, hits in ((0.0, 0), (1.0, 40)):
+        found = share_figure(np.float64(value), np.full(200, value), group)
+        exact = binomtest(hits, 40).proportion_ci()
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    # Forty images of ten lesions are worth ten.
+    wide = share_figure(np.float64(1.0), np.ones(200), group // 4)
+    assert wide.low == pytest.approx(binomtest(10, 10).proportion_ci().low)
+    drawn = np.linspace(0.4, 0.6, 200)
+    assert share_figure(np.float64(0.5), drawn, group).low == pytest.approx(0.405)
+    assert share_figure(np.float64(0.0), np.zeros(3), group).high is None
 
 
 def test_no_limit() -> None:

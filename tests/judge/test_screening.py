@@ -99,6 +99,8 @@ def test_no_limit_and_nothing_suspicious() -> None:
     assert lowest.threshold == 0.9
     assert lowest.sensitivity.value == 0
     assert lowest.specificity.value == 1
+    # Of one benign image nothing is known: Clopper and Pearson's interval of 1 of 1.
+    assert (lowest.specificity.low, lowest.specificity.high) == (pytest.approx(0.025), 1)
     assert lowest.ppv.value is None
 
 
