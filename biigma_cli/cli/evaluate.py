@@ -374,10 +374,11 @@ def _told(judged: Judgement) -> list[str]:
         told.append(NO_LESIONS)
     if judged.temperature is not None and judged.part == "val":
         told.append("the temperature was fitted on this part: judge calibration on another")
-    if any(judged.limits) and judged.part == "val":
+    if judged.part == "val" and judged.limits.abstention is not None:
+        suspicious = judged.limits.screening is not None
         told.append(
-            'the limits of "can\'t say" and of what is suspicious were found on this part: judge '
-            "them on another"
+            f'the limits of "can\'t say"{" and of what is suspicious" * suspicious} were found on '
+            "this part: judge them on another"
         )
     if judged.against is not None:
         other = judged.against

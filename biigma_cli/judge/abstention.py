@@ -102,7 +102,9 @@ def abstentions(
         Abstention(
             max_error=error,
             threshold=None if row is None else row.threshold,
-            coverage=share_figure(coverage_t[t], coverage_bt[:, t], group_n),
+            coverage=Figure(value=0.0, why="no limit promises so much")
+            if row is None
+            else share_figure(coverage_t[t], coverage_bt[:, t], group_n),
             error=Figure(value=None, why="no answer")
             if np.isnan(error_t[t])
             else share_figure(error_t[t], error_bt[:, t], group_n[answered_tn[t]]),

@@ -21,6 +21,7 @@ from biigma_cli.errors import ModelFileError, UsageError
 from biigma_cli.runtime.limits import NO_LIMITS, StatedLimits
 from biigma_cli.runtime.pipeline import VIEWS, turned
 from biigma_cli.runtime.session import ModelInfo, Predictor, stated
+from biigma_cli.taxonomy import lesion_class
 
 Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float32]
@@ -61,6 +62,8 @@ class Candidate:
     Attributes:
         name: to show.
         classes: class codes.
+        malignant: of each class, whether it is malignant or pre-malignant; None where nobody has
+            said.
         trunk: of the network, see `config.ModelConfig`.
         data: what it was trained on, its input's side and resize rule.
         split: summary of the split it was trained with.
@@ -77,6 +80,7 @@ class Candidate:
 
     name: str
     classes: tuple[str, ...]
+    malignant: tuple[bool | None, ...]
     trunk: str
     data: DataConfig
     split: dict[str, Any]
@@ -140,6 +144,7 @@ def open_candidate(path: Path, device: str | torch.device) -> Candidate:
     return Candidate(
         name=str(path),
         classes=tuple(checkpoint.meta["classes"]),
+        malignant=tuple(lesion_class(code).malignant for code in checkpoint.meta["classes"]),
         trunk=checkpoint.config.model.trunk,
         data=checkpoint.config.data,
         split=checkpoint.meta["split"],
@@ -178,6 +183,7 @@ def _open_onnx(path: Path, device: str) -> Candidate:
     return Candidate(
         name=str(path),
         classes=info.classes,
+        malignant=info.malignant,
         trunk=str(stated(info, "config", "model", "trunk")),
         data=data_of(info),
         split=info.metadata["split"],

@@ -30,7 +30,7 @@ from biigma_cli.metrics import (
 )
 from biigma_cli.metrics.calibration import wilson
 from biigma_cli.runtime.limits import NO_LIMITS, StatedLimits
-from biigma_cli.taxonomy import DERIVED, lesion_class
+from biigma_cli.taxonomy import DERIVED
 
 
 class Flagged(NamedTuple):
@@ -273,7 +273,7 @@ def _by_limits(
     label_n, proba_nY = part.labels[counted], answers.proba_nY[counted]
     groups = [g for g, c in zip(part.groups, counted, strict=True) if c]
     flagged_n = None if answers.novelty_n is None else answers.novelty_n[counted] > 1
-    malignant = [lesion_class(code).malignant for code in candidate.classes]
+    malignant = candidate.malignant
     found = candidate.limits
     if part_name == "val" and candidate.exported and candidate.views == 1:
         found = StatedLimits.find(label_n, proba_nY, malignant, groups, flagged_n=flagged_n)

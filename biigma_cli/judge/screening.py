@@ -58,12 +58,16 @@ class Malignancy:
     Attributes:
         malignant: images of a malignant or pre-malignant class.
         benign: the others.
+        flagged_malignant: malignant images that are left out, flagged as no dermoscopy.
+        flagged_benign: the others that are.
         auc: of the malignant classes' summed probability.
         limits: one for each of `SENSITIVITIES`; none where the model states no limits.
     """
 
     malignant: int
     benign: int
+    flagged_malignant: int
+    flagged_benign: int
     auc: Figure
     limits: tuple[Screening, ...]
 
@@ -72,6 +76,8 @@ class Malignancy:
         return {
             "malignant": self.malignant,
             "benign": self.benign,
+            "flagged_malignant": self.flagged_malignant,
+            "flagged_benign": self.flagged_benign,
             "auc": self.auc.to_dict(),
             "limits": [row.to_dict() for row in self.limits],
         }
@@ -105,7 +111,9 @@ def screen(
     malignant_Y = malignant_classes(malignant)
     if malignant_Y is None:
         return None
+    left_out = [0, 0]
     if flagged_n is not None:
+        left_out = [int((flagged_n & (malignant_Y[label_n] == kind)).sum()) for kind in (1, 0)]
         label_n, proba_nY = label_n[~flagged_n], proba_nY[~flagged_n]
         groups = [g for g, flagged in zip(groups, flagged_n, strict=True) if not flagged]
     is_malignant_n = malignant_Y[label_n]
@@ -148,6 +156,8 @@ def screen(
     return Malignancy(
         malignant=int(is_malignant_n.sum()),
         benign=int((~is_malignant_n).sum()),
+        flagged_malignant=left_out[0],
+        flagged_benign=left_out[1],
         auc=with_interval(own[0], drawn[0]),
         limits=()
         if found is None

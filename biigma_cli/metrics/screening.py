@@ -128,8 +128,8 @@ class ScreeningLimits:
             ):  # fmt: skip
                 raise ValueError(f"a row that cannot be: {list(row)}")
             rows.append(row)
-        if not 0 <= effective <= malignant:
-            raise ValueError(f"{malignant} images worth {effective}")
+        if not (0 < effective <= malignant or effective == malignant == len(rows) == 0):
+            raise ValueError(f"{malignant} images worth {effective}, {len(rows)} rows")
         return cls(malignant=malignant, effective=effective, benign=benign, rows=tuple(rows))
 
 

@@ -352,7 +352,8 @@ def _malignancy(found: dict[str, Any], *, own: bool) -> list[str]:
         "on "
         + ("this part" if own else "the validation part")
         + ", where that promise holds with 95% confidence. PPV: of the suspicious those that are "
-        "malignant, which falls where malignant lesions are rarer than here:",
+        "malignant, which falls where malignant lesions are rarer than here. Missed: malignant and "
+        "not suspicious. Of 0 and 100% the interval's other end is Clopper and Pearson's:",
         _table(SCREENING_COLUMNS, [screening_cells(row) for row in found["limits"]]),
     ]
 

@@ -6,20 +6,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from biigma_cli.data.answers import BEFORE, BEHIND
 from biigma_cli.errors import BiigmaError, UsageError
-
-# What a CSV has beside figures.
-_TEXTS = (
-    "path",
-    "label",
-    "suspicious",
-    "note",
-    "error",
-    "model",
-    "version",
-    "provider",
-    "settings",
-)
 
 
 def check_installed() -> None:
@@ -43,7 +31,9 @@ def from_csv(source: Path, target: Path) -> None:
 
     with source.open(encoding="utf-8") as text:
         columns = text.readline().rstrip("\n").split(",")
-    kinds = {name: pa.string() if name in _TEXTS else pa.float64() for name in columns}
+    # Figures are those of the malignant, of the classes and of novelty, in this order.
+    figures = columns[len(BEFORE) - 1 : columns.index(BEHIND[0]) + 1]
+    kinds = {name: pa.float64() if name in figures else pa.string() for name in columns}
     try:
         pieces = csv.open_csv(
             source,

@@ -154,7 +154,7 @@ class PredictionPage:
             # Of an earlier run's answers only the labels are known.
             earlier = ", in this run" if self.earlier else ""
             count, of = self.suspicious[True], self.suspicious.total()
-            tiles.append(("suspicious" + earlier, Cell(f"{count:,}", _share(count, of))))
+            tiles.append(("suspicious" + earlier, Cell(f"{count:,}", f"of {of:,} judged")))
         for label in sorted(set(counts) - set(self.labels.codes)):
             tiles.append((label, Cell(f"{counts[label]:,}", _share(counts[label], answered))))
         tiles.append(("could not be read", Cell(f"{failed:,}")))

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 
-from biigma_cli.data.answers import BEFORE, BEHIND
+from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable, remedy
@@ -160,6 +160,11 @@ class Provenance:
     provider: str
     settings: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def asks_suspicion(self) -> bool:
+        """Whether images are called suspicious or not."""
+        return "suspicious_from" in self.settings
+
 
 class Writer(Protocol):
     """Records to text: `head` first, then rows in pieces, `tail` last."""
@@ -175,7 +180,9 @@ class CsvWriter:
     def __init__(self, labels: Labels, made: Provenance) -> None:
         self.labels = labels
         self.made = made
-        self.columns = [*BEFORE, *labels.codes, *BEHIND]
+        self.asked = made.asks_suspicion
+        behind = [BEHIND[0], *[SUSPICIOUS] * self.asked, *BEHIND[1:]]
+        self.columns = [*BEFORE, *labels.codes, *behind]
         settings = " ".join(f"{k}={v:g}" for k, v in made.settings.items())
         self._made = [made.model, made.version, made.provider, settings]
 
@@ -199,9 +206,9 @@ class CsvWriter:
         malignant = "" if item.malignant is None else f"{item.malignant:.6f}"
         novelty = "" if item.novelty is None else f"{item.novelty:.3f}"
         told = [item.note, item.error]
-        suspicious = _YES_NO[item.suspicious]
-        before = [item.path, item.label, malignant, suspicious]
-        return [*before, *figures, novelty, *told, *self._made]
+        suspicious = [_YES_NO[item.suspicious]] * self.asked
+        before = [item.path, item.label, malignant]
+        return [*before, *figures, novelty, *suspicious, *told, *self._made]
 
     @staticmethod
     def _lines(rows: list[list[str]]) -> str:
@@ -258,12 +265,13 @@ class JsonlWriter:
                 "malignant_probability": None
                 if item.malignant is None
                 else round(item.malignant, 6),
-                "suspicious": item.suspicious,
                 "top": [{"label": c, "probability": round(p, 6)} for c, p in top],
                 "probabilities": {c: round(p, 6) for c, p in item.probabilities.items()},
             }
             if item.novelty is not None:
                 answer["novelty"] = round(item.novelty, 3)
+            if self.made.asks_suspicion:
+                answer[SUSPICIOUS] = item.suspicious
         if item.note:
             answer["note"] = item.note
         if item.picture:
@@ -368,7 +376,7 @@ class TableWriter:
         malignant = dict(zip(self.labels.codes, self.labels.malignant, strict=True))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         # Nothing is ever cut off: names fold, and the minimum widths keep a long one from taking
-        # all. Together they fit 80 columns.
+        # all. Together they fit 80 columns, but for notes beside what is suspicious.
         table.add_column("file", min_width=12)
         table.add_column("answer", min_width=14)
         table.add_column("p", justify="right", no_wrap=True)

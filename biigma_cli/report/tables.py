@@ -226,8 +226,10 @@ def malignancy_title(found: Mapping[str, Any]) -> str:
     """Of `judge.screening.Malignancy.to_dict`: what was told apart, and how well."""
     auc = found["auc"]
     span = "" if auc["low"] is None else f" ({auc['low']:.3f}-{auc['high']:.3f})"
+    out = (found["flagged_malignant"], found["flagged_benign"])
+    but = f", without {out[0]} and {out[1]} flagged as no dermoscopy" if any(out) else ""
     return (
-        f"malignant ({found['malignant']}) against benign ({found['benign']}): "
+        f"malignant ({found['malignant']}) against benign ({found['benign']}){but}: "
         f"AUC {auc['value']:.3f}{span}"
     )
 
@@ -237,8 +239,8 @@ def screening_table(found: Mapping[str, Any]) -> Table | str:
     if not found["limits"]:
         return malignancy_title(found) + "\n"
     title = (
-        f"{malignancy_title(found)}\nsuspicious from a limit on (predict --min-sensitivity); "
-        "at least: sensitivity asked for"
+        f"{malignancy_title(found)}\nsuspicious from a limit on (predict --min-sensitivity)\n"
+        "at least: sensitivity asked for; missed: malignant, and not suspicious"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in SCREENING_COLUMNS:

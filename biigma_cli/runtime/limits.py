@@ -91,7 +91,7 @@ def abstention_limit(info: ModelInfo, max_error: float) -> tuple[Limit, Limits]:
     if limit is None:
         more = found.next_to(max_error)
         raise UsageError(
-            f"no limit of {info.name} promises at most {max_error:.3g} of wrong answers: on its "
+            f"no limit of {info.name} promises at most {max_error:g} of wrong answers: on its "
             f"{found.groups} validation lesions too many were wrong, or they are too few",
             fix="use another model, or give a probability with --abstain-below"
             if more is None
@@ -125,7 +125,7 @@ def screening_limit(
     if limit is None:
         less = found.next_to(min_sensitivity)
         raise UsageError(
-            f"no limit of {info.name} promises a sensitivity of {min_sensitivity:.3g}: its "
+            f"no limit of {info.name} promises a sensitivity of {min_sensitivity:g}: its "
             f"{found.malignant} malignant validation images are too few",
             fix="use another model, or give a probability with --suspicious-from"
             if less is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -208,10 +207,12 @@ def test_the_official_image_of_no_weight(tmp_path: Path) -> None:
     assert result["overall"] == plain["overall"]
 
 
-def answers(predictions: Path) -> Path:
+def answers(predictions: Path, settings: dict[str, float] | None = None) -> Path:
     """The same predictions as `biigma predict` writes them: I00 unsure, I01 unlike the others."""
     labels = Labels(codes=CODES, names=CODES, malignant=(True, False, True))
-    writer = CsvWriter(labels, Provenance(model="m@1", version="1", provider="p"))
+    writer = CsvWriter(
+        labels, Provenance(model="m@1", version="1", provider="p", settings=settings or {})
+    )
     odd = {"I00": "can't say", "I01": "not dermoscopy"}
     items = []
     for line in predictions.read_text().splitlines()[1:]:
@@ -223,6 +224,7 @@ def answers(predictions: Path) -> Path:
                 label=odd.get(image, "MEL"),
                 probabilities=values,
                 malignant=0.3,
+                suspicious=True if settings else None,
                 novelty=0.4,
                 note="the first of several frames",
             )
@@ -247,7 +249,7 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     assert call("score", own, truth, "--against", predictions, *FAST).code == 0
 
     lines = own.read_text().splitlines()
-    lines[4] = '"a, b/I03.PNG",,,,,,,,,it is damaged,m@1,1,p,'
+    lines[4] = '"a, b/I03.PNG",,,,,,,,it is damaged,m@1,1,p,'
     own.write_text("\n".join(lines))
     done = call("score", own, truth, *FAST)
     assert "answers.csv: 1 rows hold an error" in done.err
@@ -268,18 +270,16 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     refused(call("score", truth, own), "answers.csv has no column image")
 
 
-def test_what_earlier_versions_wrote(tmp_path: Path) -> None:
-    """Without the column of what is suspicious it is read the same."""
+def test_what_predict_writes_of_suspicion(tmp_path: Path) -> None:
+    """Its column is no class, and changes nothing."""
     predictions, truth = make(tmp_path)
-    own = answers(predictions)
-    now = call("score", own, truth, "--json", *FAST)
-    rows = list(csv.reader(own.read_text().splitlines()))
-    at = rows[0].index("suspicious")
-    with own.open("w", newline="") as file:
-        csv.writer(file).writerows([*row[:at], *row[at + 1 :]] for row in rows)
-    before = call("score", own, truth, "--json", *FAST)
-    assert before.code == now.code == 0, before.err
-    assert json.loads(before.out)["overall"] == json.loads(now.out)["overall"]
+    plain = call("score", answers(predictions), truth, "--json", *FAST)
+    own = answers(predictions, {"suspicious_from": 0.3})
+    assert ",novelty,suspicious,note," in own.read_text().splitlines()[0]
+    found = call("score", own, truth, "--json", *FAST)
+    assert found.code == plain.code == 0, found.err
+    assert json.loads(found.out)["overall"] == json.loads(plain.out)["overall"]
+    assert json.loads(found.out)["classes"] == list(CODES)
 
 
 # --- bad input -------------------------------------------------------------------------------

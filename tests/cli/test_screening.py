@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from biigma_cli.metrics import ScreeningLimit, ScreeningLimits
+from biigma_cli.report.card import model_card
+from biigma_cli.report.predictions import Labels, prediction
 from biigma_cli.runtime.session import Predictor
 from tests.cli.test_abstention import ask, pictures, stating
 from tests.conftest import call
@@ -76,9 +78,44 @@ def test_each_form(model: Path, pictures: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count('<span class="tag">suspicious</span>') == wanted.count("yes")
     assert "suspicious from a malignancy of 0.7 on" in text
-    unasked = rows_of(ask(model, pictures, "--format", "csv").out)
-    assert {r["suspicious"] for r in unasked} == {""}
-    assert "suspicious" not in ask(model, pictures).out
+    for form in ("csv", "jsonl", "table"):
+        assert "suspicious" not in ask(model, pictures, "--format", form).out
+
+
+def test_a_class_of_that_name(pictures: Path, tmp_path: Path) -> None:
+    """A user's own class may be called so: its column stays its own, wherever it stands."""
+    for codes in (["suspicious", "benign", "other"], ["benign", "other", "suspicious"]):
+        own = {"classes": codes, "class_names": codes, "malignant": [None] * 3}
+        target = tmp_path / "a.csv"
+        done = ask(stating(tmp_path / "m.onnx", **own), pictures, "-o", target)
+        assert done.code == 0, done.err
+        truth = tmp_path / "truth.csv"
+        names = [Path(r["path"]).stem for r in rows_of(target.read_text())]
+        lines = [f"{name},{codes[i % 3]}" for i, name in enumerate(names)]
+        truth.write_text("\n".join(["image,label", *lines]))
+        done = call("score", target, truth, "--json", "--resamples", "0")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["classes"] == codes
+
+
+def test_parquet(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Texts beside figures."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    target = tmp_path / "a.parquet"
+    assert ask(model, pictures, "--suspicious-from", "0.7", "-o", target).code == 0
+    rows = parquet.read_table(target).to_pylist()
+    assert {r["suspicious"] for r in rows} == {"yes", "no"}
+    assert all((r["suspicious"] == "yes") == (r["malignant_probability"] >= 0.7) for r in rows)
+
+
+def test_flagged() -> None:
+    """Of what is no dermoscopy nothing is said."""
+    labels = Labels(codes=("A", "B"), names=("A", "B"), malignant=(True, False))
+    for novelty, wanted in ((0.5, True), (1.5, None), (None, True)):
+        found = prediction("x", [0.8, 0.2], labels, suspicious_from=0.5, novelty=novelty)
+        assert found.suspicious is wanted
+    assert prediction("x", [0.8, 0.2], labels).suspicious is None
+    assert prediction("x", [0.5, 0.5], labels, suspicious_from=0.5).suspicious is True
 
 
 def test_with_abstention(model: Path, pictures: Path) -> None:
@@ -163,11 +200,22 @@ def stated(path: Path) -> dict[str, Any]:
 def test_judged_and_stored(tiny_onnx: Path, tmp_path: Path) -> None:
     """The export found them; `eval` finds the same on validation, and judges them on test."""
     path = tmp_path / "m.onnx"
-    shutil.copy(tiny_onnx, path)
+    proto = onnx.load(tiny_onnx)
+    kept = [e for e in proto.metadata_props if e.key != "screening"]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    onnx.save(proto, path)
+    info = Predictor(path, device="cpu").info
+    assert "screening" not in info.metadata
+    card = path.with_suffix(".md")
+    card.write_text(
+        model_card("m", info.metadata, parameters=1, megabytes=1.0, commands=[]), encoding="utf-8"
+    )
     words = ("eval", "--model", path, "--resamples", "40", "--device", "cpu", "--json")
     done = call(*words, "--split", "val", "--store")
     assert done.code == 0, done.err
     assert stated(path) == stated(tiny_onnx)
+    assert card.read_text(encoding="utf-8").count("| at least | limit | sensitivity |") == 1
     found = json.loads(done.out)["malignancy"]
     assert found["malignant"] == stated(path)["malignant"]
     done = call(*words, "--split", "test")
@@ -175,6 +223,11 @@ def test_judged_and_stored(tiny_onnx: Path, tmp_path: Path) -> None:
     assert [row["min_sensitivity"] for row in found["limits"]] == [0.95, 0.9, 0.8]
     assert 0 <= found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"] <= 1
     assert json.loads(call(*words, "--split", "test", "--tta").out)["malignancy"]["limits"] == []
+    # A file of an earlier version says nothing of it; one that was judged since does.
+    assert "malignant found" not in call("models", path).out
+    assert call(*words, "--split", "test", "--store").code == 0
+    (told,) = json.loads(call("models", path, "--json").out)
+    assert told["test"]["malignancy"] == found
 
 
 def test_shown_by_eval(tiny_onnx: Path, tmp_path: Path) -> None:

@@ -393,7 +393,9 @@ def guesser(manifest: Manifest) -> Candidate:
         raise NotImplementedError
 
     return Candidate(
-        name="guesser", classes=manifest.taxonomy.codes, trunk="mobilenet_v2", data=DATA,
+        name="guesser", classes=manifest.taxonomy.codes,
+        malignant=tuple(c.malignant for c in manifest.taxonomy.classes),
+        trunk="mobilenet_v2", data=DATA,
         split=make_split(manifest, DATA).summary(), run=run, maps=no_maps,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -73,10 +73,11 @@ def test_no_limit() -> None:
     none = Limits(images=9, groups=9, rows=(Limit(0.0, 9, 9, 3, 0.6),))
     proba = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1]])
     (found, *_) = abstentions(
-        none, np.array([0, 1]), proba, CODES, ["a", "b"], flagged_n=None, resamples=0
+        none, np.array([0, 1]), proba, CODES, ["a", "b"], flagged_n=None, resamples=50
     )
     assert found.threshold is None
     assert found.coverage.value == 0
+    assert found.coverage.high is None
     assert found.error.value is None
     assert found.error.why == "no answer"
 

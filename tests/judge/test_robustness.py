@@ -87,7 +87,14 @@ def model(manifest: Manifest, look: Look, name: str = "m", side: int = SIDE) -> 
     config = dataclasses.replace(CONFIG, side=side)
     split = make_split(manifest, config).summary()
     return Candidate(
-        name=name, classes=CODES, trunk="mobilenet_v2", data=config, split=split, run=run, maps=maps
+        name=name,
+        classes=CODES,
+        malignant=(None,) * len(CODES),
+        trunk="mobilenet_v2",
+        data=config,
+        split=split,
+        run=run,
+        maps=maps,
     )
 
 

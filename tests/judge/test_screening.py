@@ -42,6 +42,7 @@ def test_by_hand() -> None:
     )
     assert found is not None
     assert (found.malignant, found.benign) == (3, 3)
+    assert (found.flagged_malignant, found.flagged_benign) == (0, 1)
     assert [row.min_sensitivity for row in found.limits] == list(SENSITIVITIES)
     assert [row.threshold for row in found.limits] == [0.1, 0.4, 0.4]
     strict, loose, _ = found.limits

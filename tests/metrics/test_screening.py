@@ -125,6 +125,8 @@ def test_there_and_back() -> None:
             ScreeningLimits.from_dict({**plain, "rows": rows})
     with pytest.raises(ValueError, match="worth"):
         ScreeningLimits.from_dict({**plain, "effective": 10**6})
+    with pytest.raises(ValueError, match="worth"):
+        ScreeningLimits.from_dict({**plain, "malignant": 0, "effective": 0, "rows": [[0, 0, 0, 1]]})
     with pytest.raises(KeyError):
         ScreeningLimits.from_dict({})
 

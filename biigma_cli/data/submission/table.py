@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from biigma_cli.data.answers import BEFORE, BEHIND
+from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
 from biigma_cli.data.scan import composed, first
 from biigma_cli.errors import DataError
 
@@ -121,13 +121,11 @@ def _classes(names: Sequence[str]) -> set[str] | None:
     if BEHIND[0] not in names:
         return None
     end = names.index(BEHIND[0])
-    if tuple(names[end : end + len(BEHIND)]) != BEHIND:
-        return None
-    # Earlier versions wrote fewer columns before the classes.
-    for count in (len(BEFORE), len(BEFORE) - 1):
-        if tuple(names[:count]) == BEFORE[:count]:
-            return set(names[count:end])
-    return None
+    behind = list(names[end:])
+    if SUSPICIOUS in behind[1:2]:
+        del behind[1]
+    ours = (*names[: len(BEFORE)], *behind[: len(BEHIND)]) == (*BEFORE, *BEHIND)
+    return set(names[len(BEFORE) : end]) if ours else None
 
 
 def image_id(text: str) -> str:
