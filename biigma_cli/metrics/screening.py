@@ -27,7 +27,7 @@ from biigma_cli.metrics.selective import CONFIDENCE, effective_size, error_bound
 # chosen is chosen by noise.
 _THRESHOLDS = (*(i / 1000 for i in range(50)), *(i / 100 for i in range(5, 100)))
 # A limit that may miss more finds no user.
-_MOST_MISSED = 0.5
+_MOST_MISSED = 0.3
 METHOD = (
     "the largest probability of all malignant classes together down to which images are called "
     "suspicious, up to where the upper bound of the share of malignant images below it "
