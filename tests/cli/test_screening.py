@@ -238,6 +238,7 @@ def test_shown_by_eval(tiny_onnx: Path, tmp_path: Path) -> None:
     assert "suspicious from a limit on (predict --min-sensitivity)" in done.out
     page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert "Suspicious from a limit on; missed: malignant, and not suspicious" in page
+    assert page.count("#malignancy") == 1
     over = call(*words, "--tta").out
     assert "): AUC " in over
     assert "suspicious from" not in over
