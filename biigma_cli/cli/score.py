@@ -60,6 +60,26 @@ def score(
         typer.Option("--resamples", min=0, max=100_000, help="Of the bootstrap; 0: no intervals."),
     ] = 2000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resamples.")] = 0,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(
+            "--abstain-below",
+            metavar="P",
+            min=0,
+            max=1,
+            help="Also say what answering only from P on does, as 'biigma predict' with it.",
+        ),
+    ] = None,
+    suspicious_from: Annotated[
+        float | None,
+        typer.Option(
+            "--suspicious-from",
+            metavar="P",
+            min=0,
+            max=1,
+            help="Also say what calling images suspicious from P on does, likewise.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Judge predictions in the ISIC submission form, or those of biigma predict.
@@ -116,18 +136,23 @@ def score(
     }
     differences = {name: compare(tasks[name], other) for name, other in others.items()}
     _notes(first, tasks, others)
+    limits = _limits(first, abstain_below, suspicious_from, resamples, seed)
     if json_:
         import json
 
         result = _result(tasks, others, differences, against)
         named = {"predictions": str(predictions), "truth": str(truth)}
-        typer.echo(json.dumps({**named, **result}, indent=2))
+        typer.echo(json.dumps({**named, **result, **limits}, indent=2))
         return
-    from biigma_cli.report.tables import render, table_width
+    from biigma_cli.report.tables import abstention_table, render, screening_table, table_width
 
     tty = sys.stdout.isatty()
     items: list[Table | str] = [f"predictions: {predictions}", f"truth:       {truth}"]
     items += _tables(tasks, differences, str(against))
+    if "abstention" in limits:
+        items.append(abstention_table(limits["abstention"]))
+    if "malignancy" in limits:
+        items.append(screening_table(limits["malignancy"]))
     typer.echo(render(*items, width=table_width(tty=tty), colour=tty), nl=False)
 
 
@@ -166,6 +191,62 @@ def _assessed(name: str, task: Matched, resamples: int, seed: int) -> Assessment
             seed=seed,
             progress=progress,
         )
+
+
+def _limits(
+    matched: Matched,
+    abstain_below: float | None,
+    suspicious_from: float | None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What limits do, and malignant against benign where that is known, as for JSON.
+
+    Raises:
+        UsageError: a limit is asked for where it means nothing.
+    """
+    from biigma_cli.errors import UsageError
+    from biigma_cli.judge.abstention import abstentions
+    from biigma_cli.judge.screening import screen
+    from biigma_cli.taxonomy import lesion_class
+
+    limits = {"--abstain-below": abstain_below, "--suspicious-from": suspicious_from}
+    for option, limit in limits.items():
+        if limit is not None and not 0 <= limit <= 1:  # NaN passes the option's own check
+            raise UsageError(f"{option} is {limit}", fix="give a probability, 0 to 1")
+    if matched.binary:
+        for option, limit in limits.items():
+            if limit is not None:
+                raise UsageError(
+                    f"{option} is for probabilities of classes, not for the two questions of 2017",
+                    fix="leave it out",
+                )
+        return {}
+    counted = matched.counted
+    groups = matched.groups or matched.ids
+    label_n, score_nY = matched.label_n[counted], matched.score_nY[counted]
+    own = [g for g, c in zip(groups, counted, strict=True) if c]
+    malignant = [lesion_class(code).malignant for code in matched.codes]
+    plain: dict[str, Any] = {}
+    if abstain_below is not None:
+        kept = abstentions(
+            [(None, abstain_below)], label_n, score_nY, malignant, own, flagged_n=None,
+            resamples=resamples, seed=seed,
+        )  # fmt: skip
+        plain["abstention"] = [row.to_dict() for row in kept]
+    found = screen(
+        [] if suspicious_from is None else [(None, suspicious_from)], label_n, score_nY, malignant,
+        own, flagged_n=None, resamples=resamples, seed=seed,
+    )  # fmt: skip
+    if found is not None:
+        plain["malignancy"] = found.to_dict()
+    elif suspicious_from is not None:
+        raise UsageError(
+            "--suspicious-from needs malignant and benign images, of classes known to be either: "
+            f"here are {', '.join(matched.codes)}",
+            fix="leave it out",
+        )
+    return plain
 
 
 def _notes(

@@ -14,7 +14,6 @@ from biigma_cli.metrics.assess import with_interval
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.ranks import ratio
 from biigma_cli.metrics.selective import effective_size, error_bound, sureness
-from biigma_cli.taxonomy import lesion_class
 
 #: Shares of wrong answers that are asked for.
 ERRORS = (0.05, 0.10, 0.15, 0.20)
@@ -25,7 +24,7 @@ class Abstention:
     """What answering only above a limit does on a part.
 
     Attributes:
-        max_error: what was asked for, a share of the answers.
+        max_error: what was asked for, a share of the answers; None where the limit itself was.
         threshold: the least probability that is answered; None where no limit promises so much,
             and nothing is answered.
         coverage: share of the images answered.
@@ -34,7 +33,7 @@ class Abstention:
         missed: of these, answered with a benign class.
     """
 
-    max_error: float
+    max_error: float | None
     threshold: float | None
     coverage: Figure
     error: Figure
@@ -53,36 +52,39 @@ class Abstention:
         }
 
 
+def promised(found: Limits) -> list[tuple[float, float | None]]:
+    """Each of `ERRORS`, and the limit that a model promises it with; None for none."""
+    rows = [(error, found.at_most(error)) for error in ERRORS]
+    return [(error, None if row is None else row.threshold) for error, row in rows]
+
+
 def abstentions(
-    found: Limits,
+    asked: Sequence[tuple[float | None, float | None]],
     label_n: Ints,
     proba_nY: npt.NDArray[np.floating[Any]],
-    codes: Sequence[str],
+    malignant: Sequence[bool | None],
     groups: Sequence[str],
     *,
     flagged_n: npt.NDArray[np.bool_] | None,
     resamples: int,
     seed: int = 0,
 ) -> tuple[Abstention, ...]:
-    """One for each of `ERRORS`, with 95% percentile intervals over resamples of groups.
-
-    A class that nobody has called malignant or benign is neither.
+    """One for each limit, with 95% percentile intervals over resamples of groups.
 
     Args:
-        found: the model's own.
+        asked: errors and limits, see `promised`; None for one that was not asked for.
         label_n: `(n,)` class indices, of the images that count.
         proba_nY: `(n, Y)`, of the same.
+        malignant: of each class; one that nobody has called malignant or benign is neither.
         groups: lesion of each.
         flagged_n: `(n,)`, those that get no answer whatever their probability.
     """
     sure_n = sureness(proba_nY, flagged_n)
     answer_n = proba_nY.argmax(1)
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
-    known = [lesion_class(code).malignant for code in codes]
-    malignant_Y, benign_Y = (np.array([m is asked for m in known]) for asked in (True, False))
-    rows = [found.at_most(error) for error in ERRORS]
-    thresholds = [np.inf if row is None else row.threshold for row in rows]
-    answered_tn = sure_n[None] >= np.array(thresholds)[:, None]
+    malignant_Y, benign_Y = (np.array([m is kind for m in malignant]) for kind in (True, False))
+    thresholds = np.array([np.inf if t is None else t for _, t in asked])
+    answered_tn = sure_n[None] >= thresholds[:, None]
     wrong_tn = answered_tn & (answer_n != label_n)
     missed_n = malignant_Y[label_n] & benign_Y[answer_n]
     images_G1, answered_Gt, wrong_Gt = (
@@ -96,14 +98,14 @@ def abstentions(
 
     coverage_t, error_t = (v[0] for v in figures(np.ones((1, len(names)))))
     drawn = [figures(weights) for weights in resample_weights(len(names), resamples, seed)]
-    none = np.zeros((0, len(ERRORS)))
+    none = np.zeros((0, len(asked)))
     coverage_bt, error_bt = (np.concatenate([d[i] for d in drawn] or [none]) for i in (0, 1))
     return tuple(
         Abstention(
             max_error=error,
-            threshold=None if row is None else row.threshold,
+            threshold=threshold,
             coverage=Figure(value=0.0, why="no limit promises so much")
-            if row is None
+            if threshold is None
             else share_figure(coverage_t[t], coverage_bt[:, t], group_n),
             error=Figure(value=None, why="no answer")
             if np.isnan(error_t[t])
@@ -111,7 +113,7 @@ def abstentions(
             malignant=int(malignant_Y[label_n].sum()),
             missed=int((answered_tn[t] & missed_n).sum()),
         )
-        for t, (error, row) in enumerate(zip(ERRORS, rows, strict=True))
+        for t, (error, threshold) in enumerate(asked)
     )
 
 

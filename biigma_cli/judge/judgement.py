@@ -15,6 +15,7 @@ from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.splits import Split, check_same_split, make_split, same_split
 from biigma_cli.errors import CheckpointMismatch
+from biigma_cli.judge import abstention, screening
 from biigma_cli.judge.abstention import Abstention, abstentions
 from biigma_cli.judge.candidate import Answers, Candidate, Progress
 from biigma_cli.judge.screening import Malignancy, screen
@@ -280,12 +281,12 @@ def _by_limits(
     kept: tuple[Abstention, ...] = ()
     if found.abstention is not None:
         kept = abstentions(
-            found.abstention, label_n, proba_nY, candidate.classes, groups, flagged_n=flagged_n,
-            resamples=resamples,
+            abstention.promised(found.abstention), label_n, proba_nY, malignant, groups,
+            flagged_n=flagged_n, resamples=resamples,
         )  # fmt: skip
     told_apart = screen(
-        found.screening, label_n, proba_nY, malignant, groups, flagged_n=flagged_n,
-        resamples=resamples,
+        screening.promised(found.screening), label_n, proba_nY, malignant, groups,
+        flagged_n=flagged_n, resamples=resamples,
     )  # fmt: skip
     return found, kept, told_apart
 

@@ -24,7 +24,7 @@ class Screening:
     """What calling images suspicious from one limit on does on a part.
 
     Attributes:
-        min_sensitivity: what was asked for.
+        min_sensitivity: what was asked for; None where the limit itself was.
         threshold: the least malignancy that is suspicious; None where no limit promises so much.
         sensitivity: share of the malignant images that are suspicious.
         specificity: share of the benign ones that are not.
@@ -32,7 +32,7 @@ class Screening:
         missed: malignant images that are not suspicious.
     """
 
-    min_sensitivity: float
+    min_sensitivity: float | None
     threshold: float | None
     sensitivity: Figure
     specificity: Figure
@@ -61,7 +61,7 @@ class Malignancy:
         flagged_malignant: malignant images that are left out, flagged as no dermoscopy.
         flagged_benign: the others that are.
         auc: of the malignant classes' summed probability.
-        limits: one for each of `SENSITIVITIES`; none where the model states no limits.
+        limits: one for each limit.
     """
 
     malignant: int
@@ -83,8 +83,19 @@ class Malignancy:
         }
 
 
+def promised(found: ScreeningLimits | None) -> list[tuple[float, float | None]]:
+    """Each of `SENSITIVITIES`, and the limit that a model promises it with; None for none.
+
+    Empty where the model states no limits.
+    """
+    if found is None:
+        return []
+    rows = [(asked, found.at_least(asked)) for asked in SENSITIVITIES]
+    return [(asked, None if row is None else row.threshold) for asked, row in rows]
+
+
 def screen(
-    found: ScreeningLimits | None,
+    asked: Sequence[tuple[float | None, float | None]],
     label_n: Ints,
     proba_nY: npt.NDArray[np.floating[Any]],
     malignant: Sequence[bool | None],
@@ -97,7 +108,7 @@ def screen(
     """How it tells them apart, with 95% percentile intervals over resamples of groups.
 
     Args:
-        found: the model's own limits.
+        asked: sensitivities and limits, see `promised`; None for one that was not asked for.
         label_n: `(n,)` class indices, of the images that count.
         proba_nY: `(n, Y)`, of the same.
         malignant: of each class.
@@ -122,9 +133,8 @@ def screen(
     score_n = malignancy(proba_nY, malignant_Y)
     names, group_n = np.unique(np.asarray(groups), return_inverse=True)
     ranking = rank(score_n, is_malignant_n)
-    rows = [None if found is None else found.at_least(s) for s in SENSITIVITIES]
-    limits = [np.inf if row is None else row.threshold for row in rows]
-    called_nt = score_n[:, None] >= np.array(limits)
+    thresholds = np.array([np.inf if t is None else t for _, t in asked])
+    called_nt = score_n[:, None] >= thresholds
     here_n1 = is_malignant_n[:, None]
 
     def figures(weight_nb: Floats) -> tuple[Floats, ...]:
@@ -147,7 +157,7 @@ def screen(
     drawn = [np.concatenate([b[i] for b in blocks] or [own[i][None][:0]]) for i in range(4)]
 
     def told(i: int, t: int, of_n: npt.NDArray[np.bool_]) -> Figure:
-        if rows[t] is None:
+        if asked[t][1] is None:
             return Figure(value=None, why="no limit promises so much")
         if np.isnan(own[i][t]):
             return Figure(value=None, why="nothing is suspicious")
@@ -159,17 +169,15 @@ def screen(
         flagged_malignant=left_out[0],
         flagged_benign=left_out[1],
         auc=with_interval(own[0], drawn[0]),
-        limits=()
-        if found is None
-        else tuple(
+        limits=tuple(
             Screening(
-                min_sensitivity=asked,
-                threshold=None if row is None else row.threshold,
+                min_sensitivity=sensitivity,
+                threshold=threshold,
                 sensitivity=told(1, t, is_malignant_n),
                 specificity=told(2, t, ~is_malignant_n),
                 ppv=told(3, t, called_nt[:, t]),
                 missed=int((is_malignant_n & ~called_nt[:, t]).sum()),
             )
-            for t, (asked, row) in enumerate(zip(SENSITIVITIES, rows, strict=True))
+            for t, (sensitivity, threshold) in enumerate(asked)
         ),
     )

@@ -219,7 +219,7 @@ def abstention_cells(row: Mapping[str, Any]) -> list[str]:
     threshold = row["threshold"]
     missed = f"{row['missed']} of {row['malignant']}" if row["malignant"] else "-"
     limit = "none" if threshold is None else f"{threshold:.2f}"
-    return [f"{row['max_error']:.0%}", limit, _share(row["coverage"]), _share(row["error"]), missed]
+    return [_asked(row["max_error"]), limit, _share(row["coverage"]), _share(row["error"]), missed]
 
 
 def malignancy_title(found: Mapping[str, Any]) -> str:
@@ -252,11 +252,15 @@ def screening_table(found: Mapping[str, Any]) -> Table | str:
 
 def screening_cells(row: Mapping[str, Any]) -> list[str]:
     """A row of `SCREENING_COLUMNS`."""
-    asked, threshold = f"{row['min_sensitivity']:.0%}", row["threshold"]
+    asked, threshold = _asked(row["min_sensitivity"]), row["threshold"]
     if threshold is None:
         return [asked, "none", "-", "-", "-", "-"]
     shares = [_share(row[name]) for name in ("sensitivity", "specificity", "ppv")]
     return [asked, f"{threshold:g}", *shares, str(row["missed"])]
+
+
+def _asked(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _share(figure: Mapping[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from biigma_cli.data.submission import write_submission
 from biigma_cli.metrics import assess
@@ -71,6 +73,11 @@ def test_json_is_what_the_functions_say(tmp_path: Path) -> None:
         "predictions": str(predictions),
         "truth": str(truth),
     }
+    malignancy = result.pop("malignancy")
+    assert malignancy["malignant"] == 40
+    assert malignancy["auc"]["value"] == pytest.approx(
+        roc_auc_score(np.arange(60) % 3 != 1, scores[:, 0] + scores[:, 2])
+    )
     assert result == json.loads(json.dumps(wanted.to_dict()))
 
 
@@ -280,6 +287,39 @@ def test_what_predict_writes_of_suspicion(tmp_path: Path) -> None:
     assert found.code == plain.code == 0, found.err
     assert json.loads(found.out)["overall"] == json.loads(plain.out)["overall"]
     assert json.loads(found.out)["classes"] == list(CODES)
+
+
+def test_limits(tmp_path: Path) -> None:
+    """What a limit of `predict` does on one's own images, as counted by hand."""
+    predictions, truth = make(tmp_path)
+    words = ("score", predictions, truth, *FAST)
+    plain = json.loads(call(*words, "--json").out)
+    assert plain["malignancy"]["limits"] == []
+    assert "abstention" not in plain
+    done = call(*words, "--abstain-below", "0.6", "--suspicious-from", "0.5", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["overall"] == plain["overall"]
+    scores = {r["image"]: r for r in csv.DictReader(predictions.read_text().splitlines())}
+    labels = {
+        r["image_id"]: r["dx"].upper() for r in csv.DictReader(truth.read_text().splitlines())
+    }
+    proba = np.array([[float(scores[i][c]) for c in CODES] for i in labels])
+    bad = np.array([c != "NV" for c in CODES])
+    truly = np.array([label != "NV" for label in labels.values()])
+    called = proba[:, bad].sum(1) >= 0.5
+    (row,) = found["malignancy"]["limits"]
+    assert row["min_sensitivity"] is None
+    assert row["sensitivity"]["value"] == pytest.approx(called[truly].mean())
+    assert row["specificity"]["value"] == pytest.approx(1 - called[~truly].mean())
+    assert row["missed"] == (~called & truly).sum()
+    (kept,) = found["abstention"]
+    assert kept["coverage"]["value"] == pytest.approx((proba.max(1) >= 0.6).mean())
+    shown = call(*words, "--abstain-below", "0.6", "--suspicious-from", "0.5").out
+    assert "can't say: answers only from a limit on" in shown
+    assert "suspicious from a limit on" in shown
+    for option in ("--abstain-below", "--suspicious-from"):
+        assert call(*words, option, "1.5").code == 2
 
 
 # --- bad input -------------------------------------------------------------------------------

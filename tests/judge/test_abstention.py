@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from biigma_cli.judge.abstention import ERRORS, abstentions, share_figure
+from biigma_cli.judge.abstention import ERRORS, abstentions, promised, share_figure
 from biigma_cli.metrics import Limit, Limits
 
-CODES = ["MEL", "NV", "mine"]
+#: Melanoma, nevus, and a class of one's own.
+MALIGNANT = [True, False, None]
 #: 0.9 promises 5%, 0.6 the other three.
 FOUND = Limits(
     images=900,
@@ -34,7 +35,7 @@ def test_by_hand() -> None:
     label = np.array([0, 0, 0, 0, 1, 1])
     flagged = np.array([False] * 5 + [True])
     found = abstentions(
-        FOUND, label, proba, CODES, list("abcdef"), flagged_n=flagged, resamples=200
+        promised(FOUND), label, proba, MALIGNANT, list("abcdef"), flagged_n=flagged, resamples=200
     )
     assert [a.max_error for a in found] == list(ERRORS)
     assert [a.threshold for a in found] == [0.9, 0.6, 0.6, 0.6]
@@ -73,7 +74,7 @@ def test_no_limit() -> None:
     none = Limits(images=9, groups=9, rows=(Limit(0.0, 9, 9, 3, 0.6),))
     proba = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1]])
     (found, *_) = abstentions(
-        none, np.array([0, 1]), proba, CODES, ["a", "b"], flagged_n=None, resamples=50
+        promised(none), np.array([0, 1]), proba, MALIGNANT, ["a", "b"], flagged_n=None, resamples=50
     )
     assert found.threshold is None
     assert found.coverage.value == 0
@@ -90,7 +91,9 @@ def test_lesions_are_resampled() -> None:
     label = np.repeat(rng.integers(0, 2, 30), 10)
 
     def width(groups: list[str]) -> float:
-        kept = abstentions(FOUND, label, proba, CODES, groups, flagged_n=None, resamples=300)[1]
+        kept = abstentions(
+            promised(FOUND), label, proba, MALIGNANT, groups, flagged_n=None, resamples=300
+        )[1]
         assert kept.coverage.low is not None
         assert kept.coverage.high is not None
         return kept.coverage.high - kept.coverage.low

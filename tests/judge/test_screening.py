@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from biigma_cli.judge.screening import SENSITIVITIES, screen
+from biigma_cli.judge.screening import SENSITIVITIES, promised, screen
 from biigma_cli.metrics import ScreeningLimit, ScreeningLimits
 
 MALIGNANT = (True, False, True)
@@ -38,7 +38,7 @@ def test_by_hand() -> None:
     label = np.array([0, 0, 2, 1, 1, 1, 1])
     flagged = np.array([False] * 6 + [True])
     found = screen(
-        FOUND, label, proba, MALIGNANT, list("abcdefg"), flagged_n=flagged, resamples=300
+        promised(FOUND), label, proba, MALIGNANT, list("abcdefg"), flagged_n=flagged, resamples=300
     )
     assert found is not None
     assert (found.malignant, found.benign) == (3, 3)
@@ -71,12 +71,13 @@ def test_without_limits() -> None:
 
     def ask(label: np.ndarray, malignant: tuple[bool | None, ...] = MALIGNANT) -> object:
         return screen(
-            None, label, proba, malignant, ["a", "b"], flagged_n=None, resamples=0
+            [], label, proba, malignant, ["a", "b"], flagged_n=None, resamples=0
         )  # fmt: skip
 
-    found = screen(None, label, proba, MALIGNANT, ["a", "b"], flagged_n=None, resamples=0)
+    found = screen([], label, proba, MALIGNANT, ["a", "b"], flagged_n=None, resamples=0)
     assert found is not None
     assert found.limits == ()
+    assert promised(None) == []
     assert found.auc.value == 1
     assert found.auc.low is None
     assert ask(np.array([0, 2])) is ask(np.array([1, 1])) is None
@@ -90,7 +91,7 @@ def test_no_limit_and_nothing_suspicious() -> None:
     )
     proba = np.array([[0.5, 0.2, 0.3], [0.2, 0.7, 0.1]])
     found = screen(
-        high, np.array([0, 1]), proba, MALIGNANT, ["a", "b"], flagged_n=None, resamples=50
+        promised(high), np.array([0, 1]), proba, MALIGNANT, ["a", "b"], flagged_n=None, resamples=50
     )
     assert found is not None
     none, _, lowest = found.limits
@@ -113,7 +114,9 @@ def test_lesions_are_resampled() -> None:
     label = np.repeat(rng.integers(0, 2, 60), 10)
 
     def width(groups: list[str]) -> float:
-        found = screen(FOUND, label, proba, MALIGNANT, groups, flagged_n=None, resamples=300)
+        found = screen(
+            promised(FOUND), label, proba, MALIGNANT, groups, flagged_n=None, resamples=300
+        )
         assert found is not None
         figure = found.limits[1].specificity
         assert figure.low is not None
