@@ -320,6 +320,7 @@ def test_limits(tmp_path: Path) -> None:
     assert "suspicious from a limit on" in shown
     for option in ("--abstain-below", "--suspicious-from"):
         assert call(*words, option, "1.5").code == 2
+        refused(call(*words, option, "nan"), f"{option} is nan", code=2)
 
 
 # --- bad input -------------------------------------------------------------------------------
