@@ -211,9 +211,6 @@ def _limits(
     from biigma_cli.taxonomy import lesion_class
 
     limits = {"--abstain-below": abstain_below, "--suspicious-from": suspicious_from}
-    for option, limit in limits.items():
-        if limit is not None and not 0 <= limit <= 1:  # NaN passes the option's own check
-            raise UsageError(f"{option} is {limit}", fix="give a probability, 0 to 1")
     if matched.binary:
         for option, limit in limits.items():
             if limit is not None:
