@@ -609,6 +609,6 @@ def test_nncf_is_asked_to_be_silent(int8: tuple[Path, Outcome]) -> None:
     import os
 
     _, done = int8
-    assert len(done.out.splitlines()) == 7, done.out
+    assert len(done.out.splitlines()) == 8, done.out
     assert "NNCF_CI" not in os.environ
     assert quantise.METHOD in about(int8[0])["export"]["quantisation"]["method"]
