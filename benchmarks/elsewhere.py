@@ -32,6 +32,7 @@ from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.splits import make_split
 from biigma_cli.errors import BiigmaError
 from biigma_cli.metrics import malignancy, malignant_classes
+from biigma_cli.metrics.selective import sureness
 from biigma_cli.runtime.limits import StatedLimits
 from biigma_cli.runtime.session import Predictor, find_model
 
@@ -129,7 +130,7 @@ def promises(
     limit = None if found.abstention is None else found.abstention.at_most(MAX_ERROR)
     told = f"{'-':>9} {'-':>7}"
     if limit is not None:
-        given = (proba.max(1) >= limit.threshold) & ~flagged
+        given = sureness(proba, flagged) >= limit.threshold
         wrong = (proba.argmax(1) != labels)[given].mean() if given.any() else float("nan")
         told = f"{given.mean():9.1%} {wrong:7.1%}"
     own = None if found.screening is None else found.screening.at_least(MIN_SENSITIVITY)

@@ -151,10 +151,11 @@ def evaluate(
 
     Accuracy, macro-F1, balanced accuracy, the official ISIC score, AUC, average precision, log
     loss, Brier score, calibration error and AURC; melanoma's operating points; per class; the
-    confusion matrix; what the limits of 'predict --max-error' do on the part. Each figure has a 95%
-    bootstrap interval over lesions, and the protocol stands above the tables. An exported model is
-    judged on its calibrated probabilities, a checkpoint on those it was trained to. Without --run
-    and --model: the newest run in runs/, else the shipped model.
+    confusion matrix; malignant against benign; what the limits of 'predict --max-error' and
+    '--min-sensitivity' do on the part. Each figure has a 95% bootstrap interval over lesions, and
+    the protocol stands above the tables. An exported model is judged on its calibrated
+    probabilities, a checkpoint on those it was trained to. Without --run and --model: the newest
+    run in runs/, else the shipped model.
     """
     from biigma_cli.cli.progress import Progress
     from biigma_cli.cli.targets import check_distinct

@@ -103,8 +103,8 @@ def export_onnx(
 
     The probabilities are calibrated: their logits are divided by a temperature fitted on the
     validation part, which changes no answer. The input check is fitted on training images, its
-    limit set so that 1% of validation images lie above it. The limits of 'predict --max-error' are
-    found on the validation part. Figures from 'biigma eval --run RUN' are
+    limit set so that 1% of validation images lie above it. The limits of 'predict --max-error' and
+    '--min-sensitivity' are found on the validation part. Figures from 'biigma eval --run RUN' are
     stored in the file with their protocol; 'biigma eval --model FILE --store' puts the file's own
     in their place.
     """

@@ -103,7 +103,7 @@ class AskedLimits(NamedTuple):
             ModelFileError: its limits are damaged.
         """
         from biigma_cli.errors import UsageError
-        from biigma_cli.metrics import malignant_classes
+        from biigma_cli.runtime.limits import check_tells_malignant
 
         for promised, option in (
             (self.max_error, "--max-error"), (self.min_sensitivity, "--min-sensitivity")
@@ -113,12 +113,8 @@ class AskedLimits(NamedTuple):
                     f"the limits of {option} were found with the input check",
                     fix="leave --no-input-check out",
                 )
-        if self.suspicious_from is not None and malignant_classes(info.malignant) is None:
-            raise UsageError(
-                f"{info.name} does not tell malignant from benign: its classes are "
-                f"{', '.join(info.classes)}",
-                fix="use another model, or leave --suspicious-from out",
-            )
+        if self.suspicious_from is not None:
+            check_tells_malignant(info, "--suspicious-from")
         found = Thresholds(self.abstain_below, self.suspicious_from)
         if self.max_error is not None:
             found = found._replace(abstain_below=_abstain_below(info, self.max_error))

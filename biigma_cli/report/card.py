@@ -329,7 +329,8 @@ def _figures(part: str, values: dict[str, Any], metadata: dict[str, Any]) -> str
             "wrong (`biigma predict --max-error`); limits found on "
             + ("this part" if own else "the validation part")
             + ", where that promise holds with 95% confidence. Missed: malignant images that are "
-            "called benign. Intervals are over the same resamples:",
+            "called benign. Intervals are over the same resamples, at 0 and 100% Clopper and "
+            "Pearson's:",
             _table(ABSTENTION_COLUMNS, [abstention_cells(a) for a in values["abstention"]]),
         ]
     if values.get("malignancy"):

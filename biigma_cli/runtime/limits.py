@@ -110,14 +110,7 @@ def screening_limit(
             malignant or benign.
         ModelFileError: they are damaged.
     """
-    from biigma_cli.metrics import malignant_classes
-
-    if malignant_classes(info.malignant) is None:
-        raise UsageError(
-            f"{info.name} does not tell malignant from benign: its classes are "
-            f"{', '.join(info.classes)}",
-            fix="use another model, or leave --min-sensitivity out",
-        )
+    check_tells_malignant(info, "--min-sensitivity")
     found = _screening_of(info)
     if found is None:
         raise _without(info, "--min-sensitivity", "--suspicious-from")
@@ -132,6 +125,18 @@ def screening_limit(
             else f"ask for --min-sensitivity {less:g}, the next that can be promised",
         )
     return limit, found
+
+
+def check_tells_malignant(info: ModelInfo, option: str) -> None:
+    """Raise `UsageError` where not every class of a model is known to be malignant or benign."""
+    from biigma_cli.metrics import malignant_classes
+
+    if malignant_classes(info.malignant) is None:
+        raise UsageError(
+            f"{info.name} does not tell malignant from benign: its classes are "
+            f"{', '.join(info.classes)}",
+            fix=f"use another model, or leave {option} out",
+        )
 
 
 def _without(info: ModelInfo, option: str, instead: str) -> UsageError:

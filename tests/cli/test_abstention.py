@@ -14,7 +14,6 @@ from biigma_cli.metrics import Limit, Limits
 from biigma_cli.report.card import model_card
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import call
-from tests.data.samples import encode, noise
 from tests.runtime.test_pipeline import toy_model
 
 PLAIN = Limits(
@@ -26,16 +25,6 @@ PLAIN = Limits(
         Limit(0.0, 1000, 1000, 400, 0.43),
     ),
 ).to_dict()
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Thirty of them."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(30):
-        (folder / f"{i:02}.png").write_bytes(encode(noise(20, 20, seed=i)))
-    return folder
 
 
 def stating(path: Path, **changes: Any) -> Path:
@@ -108,20 +97,25 @@ def limits_in(path: Path) -> dict[str, Any]:
     return found
 
 
+def stripped(source: Path, path: Path, key: str) -> Path:
+    """A copy of a model without one of its values, and its card beside it."""
+    proto = onnx.load(source)
+    kept = [e for e in proto.metadata_props if e.key != key]
+    assert len(kept) == len(proto.metadata_props) - 1
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    onnx.save(proto, path)
+    said = Predictor(path, device="cpu").info.metadata
+    card = model_card("m", said, parameters=1, megabytes=1.0, commands=[])
+    path.with_suffix(".md").write_text(card, encoding="utf-8")
+    return path
+
+
 def test_stored_by_eval(tiny_onnx: Path, tmp_path: Path) -> None:
     """Judging the validation part finds them anew, as the export had; test keeps them."""
     stated = limits_in(tiny_onnx)
     assert stated["rows"][-1][1] > 0
-    path = tmp_path / "m.onnx"
-    proto = onnx.load(tiny_onnx)
-    kept = [e for e in proto.metadata_props if e.key != "abstention"]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    onnx.save(proto, path)
-    card = model_card(
-        "m", Predictor(path, device="cpu").info.metadata, parameters=1, megabytes=1.0, commands=[]
-    )
-    path.with_suffix(".md").write_text(card, encoding="utf-8")
+    path = stripped(tiny_onnx, tmp_path / "m.onnx", "abstention")
     words = ("--model", path, "--store", "--resamples", "40", "--device", "cpu", "--json")
     done = call("eval", *words, "--split", "test")
     assert done.code == 0, done.err

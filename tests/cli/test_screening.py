@@ -8,18 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 from biigma_cli.metrics import ScreeningLimit, ScreeningLimits
-from biigma_cli.report.card import model_card
 from biigma_cli.report.predictions import Labels, prediction
 from biigma_cli.runtime.session import Predictor
-from tests.cli.test_abstention import ask, pictures, stating
+from tests.cli.test_abstention import ask, stating, stripped
 from tests.conftest import call
 from tests.runtime.test_pipeline import toy_model
-
-__all__ = ["pictures"]
 
 PLAIN = ScreeningLimits(
     malignant=200,
@@ -199,18 +195,9 @@ def stated(path: Path) -> dict[str, Any]:
 
 def test_judged_and_stored(tiny_onnx: Path, tmp_path: Path) -> None:
     """The export found them; `eval` finds the same on validation, and judges them on test."""
-    path = tmp_path / "m.onnx"
-    proto = onnx.load(tiny_onnx)
-    kept = [e for e in proto.metadata_props if e.key != "screening"]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    onnx.save(proto, path)
-    info = Predictor(path, device="cpu").info
-    assert "screening" not in info.metadata
+    path = stripped(tiny_onnx, tmp_path / "m.onnx", "screening")
     card = path.with_suffix(".md")
-    card.write_text(
-        model_card("m", info.metadata, parameters=1, megabytes=1.0, commands=[]), encoding="utf-8"
-    )
+    assert "| at least | limit |" not in card.read_text(encoding="utf-8")
     words = ("eval", "--model", path, "--resamples", "40", "--device", "cpu", "--json")
     done = call(*words, "--split", "val", "--store")
     assert done.code == 0, done.err

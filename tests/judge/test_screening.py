@@ -70,9 +70,7 @@ def test_without_limits() -> None:
     label = np.array([0, 1])
 
     def ask(label: np.ndarray, malignant: tuple[bool | None, ...] = MALIGNANT) -> object:
-        return screen(
-            [], label, proba, malignant, ["a", "b"], flagged_n=None, resamples=0
-        )  # fmt: skip
+        return screen([], label, proba, malignant, ["a", "b"], flagged_n=None, resamples=0)
 
     found = screen([], label, proba, MALIGNANT, ["a", "b"], flagged_n=None, resamples=0)
     assert found is not None
