@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,26 @@ def audit(
             "--strict", help="Exit 1 on leaks between parts, unreadable images, label conflicts."
         ),
     ] = False,
+    same_lesion: Annotated[
+        bool,
+        typer.Option(
+            "--same-lesion",
+            help="Also look for pictures that probably show one lesion, whatever their lesion ids "
+            "say: another frame, distance or light. Takes minutes.",
+        ),
+    ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="With --same-lesion: write a CSV for 'biigma datasets add' in which such pictures "
+            "share a lesion id.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Of --same-lesion: auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-j", min=1, help="Decoding threads; default: one per core."),
@@ -59,11 +80,12 @@ def audit(
 
     Lesions and near-duplicates across the parts of each split, byte-identical files, labels that
     contradict each other, unreadable and odd images, class counts, and images or metadata rows
-    without a partner. Nothing is changed. JSON holds all that --limit leaves out.
+    without a partner; with --same-lesion pictures that show one lesion in another frame. Nothing is
+    changed. JSON holds all that --limit leaves out.
     """
     from biigma_cli.cli.progress import Progress
     from biigma_cli.config import DataConfig
-    from biigma_cli.data.audit import audit_manifest
+    from biigma_cli.data.audit import audit_manifest, lesion_table
     from biigma_cli.data.manifest import load_manifest
     from biigma_cli.data.splits import own_split_meant
     from biigma_cli.errors import EXIT_FAILURE, UsageError
@@ -79,6 +101,10 @@ def audit(
     for name, share in (("test", test_fraction), ("val", val_fraction)):
         if not 0 < share < 0.5:
             raise UsageError(f"--{name}-fraction is {share}", fix="give a share between 0 and 0.5")
+    if table is not None and not same_lesion:
+        raise UsageError("--table goes with --same-lesion", fix="add --same-lesion")
+    if table is not None:
+        check_writable(table)
     pages = [html] if html else []
     if report is not None:
         if report.exists() and not report.is_dir():
@@ -99,6 +125,12 @@ def audit(
         test_fraction=test_fraction,
         val_fraction=val_fraction,
     )
+    if same_lesion:
+        from biigma_cli.engine.device import pick_device
+        from biigma_cli.judge.same_lesion import same_lesion as search
+        from biigma_cli.judge.same_lesion import shipped_metric
+
+        place = pick_device(device)
     with contextlib.ExitStack() as stack:
         # Each bar starts with its own work, or its rate would count the other's time.
         bars: dict[str, Progress] = {}
@@ -115,6 +147,19 @@ def audit(
             reading=lambda done, total: show("reading", done, total),
             comparing=lambda done, total: show("comparing", done, total),
         )
+        if same_lesion:
+            found = replace(
+                found,
+                alike=search(
+                    manifest,
+                    found.sizes,
+                    metric=shipped_metric(),
+                    device=place,
+                    threads=workers,
+                    reading=lambda done, total: show("looking", done, total),
+                    comparing=lambda done, total: show("matching", done, total),
+                ),
+            )
     whole = audit_json(found)
     if pages:
         text = audit_html(found, limit=limit)
@@ -122,6 +167,9 @@ def audit(
             atomic_write_text(page, text)
     if report is not None:
         write_json(report / "audit.json", whole)
+    if table is not None and found.alike is not None:
+        atomic_write_text(table, lesion_table(manifest, found.alike, table.parent))
+        note(f"saved in {table}")
     if json_:
         typer.echo(json.dumps(whole, indent=2))
     else:

@@ -2,7 +2,8 @@
 
 Near-duplicates are photographs that agree after any of the 8 flips and quarter turns, a change of
 size, of aspect ratio, of compression or of exposure, and a shift of up to 6% of the side. Other
-crops and angles of one lesion are not found, and are not meant to be. The search has two steps:
+crops and angles of one lesion are not found, and are not meant to be: for these there is
+`judge.same_lesion`. The search has two steps:
 
 1. Candidates. The image is made grey, 64 x 64, and normalised locally: minus its Gaussian blur
    (4 pixels), over its local standard deviation (6 pixels), faded out towards the rim, where the
@@ -30,6 +31,7 @@ wider search confirmed: near-duplicates are found mostly, not all.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import typing
 from collections import Counter, defaultdict
@@ -42,6 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.config import DataConfig
+from biigma_cli.data.alike import AlikePair, AlikeSearch
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image, map_threads, read_header
 from biigma_cli.data.scan import delimiter_of
@@ -206,6 +209,7 @@ class Audit:
         unreadable: missing and damaged ones.
         rows_without_image: ids in metadata files below the root that have no image, by file.
         strangers: image files below the root that are no records, relative to it.
+        alike: pictures that are probably of one lesion; None where they were not searched for.
     """
 
     manifest: Manifest
@@ -223,6 +227,27 @@ class Audit:
     unreadable: tuple[Unreadable, ...]
     rows_without_image: dict[str, tuple[str, ...]]
     strangers: tuple[str, ...]
+    alike: AlikeSearch | None = None
+
+    def alike_across(self, protocol: str) -> tuple[AlikePair, ...]:
+        """Pairs of `alike` that stand on two sides of a split."""
+        part_of = self.part_of()[protocol]
+        pairs = self.alike.pairs if self.alike is not None else ()
+        return tuple(
+            p
+            for p in pairs
+            if p.first in part_of and p.second in part_of and part_of[p.first] != part_of[p.second]
+        )
+
+    def alike_in_train(self, protocol: str) -> Shared:
+        """Test images that are alike to one in train."""
+        part_of = self.part_of()[protocol]
+        found = set()
+        for pair in self.alike_across(protocol):
+            for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                if (part_of[one], part_of[other]) == ("test", "train"):
+                    found.add(one)
+        return Shared(images=len(found), of=len(self.protocols[protocol].split.part("test")))
 
     def part_of(self) -> dict[str, dict[str, str]]:
         """Part of each image id, by protocol."""
@@ -710,3 +735,40 @@ def odd_kinds(audit: Audit) -> dict[str, int]:
     """How many images have each kind of oddity, commonest first; sizes and modes put together."""
     counts = Counter(p.split(":")[0] for image in audit.odd for p in image.problems)
     return dict(counts.most_common())
+
+
+def lesion_table(manifest: Manifest, found: AlikeSearch, folder: Path) -> str:
+    """A CSV that `custom.read_custom` reads, lesion ids joined over the pairs found.
+
+    Args:
+        folder: that the table is to lie in; paths are relative to it where that can be.
+    """
+    lesion = found.lesions(manifest.records)
+    columns: dict[str, Callable[[Record], str]] = {
+        "image": lambda r: _relative(manifest.root / r.path, folder),
+        "label": lambda r: r.label,
+        "lesion_id": lambda r: lesion[r.image_id],
+        "split": lambda r: r.part,
+        "mask": lambda r: _relative(manifest.root / r.mask, folder) if r.mask else "",
+        "age": lambda r: r.age,
+        "sex": lambda r: r.sex,
+        "site": lambda r: r.site,
+    }
+    kept = {
+        name: value
+        for name, value in columns.items()
+        if name in ("image", "label", "lesion_id") or any(map(value, manifest.records))
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(kept)
+    writer.writerows([value(r) for value in kept.values()] for r in manifest.records)
+    return text.getvalue()
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """From a folder, with forward slashes; whole where they lie on different drives."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from biigma_cli.data.alike import AlikePair, AlikeSearch
 from biigma_cli.data.audit import (
     NEAR,
     Audit,
@@ -30,6 +31,7 @@ from biigma_cli.report.tables import render
 FORMAT = "biigma-audit-1"
 THUMBNAIL = 208  # pixels of the longer side
 
+_LESIONS = {True: "one", False: "different", None: "unknown"}
 _KINDS = {"identical": "identical bytes", "near": "near-duplicates", "lesion": "one lesion"}
 
 
@@ -72,6 +74,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
                 for p in audit.near
             ],
         },
+        "same_lesion": _alike_json(audit),
         "label_conflicts": [
             {
                 "kind": c.kind,
@@ -109,7 +112,39 @@ def _protocol_json(found: ProtocolAudit, audit: Audit) -> dict[str, Any]:
     }
 
 
-def _near_counts(pairs: Sequence[NearPair]) -> dict[str, int]:
+def _alike_json(audit: Audit) -> dict[str, Any] | None:
+    if audit.alike is None:
+        return None
+    found, part_of = audit.alike, audit.part_of()
+    return {
+        "threshold": round(found.threshold, 4),
+        "compared": found.compared,
+        "by_chance": round(found.by_chance, 2),
+        "measured_on": found.source,
+        **_near_counts(found.pairs),
+        "pairs": [
+            {
+                "images": [p.first, p.second],
+                "likeness": round(p.likeness, 4),
+                "same_lesion": p.same_lesion,
+                "same_label": p.same_label,
+                "parts": {n: [w.get(i) for i in (p.first, p.second)] for n, w in part_of.items()},
+            }
+            for p in found.pairs
+        ],
+        "across": {
+            name: [[p.first, p.second] for p in audit.alike_across(name)]
+            for name in audit.protocols
+        },
+        "test_lesion_probably_in_train": {
+            name: {"images": v.images, "of": v.of, "share": round(v.share, 6)}
+            for name in audit.protocols
+            for v in [audit.alike_in_train(name)]
+        },
+    }
+
+
+def _near_counts(pairs: Sequence[NearPair] | Sequence[AlikePair]) -> dict[str, int]:
     return {
         "count": len(pairs),
         "same_lesion": sum(p.same_lesion is True for p in pairs),
@@ -152,6 +187,11 @@ def audit_text(audit: Audit, *, limit: int, width: int, colour: bool) -> str:
             [_near_row(audit, p) for p in _by_interest(audit.near)],
         ),
         (
+            "probably one lesion, though lesion ids do not say so",
+            ("images", "likeness", "lesions", "classes", *_split_columns(audit)),
+            [_alike_row(audit, p) for p in _untold(audit.alike)],
+        ),
+        (
             "label conflicts",
             ("kind", "images", "classes", "lesion"),
             [_conflict_row(c) for c in audit.conflicts],
@@ -172,7 +212,7 @@ def audit_text(audit: Audit, *, limit: int, width: int, colour: bool) -> str:
     for title, columns, rows in sections:
         if rows and limit:
             shown = f", the first {limit} of {len(rows)}" if len(rows) > limit else ""
-            right = ("correlation", "rows")
+            right = ("correlation", "likeness", "rows")
             items.append(_table(title + shown, columns, rows[:limit], right=right))
     return render(*items, width=width, colour=colour)
 
@@ -183,6 +223,7 @@ def _findings(audit: Audit) -> list[tuple[str, str, bool]]:
     missing = sum(u.missing for u in audit.unreadable)
     rows = sum(map(len, audit.rows_without_image.values()))
     odd = ", ".join(f"{n} {kind}" for kind, n in odd_kinds(audit).items())
+    alike = [] if audit.alike is None else [_alike_finding(audit.alike)]
     return [
         ("byte-identical files", _count(audit.identical, "group"), bool(audit.identical)),
         (
@@ -194,6 +235,7 @@ def _findings(audit: Audit) -> list[tuple[str, str, bool]]:
             else "none",
             bool(near["different_lesions"] or near["different_labels"]),
         ),
+        *alike,
         ("label conflicts", _count(audit.conflicts, "conflict"), bool(audit.conflicts)),
         (
             "unreadable images",
@@ -207,6 +249,18 @@ def _findings(audit: Audit) -> list[tuple[str, str, bool]]:
         ("metadata rows without image", f"{rows}" if rows else "none", bool(rows)),
         ("images without metadata", _count(audit.strangers, "file"), bool(audit.strangers)),
     ]
+
+
+def _alike_finding(found: AlikeSearch) -> tuple[str, str, bool]:
+    near = _near_counts(found.pairs)
+    text = (
+        f"{near['count']} pairs: {near['same_lesion']} of one lesion, "
+        f"{near['different_lesions']} of different lesions, {near['lesion_unknown']} of unknown; "
+        f"about {found.by_chance:.0f} by chance, as measured on {found.source}"
+        if found.pairs
+        else "none"
+    )
+    return ("probably one lesion", text, near["count"] > near["same_lesion"])
 
 
 def _split_rows(audit: Audit) -> list[list[str]]:
@@ -229,6 +283,19 @@ def _split_rows(audit: Audit) -> list[list[str]]:
         "val images whose lesion is in train": [share(p.val_in_train) for p in found],
         "identical files on two sides": [str(len(p.identical_across)) for p in found],
         "near-duplicate pairs on two sides": [str(len(p.near_across)) for p in found],
+        **(
+            {
+                "pairs probably of one lesion on two sides": [
+                    str(len(audit.alike_across(name))) for name in audit.protocols
+                ],
+                "test images probably with their lesion in train": [
+                    f"{v.images} ({v.share:.1%})"
+                    for v in map(audit.alike_in_train, audit.protocols)
+                ],
+            }
+            if audit.alike is not None
+            else {}
+        ),
         "classes empty in a part": [
             "; ".join(f"{part}: {', '.join(c)}" for part, c in p.empty.items() if c) or "none"
             for p in found
@@ -259,6 +326,13 @@ def _by_interest(pairs: Iterable[NearPair]) -> list[NearPair]:
     return sorted(pairs, key=lambda p: (p.same_label, p.same_lesion is True, -p.correlation))
 
 
+def _untold(found: AlikeSearch | None) -> list[AlikePair]:
+    """Pairs that lesion ids do not name already, different labels first."""
+    pairs = found.pairs if found is not None else ()
+    untold = [p for p in pairs if p.same_lesion is not True]
+    return sorted(untold, key=lambda p: (p.same_label, -p.likeness))
+
+
 def _group_row(audit: Audit, images: Sequence[str]) -> list[str]:
     label = {r.image_id: r.label for r in audit.manifest.records}
     return [", ".join(images), _words(label[i] for i in images), *_parts_of(audit, images)]
@@ -266,8 +340,13 @@ def _group_row(audit: Audit, images: Sequence[str]) -> list[str]:
 
 def _near_row(audit: Audit, pair: NearPair) -> list[str]:
     images, classes, *parts = _group_row(audit, (pair.first, pair.second))
-    lesions = {True: "one", False: "different", None: "unknown"}[pair.same_lesion]
+    lesions = _LESIONS[pair.same_lesion]
     return [images, f"{pair.correlation:.2f}", pair.turn, lesions, classes, *parts]
+
+
+def _alike_row(audit: Audit, pair: AlikePair) -> list[str]:
+    images, classes, *parts = _group_row(audit, (pair.first, pair.second))
+    return [images, f"{pair.likeness:.2f}", _LESIONS[pair.same_lesion], classes, *parts]
 
 
 def _conflict_row(conflict: Conflict) -> list[str]:
@@ -359,6 +438,7 @@ def audit_html(audit: Audit, *, limit: int) -> str:
         ]
 
     near = _by_interest(audit.near)
+    untold = _untold(audit.alike)
     sections = [
         (
             "Byte-identical files",
@@ -378,6 +458,21 @@ def audit_html(audit: Audit, *, limit: int) -> str:
                     notes((p.first, p.second)),
                 )
                 for p in near[:limit]
+            ],
+        ),
+        (
+            "Probably one lesion",
+            "Pictures alike enough to show the same lesion, though lesion ids do not say so, most "
+            "alike first, those with different labels before all others. Some are so by chance: "
+            "look at them.",
+            len(untold),
+            [
+                group(
+                    (p.first, p.second),
+                    f"likeness {p.likeness:.2f}, lesion ids {_LESIONS[p.same_lesion]}",
+                    notes((p.first, p.second)),
+                )
+                for p in untold[:limit]
             ],
         ),
         (
