@@ -10,8 +10,9 @@ and `--test` may be repeated), by `p = (1 - w) p_network + w p_label` with
 `w = w_max sigmoid(slope (likeness - offset))`. The three numbers are those of the lowest log loss
 on the validation part, where the lookup is among the training part. With `--test` the test part is
 judged by them, the lookup being among training and validation part: networks, lookup, both; by
-whether the lesion has another picture there. Intervals: 2,000 resamples of lesions. Without a leak
-(`--protocol lesion`) there is nothing to look up.
+whether the lesion has another picture there. The control is the same networks, images and lookup
+with the pictures of one's own lesion hidden from it, fitted anew: what is then left is not the
+leak's. Intervals: 2,000 resamples of lesions.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from same_lesion import lesions, progress
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from biigma_cli.config import DataConfig, ModelConfig
 from biigma_cli.core.likeness import Views
@@ -55,7 +57,7 @@ def answers(paths: list[Path], ids: tuple[str, ...], codes: list[str]) -> np.nda
 def mixed(numbers: np.ndarray, network: np.ndarray, looked: np.ndarray, like: np.ndarray):
     """Network and lookup together `(n, Y)`; numbers: slope, offset, logit of the largest weight."""
     slope, offset, top = numbers
-    weight = 1 / (1 + np.exp(-top)) / (1 + np.exp(-slope * (like - offset)))
+    weight = expit(top) * expit(slope * (like - offset))
     return (1 - weight)[:, None] * network + weight[:, None] * looked
 
 
@@ -69,6 +71,17 @@ def fit(network: np.ndarray, looked: np.ndarray, like: np.ndarray, label: np.nda
     starts = [np.array([s, o, t]) for s in (5.0, 20.0) for o in (0.0, 0.2) for t in (0.0, 2.0)]
     tries = [minimize(loss, s, method="Nelder-Mead", options={"maxiter": 4000}) for s in starts]
     return min(tries, key=lambda t: t.fun).x
+
+
+def shown(figures, form: str) -> str:
+    """The headline figures with their intervals."""
+    names = ("accuracy", "macro_f1", "macro_recall", "log_loss")
+    found = {n: figures.overall[n] for n in names}
+    return ", ".join(
+        f"{n} {f.value:{form}} ({f.low:{form}} to {f.high:{form}})"
+        for n, f in found.items()
+        if f.value is not None and f.low is not None
+    )
 
 
 def main() -> None:
@@ -90,20 +103,24 @@ def main() -> None:
     config = ModelConfig(trunk=TRUNK, weights="imagenet")
     if args.features is not None and args.features.exists():
         held = np.load(args.features)
+        if str(held["data"]) != manifest.data_hash:
+            sys.exit(f"{args.features} is of other images: remove it")
         whole, middle = held["whole"], held["middle"]
     else:
         views = Views(config, torch.device("cpu"))
         paths = [manifest.root / r.path for r in manifest.records]
-        whole, middle = features(views, paths, SIDE, progress=progress("features"))
+        whole, middle, kept = features(views, paths, SIDE, progress=progress("features"))
+        if len(kept) < len(paths):
+            sys.exit("some images cannot be read: see 'biigma audit isic18'")
         if args.features is not None:
-            np.savez(args.features, whole=whole, middle=middle)
+            np.savez(args.features, whole=whole, middle=middle, data=manifest.data_hash)
     part = {p: np.array([place[i] for i in split.part(p)]) for p in ("train", "val", "test")}
     train = part["train"]
     metric = fitted(config, SIDE, whole[train], middle[train], lesion[train])
     whole, middle = metric.project(whole), metric.project(middle)
     offset = metric.offset(whole, middle, pool=False)
 
-    def look(asked: np.ndarray, among: np.ndarray):
+    def look(asked: np.ndarray, among: np.ndarray, *, hidden: bool):
         """Label (one-hot), likeness and lesion of each one's likest."""
         best, like = [], []
         for rows in np.array_split(asked, max(1, len(asked) // 256)):
@@ -111,50 +128,47 @@ def main() -> None:
             value = likenesses(
                 whole[index], middle[index], offset[index], slice(0, len(rows)), len(rows)
             )
+            if hidden:
+                value[lesion[rows, None] == lesion[None, among]] = -9
             best.append(among[value.argmax(1)])
             like.append(value.max(1))
         nearest = np.concatenate(best)
         return np.eye(len(codes))[label[nearest]], np.concatenate(like), lesion[nearest]
 
-    def told(name: str, network: np.ndarray, asked: np.ndarray, among: np.ndarray, numbers):
-        looked, like, whose = look(asked, among)
+    def told(name: str, network: np.ndarray, asked: np.ndarray, among: np.ndarray, fitted_to):
+        """Print all; the numbers, with the lesion to be seen and hidden."""
         partner = np.isin(lesion[asked], lesion[among])
         print(
-            f"{name}: {len(asked)} images, {partner.sum()} whose lesion is among the"
-            f" {len(among)}; of these {(whose == lesion[asked])[partner].mean():.1%} found"
-            if partner.any()
-            else f"{name}: {len(asked)} images, none whose lesion is among the {len(among)}"
+            f"{name}: {len(asked)} images, {partner.sum()} whose lesion is among the {len(among)}"
         )
-        if numbers is None:
-            numbers = fit(network, looked, like, label[asked])
-            top = 1 / (1 + np.exp(-numbers[2]))
+        proba, numbers = {"networks": network}, []
+        for n, hidden in enumerate((False, True)):
+            which = "lesion hidden" if hidden else "lookup"
+            looked, like, whose = look(asked, among, hidden=hidden)
+            found = fitted_to[n] if fitted_to else fit(network, looked, like, label[asked])
+            numbers.append(found)
+            top = expit(found[2])
             print(
-                f"fitted: slope {numbers[0]:.1f}, offset {numbers[1]:.3f}, largest weight {top:.2f}"
+                f"  {which}: slope {found[0]:.1f}, offset {found[1]:.3f}, largest weight {top:.2f}"
             )
-        both = mixed(numbers, network, looked, like)
-        found = {}
-        for who, proba in (("networks", network), ("lookup alone", looked), ("both", both)):
-            for where, rows in (("", slice(None)), ("lesion there", partner), ("not", ~partner)):
-                chosen = asked[rows]
-                if len(set(label[chosen])) < 2:
-                    continue
-                judged = assess(label[chosen], proba[rows], codes, groups=list(lesion[chosen]))
-                found[who, where] = judged
-                shown = [
-                    f"{n} {f.value:.3f} ({f.low:.3f}-{f.high:.3f})"
-                    for n in ("accuracy", "macro_f1", "balanced_accuracy", "log_loss")
-                    if (f := judged.overall[n]).value is not None and f.low is not None
-                ]
-                print(f"  {who:<13}{where:<13}{len(chosen):5}  {', '.join(shown)}")
-        step = compare(found["both", ""], found["networks", ""])
-        print(
-            "  both - networks: "
-            + ", ".join(
-                f"{n} {f.value:+.3f} ({f.low:+.3f} to {f.high:+.3f})"
-                for n in ("accuracy", "macro_f1", "balanced_accuracy", "log_loss")
-                if (f := step.overall[n]).value is not None and f.low is not None
-            )
-        )
+            if partner.any() and not hidden:
+                print(f"  of these {(whose == lesion[asked])[partner].mean():.1%} found")
+            proba[f"{which} alone"] = looked
+            proba[f"with {which}"] = mixed(found, network, looked, like)
+        for where, rows in (("all", slice(None)), ("lesion there", partner), ("not", ~partner)):
+            chosen = asked[rows]
+            if len(set(label[chosen])) < 2:
+                continue
+            judged = {
+                who: assess(label[chosen], p[rows], codes, groups=list(lesion[chosen]))
+                for who, p in proba.items()
+            }
+            print(f"  {where}, {len(chosen)} images")
+            for who, figures in judged.items():
+                print(f"    {who:<20} {shown(figures, '.3f')}")
+            for who in ("with lookup", "with lesion hidden"):
+                step = compare(judged[who], judged["networks"])
+                print(f"    {who} - networks: {shown(step, '+.3f')}")
         return numbers
 
     network = answers(args.val, split.part("val"), codes)

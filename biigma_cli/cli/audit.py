@@ -85,13 +85,18 @@ def audit(
     """
     from biigma_cli.cli.progress import Progress
     from biigma_cli.config import DataConfig
-    from biigma_cli.data.audit import audit_manifest, lesion_table
+    from biigma_cli.data.audit import audit_manifest, joined_troubles, lesion_table
     from biigma_cli.data.manifest import load_manifest
     from biigma_cli.data.splits import own_split_meant
     from biigma_cli.errors import EXIT_FAILURE, UsageError
     from biigma_cli.report.audit import audit_html, audit_json, audit_text
     from biigma_cli.report.tables import table_width
-    from biigma_cli.storage import atomic_write_text, check_writable, write_json
+    from biigma_cli.storage import (
+        atomic_write_text,
+        check_writable,
+        real_path,
+        write_json,
+    )
 
     accepted = ("lesion", "paper", "official")
     if protocol is not None and protocol not in accepted:
@@ -101,8 +106,11 @@ def audit(
     for name, share in (("test", test_fraction), ("val", val_fraction)):
         if not 0 < share < 0.5:
             raise UsageError(f"--{name}-fraction is {share}", fix="give a share between 0 and 0.5")
-    if table is not None and not same_lesion:
-        raise UsageError("--table goes with --same-lesion", fix="add --same-lesion")
+    if not same_lesion and (table is not None or device != "auto"):
+        name = "--table" if table is not None else "--device"
+        raise UsageError(
+            f"{name} goes with --same-lesion", fix=f"add --same-lesion, or leave {name} out"
+        )
     if table is not None:
         check_writable(table)
     pages = [html] if html else []
@@ -125,12 +133,18 @@ def audit(
         test_fraction=test_fraction,
         val_fraction=val_fraction,
     )
-    if same_lesion:
+    if table is not None and Path(real_path(table)).parent == Path(real_path(manifest.root)):
+        raise UsageError(
+            f"{table} lies among the images, where a CSV would be read as the data set itself",
+            fix="write it to another folder",
+        )
+    if same_lesion:  # all that can fail before the work that takes minutes
         from biigma_cli.engine.device import pick_device
         from biigma_cli.judge.same_lesion import same_lesion as search
-        from biigma_cli.judge.same_lesion import shipped_metric
+        from biigma_cli.judge.same_lesion import shipped_metric, shipped_views
 
-        place = pick_device(device)
+        metric = shipped_metric()
+        views = shipped_views(metric, pick_device(device))
     with contextlib.ExitStack() as stack:
         # Each bar starts with its own work, or its rate would count the other's time.
         bars: dict[str, Progress] = {}
@@ -153,8 +167,8 @@ def audit(
                 alike=search(
                     manifest,
                     found.sizes,
-                    metric=shipped_metric(),
-                    device=place,
+                    metric=metric,
+                    views=views,
                     threads=workers,
                     reading=lambda done, total: show("looking", done, total),
                     comparing=lambda done, total: show("matching", done, total),
@@ -167,9 +181,6 @@ def audit(
             atomic_write_text(page, text)
     if report is not None:
         write_json(report / "audit.json", whole)
-    if table is not None and found.alike is not None:
-        atomic_write_text(table, lesion_table(manifest, found.alike, table.parent))
-        note(f"saved in {table}")
     if json_:
         typer.echo(json.dumps(whole, indent=2))
     else:
@@ -177,6 +188,13 @@ def audit(
         typer.echo(audit_text(found, limit=limit, width=table_width(tty=tty), colour=tty), nl=False)
     for page in pages:
         note(f"saved in {page}")
+    if table is not None:
+        atomic_write_text(table, lesion_table(found, Path(real_path(table)).parent))
+        note(f"saved in {table}")
+        for line in joined_troubles(found):
+            note(line)
+        classes = ",".join(manifest.taxonomy.codes)
+        note(f"next: biigma datasets add NAME {table} --classes {classes}")
     if strict and (failures := found.failures(protocol)):
         for line in failures:
             note(f"strict: {line}")

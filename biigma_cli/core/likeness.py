@@ -13,12 +13,15 @@ Re-identification in four steps, none of which looks at a class:
    pictures it is compared with (adaptive score normalisation, as for speakers): a picture that is
    like everything says nothing. The cohort makes a value mean the same for few pictures as for
    many, the pictures themselves make it so for other cameras than the cohort's. The `SKIPPED`
-   greatest are left out, for they may be of the same lesion.
+   greatest are left out, for they may be of the same lesion, and so are other frames of the same
+   picture. Where 15 or more of a set show one lesion in quite different frames they still hide
+   each other.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +47,9 @@ FORMAT = "biigma-lesion-metric-1"
 MIDDLE = 0.7
 #: Others that a picture's likeness is measured against, after the nearest that are left out.
 NEIGHBOURS, SKIPPED = 30, 3
-#: Likenesses to the cohort from which on it is taken to be the same picture, and left out.
-SAME = 0.995
+#: Cosine from which on one of the cohort is taken to be the picture itself, and one of the set
+#: another frame of it, as different lesions are not: neither says what others are like.
+SAME, FRAME = 0.995, 0.85
 
 
 class Views:
@@ -122,11 +126,19 @@ class LesionMetric:
         unit: Floats = (projected / np.maximum(length, 1e-12)).astype(np.float32)
         return unit
 
-    def offset(self, whole_NK: Floats, middle_NK: Floats, *, pool: bool = True) -> Floats:
+    def offset(
+        self,
+        whole_NK: Floats,
+        middle_NK: Floats,
+        *,
+        pool: bool = True,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Floats:
         """Half the mean likeness `(N,)` of each picture to its nearest others.
 
         Args:
             pool: whether the pictures are each other's others, too, not the cohort alone.
+            progress: called with the number of pictures done.
         """
         offsets = []
         for start in range(0, len(whole_NK), 512):
@@ -136,12 +148,13 @@ class LesionMetric:
             if pool:
                 own = np.maximum(whole @ whole_NK.T, middle @ whole_NK.T)
                 np.maximum(own, whole @ middle_NK.T, out=own)
-                own[np.arange(len(own)), np.arange(start, start + len(own))] = -1
+                own[own >= FRAME] = -1  # among them itself
                 others = np.concatenate([others, own], 1)
             nearest = np.partition(others, -NEIGHBOURS - SKIPPED, axis=1)[
                 :, -NEIGHBOURS - SKIPPED :
             ]
             offsets.append(np.sort(nearest, axis=1)[:, :NEIGHBOURS].mean(1) / 2)
+            progress(start + len(whole))
         joined: Floats = np.concatenate(offsets or [np.zeros(0, np.float32)])
         return joined
 

@@ -13,8 +13,9 @@ from biigma_cli.data.manifest import Record
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
 
-#: Pairs of different lesions that are put up with, for each picture compared.
-CHANCE = 1 / 40
+#: Pairs of different lesions that are put up with, for each picture compared; and of all such pairs
+#: the share, which is what counts where pictures are few.
+CHANCE, CHANCE_SHARE = 1 / 40, 1 / 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class AlikeSearch:
     """All pairs found, most alike first.
 
     Attributes:
-        pairs: those that reach the threshold.
+        pairs: those that reach the threshold; of identical files the first stands for all.
         threshold: of likeness.
         by_chance: pairs of different lesions that would reach it among so many pictures, as the
             metric's own were.
@@ -57,8 +58,8 @@ class AlikeSearch:
     def lesions(self, records: Sequence[Record]) -> dict[str, str]:
         """Lesion of each image, pairs joined: its own id, the first found, or none ("").
 
-        Images with one lesion id stay together, and so do the two of each pair; a group that holds
-        several known ids takes the first of them in order of the records.
+        Images with one lesion id stay together, and so do identical files and the two of each pair;
+        a group that holds several known ids takes the first of them in order of the records.
         """
         place = {r.image_id: n for n, r in enumerate(records)}
         root = list(range(len(records)))
@@ -70,9 +71,11 @@ class AlikeSearch:
             return n
 
         first_of: dict[str, int] = {}
+        first_file: dict[str, int] = {}
         joined = [
             (first_of.setdefault(r.lesion_id, n), n) for n, r in enumerate(records) if r.lesion_id
         ]
+        joined += [(first_file.setdefault(r.digest, n), n) for n, r in enumerate(records)]
         joined += [(place[p.first], place[p.second]) for p in self.pairs]
         for a, b in joined:
             low, high = sorted((find(a), find(b)))
@@ -88,20 +91,17 @@ class AlikeSearch:
         return named
 
 
-def chance_threshold(
-    table: Sequence[tuple[float, float]], count: int, *, chance: float = CHANCE
-) -> tuple[float, float]:
+def chance_threshold(table: Sequence[tuple[float, float]], count: int) -> tuple[float, float]:
     """Least likeness at which so many pictures give few enough pairs by chance, and how many.
 
     Args:
         table: likeness and the share of pairs of different lesions that reach it, ascending in
             likeness.
         count: pictures compared.
-        chance: pairs by chance that are put up with, for each picture.
     """
     pairs = count * (count - 1) / 2
     for likeness, share in table:
-        if share * pairs <= chance * count:
+        if share <= CHANCE_SHARE and share * pairs <= CHANCE * count:
             return likeness, share * pairs
     likeness, share = table[-1]
     return likeness, share * pairs

@@ -231,23 +231,31 @@ class Audit:
 
     def alike_across(self, protocol: str) -> tuple[AlikePair, ...]:
         """Pairs of `alike` that stand on two sides of a split."""
-        part_of = self.part_of()[protocol]
+        part_of, copies = self.part_of()[protocol], self._copies()
         pairs = self.alike.pairs if self.alike is not None else ()
         return tuple(
             p
             for p in pairs
-            if p.first in part_of and p.second in part_of and part_of[p.first] != part_of[p.second]
+            if len({part_of[i] for i in copies[p.first] + copies[p.second] if i in part_of}) > 1
         )
 
     def alike_in_train(self, protocol: str) -> Shared:
-        """Test images that are alike to one in train."""
-        part_of = self.part_of()[protocol]
+        """Test images that are alike to one in train, or the same file."""
+        part_of, copies = self.part_of()[protocol], self._copies()
+        pairs = self.alike.pairs if self.alike is not None else ()
+        groups = [copies[p.first] + copies[p.second] for p in pairs]
         found = set()
-        for pair in self.alike_across(protocol):
-            for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
-                if (part_of[one], part_of[other]) == ("test", "train"):
-                    found.add(one)
+        for group in [*groups, *(list(g) for g in self.identical)]:
+            if any(part_of.get(i) == "train" for i in group):
+                found |= {i for i in group if part_of.get(i) == "test"}
         return Shared(images=len(found), of=len(self.protocols[protocol].split.part("test")))
+
+    def _copies(self) -> dict[str, list[str]]:
+        """Images with the bytes of each image, itself among them."""
+        by_digest: dict[str, list[str]] = defaultdict(list)
+        for record in self.manifest.records:
+            by_digest[record.digest].append(record.image_id)
+        return {r.image_id: by_digest[r.digest] for r in self.manifest.records}
 
     def part_of(self) -> dict[str, dict[str, str]]:
         """Part of each image id, by protocol."""
@@ -737,13 +745,20 @@ def odd_kinds(audit: Audit) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def lesion_table(manifest: Manifest, found: AlikeSearch, folder: Path) -> str:
+def lesion_table(audit: Audit, folder: Path) -> str:
     """A CSV that `custom.read_custom` reads, lesion ids joined over the pairs found.
 
+    Images that cannot be read are left out.
+
     Args:
-        folder: that the table is to lie in; paths are relative to it where that can be.
+        audit: with `alike`.
+        folder: that the table is to lie in, links resolved; paths are relative to it where that
+            can be.
     """
-    lesion = found.lesions(manifest.records)
+    assert audit.alike is not None
+    manifest = audit.manifest
+    lesion = audit.alike.lesions(manifest.records)
+    records = [r for r in manifest.records if r.image_id in audit.sizes]
     columns: dict[str, Callable[[Record], str]] = {
         "image": lambda r: _relative(manifest.root / r.path, folder),
         "label": lambda r: r.label,
@@ -757,13 +772,39 @@ def lesion_table(manifest: Manifest, found: AlikeSearch, folder: Path) -> str:
     kept = {
         name: value
         for name, value in columns.items()
-        if name in ("image", "label", "lesion_id") or any(map(value, manifest.records))
+        if name in ("image", "label", "lesion_id") or any(map(value, records))
     }
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # All quoted: a file's name may hold a line's end of any kind.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(kept)
-    writer.writerows([value(r) for value in kept.values()] for r in manifest.records)
+    writer.writerows([value(r) for value in kept.values()] for r in records)
     return text.getvalue()
+
+
+def joined_troubles(audit: Audit) -> list[str]:
+    """What is to be said of the lesions that `lesion_table` joins, one line each."""
+    assert audit.alike is not None
+    lesion = audit.alike.lesions(audit.manifest.records)
+    labels: dict[str, set[str]] = defaultdict(set)
+    lesions: dict[str, set[str]] = defaultdict(set)
+    for r in audit.manifest.records:
+        if r.image_id in audit.sizes:
+            if lesion[r.image_id]:
+                labels[lesion[r.image_id]].add(r.label)
+            lesions[r.label].add(lesion[r.image_id] or f"image {r.image_id}")
+    lines = []
+    if left := len(audit.manifest.records) - len(audit.sizes):
+        lines.append(f"{left} images that cannot be read are left out of the table")
+    if mixed := sum(len(v) > 1 for v in labels.values()):
+        lines.append(f"{mixed} lesions in it have images with different labels")
+    few = [c for c, found in lesions.items() if len(found) < len(PARTS)]
+    if few:
+        lines.append(
+            f"too few lesions for a split are left of {', '.join(sorted(few))}: look at the pairs, "
+            "and take joined ids back where they are of two lesions"
+        )
+    return lines
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -20,8 +20,8 @@ from biigma_cli.data.alike import (
     chance_threshold,
 )
 from biigma_cli.data.manifest import Manifest, Record
-from biigma_cli.data.preprocess import load_image, map_threads
-from biigma_cli.errors import ModelFileError
+from biigma_cli.data.preprocess import Pixels, load_image, map_threads
+from biigma_cli.errors import ImageError, ModelFileError
 from biigma_cli.storage import available_cpus, models_dir
 
 Progress = Callable[[int, int], None]
@@ -32,7 +32,19 @@ SHIPPED = "same-lesion.safetensors"
 
 def shipped_metric() -> LesionMetric:
     """The metric that comes with the package. Raises `ModelFileError` where it is damaged."""
-    return load_metric(models_dir() / SHIPPED)
+    metric = load_metric(models_dir() / SHIPPED)
+    _chance_table(metric)
+    return metric
+
+
+def shipped_views(metric: LesionMetric, device: torch.device) -> Views:
+    """The trunk of a metric, from the model that ships under its name.
+
+    Raises `ModelFileError` where it cannot be read.
+    """
+    # By its whole path: a bare name could be a file of the user's.
+    weights = str(models_dir() / f"{metric.weights}.onnx")
+    return Views(ModelConfig(trunk=metric.trunk, weights=weights), device)  # type: ignore[arg-type]
 
 
 def features(
@@ -42,26 +54,34 @@ def features(
     *,
     threads: int | None = None,
     progress: Progress = lambda *_: None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Features `(N, C)` of pictures, whole and their middle.
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], list[int]]:
+    """Features `(N, C)` of pictures, whole and their middle, and which these are.
 
-    Raises `ImageError` where one cannot be read.
+    One that cannot be read is left out.
     """
+    kept: list[int] = []
     whole: list[npt.NDArray[np.float32]] = []
     middle: list[npt.NDArray[np.float32]] = []
     progress(0, len(paths))
-    decoded = map_threads(
-        lambda path: load_image(path, side), paths, threads=threads or available_cpus()
-    )
-    done = 0
-    for chunk in _chunks(decoded, 32):
-        for into, values in zip((whole, middle), views(np.stack(chunk)), strict=True):
-            into.append(values)
-        done += len(chunk)
-        progress(done, len(paths))
+
+    def decode(path: Path) -> Pixels | None:
+        try:
+            return load_image(path, side)
+        except ImageError:
+            return None
+
+    decoded = map_threads(decode, paths, threads=threads or available_cpus())
+    for chunk in _chunks(enumerate(decoded), 32):
+        read = [(n, pixels) for n, pixels in chunk if pixels is not None]
+        if read:
+            kept += [n for n, _ in read]
+            found = views(np.stack([pixels for _, pixels in read]))
+            for into, values in zip((whole, middle), found, strict=True):
+                into.append(values)
+        progress(chunk[-1][0] + 1, len(paths))
     width = sum(views.channels)
     none = np.zeros((0, width), np.float32)
-    return np.concatenate([*whole, none]), np.concatenate([*middle, none])
+    return np.concatenate([*whole, none]), np.concatenate([*middle, none]), kept
 
 
 def same_lesion(
@@ -69,7 +89,7 @@ def same_lesion(
     readable: Iterable[str],
     *,
     metric: LesionMetric,
-    device: torch.device,
+    views: Views,
     threads: int | None = None,
     reading: Progress = lambda *_: None,
     comparing: Progress = lambda *_: None,
@@ -77,12 +97,11 @@ def same_lesion(
     """All pairs that are alike enough to be of one lesion; of identical files the first alone.
 
     Args:
-        readable: ids of the images that can be read.
+        readable: ids of the images that can be read; those that have gone since are left out.
         metric: see `core.likeness`.
+        views: its trunk.
 
-    Raises:
-        ImageError: an image has gone since.
-        ModelFileError: the metric's trunk cannot be read.
+    Raises `ModelFileError` where the metric does not say how often different lesions are alike.
     """
     wanted = set(readable)
     first_of: dict[str, Record] = {}
@@ -90,19 +109,26 @@ def same_lesion(
         if record.image_id in wanted:
             first_of.setdefault(record.digest, record)
     records = list(first_of.values())
-    views = Views(ModelConfig(trunk=metric.trunk, weights=metric.weights), device)  # type: ignore[arg-type]
-    whole, middle = features(
+    whole, middle, kept = features(
         views,
         [manifest.root / r.path for r in records],
         metric.side,
         threads=threads,
         progress=reading,
     )
+    records = [records[n] for n in kept]
     whole, middle = metric.project(whole), metric.project(middle)
     threshold, by_chance = chance_threshold(_chance_table(metric), len(records))
     pairs = []
+    # Two passes over all pairs, half of the work each.
+    count = len(records)
+    offset = metric.offset(whole, middle, progress=lambda done: comparing(done // 2, count))
     found = alike_pairs(
-        whole, middle, metric.offset(whole, middle), threshold=threshold, progress=comparing
+        whole,
+        middle,
+        offset,
+        threshold=threshold,
+        progress=lambda done, _: comparing((count + done) // 2, count),
     )
     for i_p, j_p, likeness_p in found:
         for i, j, likeness in zip(i_p, j_p, likeness_p, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -175,45 +175,58 @@ def audit_text(audit: Audit, *, limit: int, width: int, colour: bool) -> str:
     ]
     items += [_plain(f"no {name} split: {why}") for name, why in audit.unavailable.items()]
     items.append(_table("images per class and part", *_class_rows(audit)))
-    sections: list[tuple[str, Sequence[str], list[Sequence[str]]]] = [
+    # What is shown, and the row of each: rows are made of those alone that are shown.
+    sections: list[tuple[str, Sequence[str], Sequence[Any], Callable[[Any], Sequence[str]]]] = [
         (
             "identical files",
             ("images", "classes", *_split_columns(audit)),
-            [_group_row(audit, g) for g in audit.identical],
+            audit.identical,
+            lambda g: _group_row(audit, g),
         ),
         (
             "near-duplicates, those of different lesions first",
             ("images", "correlation", "second is", "lesions", "classes", *_split_columns(audit)),
-            [_near_row(audit, p) for p in _by_interest(audit.near)],
+            _by_interest(audit.near),
+            lambda p: _near_row(audit, p),
         ),
         (
             "probably one lesion, though lesion ids do not say so",
             ("images", "likeness", "lesions", "classes", *_split_columns(audit)),
-            [_alike_row(audit, p) for p in _untold(audit.alike)],
+            _untold(audit.alike),
+            lambda p: _alike_row(audit, p),
         ),
         (
             "label conflicts",
             ("kind", "images", "classes", "lesion"),
-            [_conflict_row(c) for c in audit.conflicts],
+            audit.conflicts,
+            _conflict_row,
         ),
         (
             "unreadable images",
             ("image", "path", "error"),
-            [(u.image_id, u.path, u.error) for u in audit.unreadable],
+            audit.unreadable,
+            lambda u: (u.image_id, u.path, u.error),
         ),
-        ("odd images", ("image", "what"), [(o.image_id, "; ".join(o.problems)) for o in audit.odd]),
+        (
+            "odd images",
+            ("image", "what"),
+            audit.odd,
+            lambda o: (o.image_id, "; ".join(o.problems)),
+        ),
         (
             "metadata without image",
             ("file", "rows", "first"),
-            [(k, str(len(v)), ", ".join(v[:3])) for k, v in audit.rows_without_image.items()],
+            list(audit.rows_without_image.items()),
+            lambda item: (item[0], str(len(item[1])), ", ".join(item[1][:3])),
         ),
-        ("images without metadata", ("path",), [(path,) for path in audit.strangers]),
+        ("images without metadata", ("path",), audit.strangers, lambda path: (path,)),
     ]
-    for title, columns, rows in sections:
-        if rows and limit:
-            shown = f", the first {limit} of {len(rows)}" if len(rows) > limit else ""
+    for title, columns, found, row in sections:
+        if found and limit:
+            rows = [row(one) for one in found[:limit]]
+            shown = f", the first {limit} of {len(found)}" if len(found) > limit else ""
             right = ("correlation", "likeness", "rows")
-            items.append(_table(title + shown, columns, rows[:limit], right=right))
+            items.append(_table(title + shown, columns, rows, right=right))
     return render(*items, width=width, colour=colour)
 
 
@@ -327,10 +340,9 @@ def _by_interest(pairs: Iterable[NearPair]) -> list[NearPair]:
 
 
 def _untold(found: AlikeSearch | None) -> list[AlikePair]:
-    """Pairs that lesion ids do not name already, different labels first."""
+    """Pairs that lesion ids do not name already, most alike first."""
     pairs = found.pairs if found is not None else ()
-    untold = [p for p in pairs if p.same_lesion is not True]
-    return sorted(untold, key=lambda p: (p.same_label, -p.likeness))
+    return [p for p in pairs if p.same_lesion is not True]
 
 
 def _group_row(audit: Audit, images: Sequence[str]) -> list[str]:
@@ -430,7 +442,7 @@ def audit_html(audit: Audit, *, limit: int) -> str:
         # Only what is wrong: a tag that is always there says nothing.
         split = [name for name, where in part_of.items() if len({where.get(i) for i in images}) > 1]
         labels = {records[i].label for i in images}
-        lesions = {records[i].lesion_id for i in images}
+        lesions = {records[i].lesion_id for i in images if records[i].lesion_id}
         return [
             *(["different labels"] if len(labels) > 1 else []),
             *(["different lesion ids"] if len(lesions) > 1 else []),
@@ -463,8 +475,7 @@ def audit_html(audit: Audit, *, limit: int) -> str:
         (
             "Probably one lesion",
             "Pictures alike enough to show the same lesion, though lesion ids do not say so, most "
-            "alike first, those with different labels before all others. Some are so by chance: "
-            "look at them.",
+            "alike first. Some are so by chance, or of one sitting: look at them.",
             len(untold),
             [
                 group(

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from biigma_cli.data.manifest import save_manifest
+from biigma_cli.data.manifest import load_manifest, save_manifest
+from biigma_cli.judge import same_lesion
 from biigma_cli.storage import using_home
 from tests.cli.test_data_commands import paint_classes
 from tests.conftest import call
-from tests.data.test_audit import plant
+from tests.data.test_audit import moles, nearer, plant
 from tests.report.pages import Page
 
 HOSTILE = '"><script>alert(1)</script>'
@@ -96,8 +97,8 @@ def test_json(reported: Path) -> None:
     assert set(whole) == {
         "format", "dataset", "root", "data_hash", "licence", "images", "lesions",
         "images_without_lesion_id", "classes", "classes_too_small", "protocols",
-        "protocols_unavailable", "identical", "near_duplicates", "label_conflicts", "unreadable",
-        "odd", "metadata_without_image", "images_without_metadata",
+        "protocols_unavailable", "identical", "near_duplicates", "same_lesion", "label_conflicts",
+        "unreadable", "odd", "metadata_without_image", "images_without_metadata",
     }  # fmt: skip
     assert whole["format"] == "biigma-audit-1"
     assert set(whole["protocols"]) == {"lesion", "paper"}
@@ -249,3 +250,109 @@ def test_report_is_no_folder(planted_home: Path, tmp_path: Path) -> None:
     assert done.code == 2
     assert "no folder" in done.err
     assert path.read_text() == "mine"
+
+
+# --- pictures of one lesion ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set with a lesion taken again from nearer, labelled otherwise, and its search's reports."""
+    folder = tmp_path_factory.mktemp("searched")
+    pictures = folder / "pictures"
+    drawn = moles(9)
+    for n, picture in enumerate(drawn):
+        path = pictures / ("NV" if n % 2 else "MEL") / f"p{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=92)
+    nearer(drawn[2]).save(pictures / "NV" / "again.jpg", quality=92)
+    (pictures / "NV" / "broken.jpg").write_bytes((pictures / "NV" / "p1.jpg").read_bytes())
+    home = folder / "home"
+    done = call("datasets", "add", "moles", pictures, "--data-dir", home)
+    assert done.code == 0, done.err
+    (pictures / "NV" / "broken.jpg").write_bytes(b"no picture any more")
+    done = call(
+        *("audit", "moles", "--same-lesion", "--device", "cpu", "--data-dir", home),
+        *("--report", folder / "report", "--table", folder / "joined.csv"),
+    )
+    assert done.code == 0, done.err
+    (folder / "out.txt").write_text(done.out)
+    (folder / "err.txt").write_text(done.err)
+    return folder
+
+
+def test_same_lesion_is_told(searched: Path) -> None:
+    """The pair is in JSON, text and page; the picture that cannot be read stops nothing."""
+    found = json.loads((searched / "report" / "audit.json").read_text())
+    alike = found["same_lesion"]
+    pair = alike["pairs"][0]
+    assert sorted(Path(i).name for i in pair["images"]) == ["again", "p2"]
+    assert (pair["same_lesion"], pair["same_label"]) == (None, False)
+    assert alike["compared"] == 10
+    assert alike["count"] == len(alike["pairs"]) == alike["lesion_unknown"]
+    assert pair["likeness"] >= alike["threshold"]
+    assert "HAM10000" in alike["measured_on"]
+    assert len(found["unreadable"]) == 1
+    parts = pair["parts"]["lesion"]
+    across = alike["across"]["lesion"]
+    assert (pair["images"] in across) == (parts[0] != parts[1])
+    leaked = alike["test_lesion_probably_in_train"]["lesion"]
+    assert leaked["images"] >= (set(parts) == {"test", "train"})
+    text = (searched / "out.txt").read_text()
+    assert "probably one lesion" in text
+    assert "test images probably with their lesion in train" in text
+    page = (searched / "report" / "audit.html").read_text()
+    assert "Probably one lesion" in page
+    assert "looking" not in text  # progress is on stderr
+
+
+def test_the_joined_table_is_a_data_set(searched: Path, tmp_path: Path) -> None:
+    """The two have one lesion id in it; labels stay what they were."""
+    home = tmp_path / "home"
+    assert "1 images that cannot be read are left out" in (searched / "err.txt").read_text()
+    done = call("datasets", "add", "joined", searched / "joined.csv", "--data-dir", home)
+    assert done.code == 0, done.err
+    with using_home(home):
+        recorded = load_manifest("joined")
+    lesion = {Path(r.path).stem: r.lesion_id for r in recorded.records}
+    assert len(lesion) == 10
+    assert lesion["again"] == lesion["p2"] != ""
+    label = {Path(r.path).stem: r.label for r in recorded.records}
+    assert (label["again"], label["p2"]) == ("NV", "MEL")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--table", "t.csv"), 2, "--table goes with --same-lesion"),
+        (("--device", "cpu"), 2, "--device goes with --same-lesion"),
+        (("--same-lesion", "--device", "openvino"), 2, "openvino"),
+        (("--same-lesion", "--device", "nonsense"), 2, "nonsense"),
+        (("--same-lesion", "--table", "."), 2, "folder"),
+    ],
+)
+def test_same_lesion_refused(
+    planted_home: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = call("audit", "isic17", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.count("error:") == 1
+    assert words in done.err
+
+
+def test_a_table_among_the_images_is_refused(planted_home: Path) -> None:
+    """It would be read as the data set itself."""
+    done = call("audit", "isic17", "--same-lesion", "--table", planted_home / "images" / "t.csv")
+    assert (done.code, done.out) == (2, "")
+    assert "among the images" in done.err
+    assert not (planted_home / "images" / "t.csv").exists()
+
+
+def test_a_damaged_metric_is_one_message(
+    planted_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(same_lesion, "SHIPPED", "none.safetensors")
+    done = call("audit", "isic17", "--same-lesion")
+    assert done.code == 3
+    assert done.err.count("error:") == 1
+    assert "install biigma again" in done.err

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from biigma_cli.config import ModelConfig
 from biigma_cli.core.likeness import (
+    FRAME,
     MIDDLE,
     NEIGHBOURS,
     SKIPPED,
@@ -110,17 +111,30 @@ def test_offset_is_half_the_mean_of_the_nearest_others(pool: bool) -> None:
         for n in (1, 2)
     )
     whole[3] = metric.cohort_MK[8]  # in the cohort itself
+    whole[5] = whole[4] + 0.05 * whole[2]  # another frame of the same picture
+    whole[5] /= np.linalg.norm(whole[5])
     expected = []
     for n, (w, m) in enumerate(zip(whole, middle, strict=True)):
         values = [max(float(w @ c), float(m @ c)) for c in metric.cohort_MK]
         values = [v for v in values if v < 0.995]
         if pool:
-            values += [
-                float(max(w @ whole[k], w @ middle[k], m @ whole[k])) for k in range(7) if k != n
-            ]
+            own = [float(max(w @ whole[k], w @ middle[k], m @ whole[k])) for k in range(7)]
+            assert max(own[:n] + own[n + 1 :]) > FRAME or n not in (4, 5)
+            values += [v for v in own if v < FRAME]
         expected.append(np.mean(sorted(values)[-NEIGHBOURS - SKIPPED : -SKIPPED]) / 2)
     np.testing.assert_allclose(metric.offset(whole, middle, pool=pool), expected, rtol=1e-5)
     assert metric.offset(whole[:0], middle[:0]).shape == (0,)
+
+
+def test_many_frames_of_one_picture_do_not_hide_each_other() -> None:
+    metric = some_metric()
+    rng = np.random.default_rng(5)
+    frames = metric.project(
+        (rng.normal(size=12) + 0.05 * rng.normal(size=(60, 12))).astype(np.float32)
+    )
+    assert (frames @ frames.T).min() > FRAME
+    alone = metric.offset(frames[:1], frames[:1])
+    np.testing.assert_allclose(metric.offset(frames, frames), alone[0], atol=0.05)
 
 
 def test_projections_have_unit_length() -> None:

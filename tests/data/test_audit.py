@@ -32,6 +32,8 @@ from biigma_cli.data.ham10000 import METADATA
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.splits import PARTS
+from biigma_cli.data.synthetic.plan import SyntheticOptions, plan
+from biigma_cli.data.synthetic.render import render_clean
 from biigma_cli.errors import DataError, UsageError
 from tests.data.samples import HAM10000, NO_HAM10000, digest, encode, manifest, record
 
@@ -53,6 +55,17 @@ def skin(seed: int, width: int = 200, height: int = 150) -> Image.Image:
     grey = 205 - 110 * blob + 9 * mottle
     colours = grey[..., None] * np.array([1.0, 0.8, 0.72])
     return Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
+
+
+def moles(count: int) -> list[Image.Image]:
+    """Drawn lesions, each its own."""
+    samples = {s.lesion_id: s for s in plan(SyntheticOptions(count=8 * count))}
+    return [Image.fromarray(render_clean(s, 240)[0]) for s in list(samples.values())[:count]]
+
+
+def nearer(picture: Image.Image) -> Image.Image:
+    """The middle of a picture, in its size."""
+    return picture.crop((36, 36, 204, 204)).resize(picture.size)
 
 
 def plant(folder: Path) -> Manifest:
