@@ -18,7 +18,6 @@ leak's. Intervals: 2,000 resamples of lesions.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from biigma_cli.core.likeness import Views
 from biigma_cli.data.alike import likenesses
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.splits import make_split
+from biigma_cli.data.submission import read_predictions
 from biigma_cli.errors import BiigmaError
 from biigma_cli.judge.same_lesion import features, fitted
 from biigma_cli.metrics import assess, compare
@@ -44,12 +44,13 @@ def answers(paths: list[Path], ids: tuple[str, ...], codes: list[str]) -> np.nda
     """Mean probabilities `(n, Y)` of the CSVs, in order of `ids`."""
     found = []
     for path in paths:
-        with path.open(newline="") as file:
-            rows = {r["image"]: [float(r[c]) for c in codes] for r in csv.DictReader(file)}
-        missing = [i for i in ids if i not in rows]
+        read = read_predictions(path)
+        place = {image: n for n, image in enumerate(read.ids)}
+        missing = [i for i in ids if i not in place]
         if missing:
             sys.exit(f"{path} lacks {len(missing)} images, such as {missing[0]}")
-        found.append([rows[i] for i in ids])
+        columns = [read.codes.index(c) for c in codes]
+        found.append(read.score_nY[[place[i] for i in ids]][:, columns])
     mean = np.mean(found, 0)
     return mean / mean.sum(1, keepdims=True)
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biigma_cli.config import ModelConfig, fill_older, from_dict
+from biigma_cli.config import NORMALISATIONS, ModelConfig, fill_older, from_dict
 from biigma_cli.core.depthwise import with_depthwise
 from biigma_cli.core.efficientnet import (
     SCALING,
@@ -235,6 +235,12 @@ def resolve_normalisation(config: ModelConfig) -> str:
         return from_dict(fill_older(meta["config"])).model.normalisation
     stated = metadata.get("input", "")
     return "symmetric" if "x/127.5-1" in stated.replace(" ", "") else published
+
+
+def pixel_scale_and_shift(normalisation: str) -> tuple[Tensor, Tensor]:
+    """(x / 255 - mean) / std as one multiply-add: two tensors `(1, 3, 1, 1)` for x in [0, 255]."""
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in NORMALISATIONS[normalisation])
+    return 1 / (255 * std), -mean / std
 
 
 def _imagenet_state(trunk: str) -> dict[str, Tensor]:

@@ -34,8 +34,13 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from biigma_cli.config import NORMALISATIONS, ModelConfig
-from biigma_cli.core.backbone import Network, build_trunk, resolve_normalisation
+from biigma_cli.config import ModelConfig
+from biigma_cli.core.backbone import (
+    Network,
+    build_trunk,
+    pixel_scale_and_shift,
+    resolve_normalisation,
+)
 from biigma_cli.errors import ModelFileError
 from biigma_cli.storage import atomic_write_bytes
 
@@ -63,12 +68,9 @@ class Views:
     """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        mean, std = (
-            torch.tensor(v, device=device)[None, :, None, None]
-            for v in NORMALISATIONS[resolve_normalisation(config)]
-        )
         self.device = device
-        self.scale, self.shift = 1 / (255 * std), -mean / std
+        scale, shift = pixel_scale_and_shift(resolve_normalisation(config))
+        self.scale, self.shift = scale.to(device), shift.to(device)
         trunk: Network = build_trunk(config)
         self.trunk = trunk.to(device).to(memory_format=torch.channels_last).eval()
         self.channels = tuple(self.trunk.channels[:2])
@@ -92,6 +94,7 @@ class Views:
         taps = self.trunk(
             (image_B3SS * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
         )
+        # The cube root of the mean, and of that the square root.
         pooled = [tap.clamp_min(0).pow(3).mean((2, 3)).pow(1 / 6) for tap in taps[:2]]
         features: Floats = torch.cat(pooled, 1).float().cpu().numpy()
         return features

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biigma_cli.config import NORMALISATIONS, ModelConfig
-from biigma_cli.core.backbone import build_trunk
+from biigma_cli.config import ModelConfig
+from biigma_cli.core.backbone import build_trunk, pixel_scale_and_shift
 from biigma_cli.core.mica import MICA, Heads
 from biigma_cli.core.saliency import Saliency
 from biigma_cli.core.sampling import Gather, background_draw, hybrid_feature
@@ -69,12 +69,9 @@ class BiigmaNet(nn.Module):
         if config.normalisation == "auto":
             raise ValueError("resolve config.normalisation first")
         self.config = config
-        mean, std = (
-            torch.tensor(v)[None, :, None, None] for v in NORMALISATIONS[config.normalisation]
-        )
-        # (x / 255 - mean) / std as one multiply-add.
-        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("pixel_shift", -mean / std, persistent=False)
+        scale, shift = pixel_scale_and_shift(config.normalisation)
+        self.register_buffer("pixel_scale", scale, persistent=False)
+        self.register_buffer("pixel_shift", shift, persistent=False)
         self.trunk = build_trunk(config, load_weights=load_weights)
         channels = self.trunk.channels
         self.saliency: Saliency | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.data.manifest import Record
+from biigma_cli.data.splits import joined, known_keys
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
@@ -62,29 +63,12 @@ class AlikeSearch:
         a group that holds several known ids takes the first of them in order of the records.
         """
         place = {r.image_id: n for n, r in enumerate(records)}
-        root = list(range(len(records)))
-
-        def find(n: int) -> int:
-            while root[n] != n:
-                root[n] = root[root[n]]
-                n = root[n]
-            return n
-
-        first_of: dict[str, int] = {}
-        first_file: dict[str, int] = {}
-        joined = [
-            (first_of.setdefault(r.lesion_id, n), n) for n, r in enumerate(records) if r.lesion_id
-        ]
-        joined += [(first_file.setdefault(r.digest, n), n) for n, r in enumerate(records)]
-        joined += [(place[p.first], place[p.second]) for p in self.pairs]
-        for a, b in joined:
-            low, high = sorted((find(a), find(b)))
-            root[high] = low
-        members: dict[int, list[int]] = {}
-        for n in range(len(records)):
-            members.setdefault(find(n), []).append(n)
+        keys = [known_keys(r) for r in records]
+        for n, pair in enumerate(self.pairs):
+            for image_id in (pair.first, pair.second):
+                keys[place[image_id]].append(("pair", str(n)))
         named: dict[str, str] = {}
-        for group in members.values():
+        for group in joined(keys):
             known = next((records[n].lesion_id for n in group if records[n].lesion_id), "")
             name = known or (f"like {records[group[0]].image_id}" if len(group) > 1 else "")
             named |= {records[n].image_id: name for n in group}

@@ -37,6 +37,7 @@ import typing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ class Audit:
 
     def alike_across(self, protocol: str) -> tuple[AlikePair, ...]:
         """Pairs of `alike` that stand on two sides of a split."""
-        part_of, copies = self.part_of()[protocol], self._copies()
+        part_of, copies = self.part_of()[protocol], self._copies
         pairs = self.alike.pairs if self.alike is not None else ()
         return tuple(
             p
@@ -241,7 +242,7 @@ class Audit:
 
     def alike_in_train(self, protocol: str) -> Shared:
         """Test images that are alike to one in train, or the same file."""
-        part_of, copies = self.part_of()[protocol], self._copies()
+        part_of, copies = self.part_of()[protocol], self._copies
         pairs = self.alike.pairs if self.alike is not None else ()
         groups = [copies[p.first] + copies[p.second] for p in pairs]
         found = set()
@@ -250,6 +251,7 @@ class Audit:
                 found |= {i for i in group if part_of.get(i) == "test"}
         return Shared(images=len(found), of=len(self.protocols[protocol].split.part("test")))
 
+    @cached_property
     def _copies(self) -> dict[str, list[str]]:
         """Images with the bytes of each image, itself among them."""
         by_digest: dict[str, list[str]] = defaultdict(list)
@@ -259,6 +261,10 @@ class Audit:
 
     def part_of(self) -> dict[str, dict[str, str]]:
         """Part of each image id, by protocol."""
+        return self._part_of
+
+    @cached_property
+    def _part_of(self) -> dict[str, dict[str, str]]:
         return {
             name: {i: part for part in PARTS for i in p.split.part(part)}
             for name, p in self.protocols.items()
@@ -527,14 +533,13 @@ def _near_pairs(
     pairs = []
     for (a, b), (r, number) in best.items():
         one, two = records[a], records[b]
-        known = one.lesion_id and two.lesion_id
         pairs.append(
             NearPair(
                 first=one.image_id,
                 second=two.image_id,
                 correlation=min(r, 1.0),
                 turn=names[number],
-                same_lesion=one.lesion_id == two.lesion_id if known else None,
+                same_lesion=one.shares_lesion(two),
                 same_label=one.label == two.label,
             )
         )

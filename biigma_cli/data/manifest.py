@@ -54,6 +54,11 @@ class Record:
     sex: str = ""
     site: str = ""
 
+    def shares_lesion(self, other: Record) -> bool | None:
+        """Whether another image is of the same lesion; None where either has no lesion id."""
+        known = self.lesion_id and other.lesion_id
+        return self.lesion_id == other.lesion_id if known else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

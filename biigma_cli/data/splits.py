@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -274,8 +275,25 @@ def lesion_groups(
     """Records that must stay together, each group sorted by id."""
     if not by_lesion:
         return [[r] for r in records]
-    # Union-find over shared lesion ids, shared file contents and known pairs.
-    parent = list(range(len(records)))
+    keys = [known_keys(record) for record in records]
+    if twins:
+        for i, record in enumerate(records):
+            if twin := twin_key(record.image_id):
+                keys[i].append(("twin", twin))
+    return [sorted((records[i] for i in group), key=lambda r: r.image_id) for group in joined(keys)]
+
+
+def known_keys(record: Record) -> list[tuple[str, str]]:
+    """What all images of its lesion, and copies of its file, share."""
+    keys = [("digest", record.digest)]
+    if record.lesion_id:
+        keys.append(("lesion", record.lesion_id))
+    return keys
+
+
+def joined(keys: Sequence[Iterable[Hashable]]) -> list[list[int]]:
+    """Indices of items that have a key in common, directly or over others, in order."""
+    parent = list(range(len(keys)))
 
     def find(i: int) -> int:
         while parent[i] != i:
@@ -283,19 +301,14 @@ def lesion_groups(
             i = parent[i]
         return i
 
-    seen: dict[tuple[str, str], int] = {}
-    for i, record in enumerate(records):
-        keys = [("digest", record.digest)]
-        if record.lesion_id:
-            keys.append(("lesion", record.lesion_id))
-        if twins and twin_key(record.image_id):
-            keys.append(("twin", twin_key(record.image_id)))
-        for key in keys:
+    seen: dict[Hashable, int] = {}
+    for i, own in enumerate(keys):
+        for key in own:
             parent[find(i)] = find(seen.setdefault(key, i))
-    grouped: dict[int, list[Record]] = defaultdict(list)
-    for i, record in enumerate(records):
-        grouped[find(i)].append(record)
-    return [sorted(g, key=lambda r: r.image_id) for g in grouped.values()]
+    grouped: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(keys)):
+        grouped[find(i)].append(i)
+    return list(grouped.values())
 
 
 def _rank(seed: int, record: Record) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,13 +134,12 @@ def same_lesion(
     for i_p, j_p, likeness_p in found:
         for i, j, likeness in zip(i_p, j_p, likeness_p, strict=True):
             one, two = records[i], records[j]
-            known = one.lesion_id and two.lesion_id
             pairs.append(
                 AlikePair(
                     first=one.image_id,
                     second=two.image_id,
                     likeness=float(likeness),
-                    same_lesion=one.lesion_id == two.lesion_id if known else None,
+                    same_lesion=one.shares_lesion(two),
                     same_label=one.label == two.label,
                 )
             )
@@ -183,7 +183,7 @@ def fitted(
     order = np.random.default_rng(seed).permutation(len(lesion_N))
     _, first = np.unique(lesion_N[order], return_index=True)
     chosen = order[np.sort(first)][:cohort]
-    return LesionMetric(**{**vars(bare), "cohort_MK": bare.project(whole_NC[chosen])})
+    return replace(bare, cohort_MK=bare.project(whole_NC[chosen]))
 
 
 def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:

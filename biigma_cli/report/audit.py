@@ -42,6 +42,15 @@ def audit_json(audit: Audit) -> dict[str, Any]:
     def parts(ids: Iterable[str]) -> dict[str, list[str | None]]:
         return {name: [where.get(i) for i in ids] for name, where in part_of.items()}
 
+    def pair(p: NearPair | AlikePair, **measured: Any) -> dict[str, Any]:
+        return {
+            "images": [p.first, p.second],
+            **measured,
+            "same_lesion": p.same_lesion,
+            "same_label": p.same_label,
+            "parts": parts((p.first, p.second)),
+        }
+
     return {
         "format": FORMAT,
         "dataset": audit.manifest.dataset,
@@ -63,18 +72,26 @@ def audit_json(audit: Audit) -> dict[str, Any]:
             "threshold": NEAR,
             **_near_counts(audit.near),
             "pairs": [
-                {
-                    "images": [p.first, p.second],
-                    "correlation": round(p.correlation, 4),
-                    "second_is": p.turn,
-                    "same_lesion": p.same_lesion,
-                    "same_label": p.same_label,
-                    "parts": parts((p.first, p.second)),
-                }
-                for p in audit.near
+                pair(p, correlation=round(p.correlation, 4), second_is=p.turn) for p in audit.near
             ],
         },
-        "same_lesion": _alike_json(audit),
+        "same_lesion": None
+        if audit.alike is None
+        else {
+            "threshold": round(audit.alike.threshold, 4),
+            "compared": audit.alike.compared,
+            "by_chance": round(audit.alike.by_chance, 2),
+            "measured_on": audit.alike.source,
+            **_near_counts(audit.alike.pairs),
+            "pairs": [pair(p, likeness=round(p.likeness, 4)) for p in audit.alike.pairs],
+            "across": {
+                name: [[p.first, p.second] for p in audit.alike_across(name)]
+                for name in audit.protocols
+            },
+            "test_lesion_probably_in_train": {
+                name: _share_json(audit.alike_in_train(name)) for name in audit.protocols
+            },
+        },
         "label_conflicts": [
             {
                 "kind": c.kind,
@@ -95,53 +112,22 @@ def audit_json(audit: Audit) -> dict[str, Any]:
 
 
 def _protocol_json(found: ProtocolAudit, audit: Audit) -> dict[str, Any]:
-    def share(value: Shared) -> dict[str, Any]:
-        return {"images": value.images, "of": value.of, "share": round(value.share, 6)}
-
     return {
         "title": found.split.title,
         "split": found.split.summary(),
         "counts": found.counts,
         "empty_classes": {part: list(codes) for part, codes in found.empty.items()},
         "lesions_across": list(found.lesions_across),
-        "test_lesion_in_train": share(found.test_in_train),
-        "test_lesion_in_train_or_val": share(found.test_in_rest),
-        "val_lesion_in_train": share(found.val_in_train),
+        "test_lesion_in_train": _share_json(found.test_in_train),
+        "test_lesion_in_train_or_val": _share_json(found.test_in_rest),
+        "val_lesion_in_train": _share_json(found.val_in_train),
         "identical_across": [list(g) for g in found.identical_across],
         "near_across": [[audit.near[n].first, audit.near[n].second] for n in found.near_across],
     }
 
 
-def _alike_json(audit: Audit) -> dict[str, Any] | None:
-    if audit.alike is None:
-        return None
-    found, part_of = audit.alike, audit.part_of()
-    return {
-        "threshold": round(found.threshold, 4),
-        "compared": found.compared,
-        "by_chance": round(found.by_chance, 2),
-        "measured_on": found.source,
-        **_near_counts(found.pairs),
-        "pairs": [
-            {
-                "images": [p.first, p.second],
-                "likeness": round(p.likeness, 4),
-                "same_lesion": p.same_lesion,
-                "same_label": p.same_label,
-                "parts": {n: [w.get(i) for i in (p.first, p.second)] for n, w in part_of.items()},
-            }
-            for p in found.pairs
-        ],
-        "across": {
-            name: [[p.first, p.second] for p in audit.alike_across(name)]
-            for name in audit.protocols
-        },
-        "test_lesion_probably_in_train": {
-            name: {"images": v.images, "of": v.of, "share": round(v.share, 6)}
-            for name in audit.protocols
-            for v in [audit.alike_in_train(name)]
-        },
-    }
+def _share_json(value: Shared) -> dict[str, Any]:
+    return {"images": value.images, "of": value.of, "share": round(value.share, 6)}
 
 
 def _near_counts(pairs: Sequence[NearPair] | Sequence[AlikePair]) -> dict[str, int]:
@@ -241,9 +227,7 @@ def _findings(audit: Audit) -> list[tuple[str, str, bool]]:
         ("byte-identical files", _count(audit.identical, "group"), bool(audit.identical)),
         (
             "near-duplicates",
-            f"{near['count']} pairs: {near['same_lesion']} of one lesion, "
-            f"{near['different_lesions']} of different lesions, "
-            f"{near['lesion_unknown']} of unknown; {near['different_labels']} with different labels"
+            f"{_pairs_text(near)}; {near['different_labels']} with different labels"
             if audit.near
             else "none",
             bool(near["different_lesions"] or near["different_labels"]),
@@ -264,12 +248,17 @@ def _findings(audit: Audit) -> list[tuple[str, str, bool]]:
     ]
 
 
+def _pairs_text(counts: dict[str, int]) -> str:
+    return (
+        f"{counts['count']} pairs: {counts['same_lesion']} of one lesion, "
+        f"{counts['different_lesions']} of different lesions, {counts['lesion_unknown']} of unknown"
+    )
+
+
 def _alike_finding(found: AlikeSearch) -> tuple[str, str, bool]:
     near = _near_counts(found.pairs)
     text = (
-        f"{near['count']} pairs: {near['same_lesion']} of one lesion, "
-        f"{near['different_lesions']} of different lesions, {near['lesion_unknown']} of unknown; "
-        f"about {found.by_chance:.0f} by chance, as measured on {found.source}"
+        f"{_pairs_text(near)}; about {found.by_chance:.0f} by chance, as measured on {found.source}"
         if found.pairs
         else "none"
     )
@@ -449,6 +438,9 @@ def audit_html(audit: Audit, *, limit: int) -> str:
             *(f"on two sides of the {name} split" for name in split),
         ]
 
+    def pair(p: NearPair | AlikePair, head: str) -> dict[str, Any]:
+        return group((p.first, p.second), head, notes((p.first, p.second)))
+
     near = _by_interest(audit.near)
     untold = _untold(audit.alike)
     sections = [
@@ -463,14 +455,7 @@ def audit_html(audit: Audit, *, limit: int) -> str:
             "One picture or one frame, saved, turned, scaled or lit differently. "
             "Those with different labels or lesion ids come first.",
             len(near),
-            [
-                group(
-                    (p.first, p.second),
-                    f"correlation {p.correlation:.2f}, {p.turn}",
-                    notes((p.first, p.second)),
-                )
-                for p in near[:limit]
-            ],
+            [pair(p, f"correlation {p.correlation:.2f}, {p.turn}") for p in near[:limit]],
         ),
         (
             "Probably one lesion",
@@ -478,11 +463,7 @@ def audit_html(audit: Audit, *, limit: int) -> str:
             "alike first. Some are so by chance, or of one sitting: look at them.",
             len(untold),
             [
-                group(
-                    (p.first, p.second),
-                    f"likeness {p.likeness:.2f}, lesion ids {_LESIONS[p.same_lesion]}",
-                    notes((p.first, p.second)),
-                )
+                pair(p, f"likeness {p.likeness:.2f}, lesion ids {_LESIONS[p.same_lesion]}")
                 for p in untold[:limit]
             ],
         ),

@@ -77,6 +77,21 @@ def test_join(tiny_onnx: Path, tmp_path: Path, small_disk: Path) -> None:
     assert tiny_onnx.read_bytes() == other.read_bytes() == before
 
 
+def test_audit_table(home: Path, small_disk: Path) -> None:
+    """The table does not fit: one message, the older one stays, and what was found was said."""
+    target = small_disk / "joined.csv"
+    target.write_bytes(b"older")
+    (small_disk / "filler").write_bytes(b"x" * (ROOM - 8192))
+    done = call("audit", "isic18", "--same-lesion", "--device", "cpu", "--table", target)
+    assert done.code == 1
+    assert f"cannot write {target}" in done.err
+    assert "No space left" in done.err
+    assert done.err.count("error:") == 1
+    assert "probably one lesion" in done.out
+    assert target.read_bytes() == b"older"
+    assert left_in(small_disk) == ["filler", "joined.csv"]
+
+
 def test_average(tiny_run: Path, small_disk: Path) -> None:
     """The network does not fit: nothing is left, and the name can be used again."""
     for _ in range(2):
