@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Before torch is imported: tests side by side share the cores, children inherit it.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _WORKERS = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +51,12 @@ TINY = (
     "--set", "train.precision=fp32", "--set", "model.projection_channels=16",
     "--set", "model.adapter_channels=8", "--set", "train.ema=0.5", "--set", "train.lr=0.005",
 )  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: each worker holds torch and makes the session's fixtures for itself."""
+    return min(os.cpu_count() or 1, 8)
 
 
 class Outcome(NamedTuple):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.metrics import Figure, Floats, Ints, Limits
-from biigma_cli.metrics.assess import with_interval
+from biigma_cli.metrics.assess import share_figure
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.ranks import ratio
-from biigma_cli.metrics.selective import effective_size, error_bound, sureness
+from biigma_cli.metrics.selective import sureness
 
 #: Shares of wrong answers that are asked for.
 ERRORS = (0.05, 0.10, 0.15, 0.20)
@@ -115,23 +115,6 @@ def abstentions(
         )
         for t, (error, threshold) in enumerate(asked)
     )
-
-
-def share_figure(value: np.float64, drawn: Floats, group_n: npt.NDArray[np.intp]) -> Figure:
-    """A share of images with its 95% interval.
-
-    Where it is 0 or 1 no resample has another value; the other end is then Clopper and Pearson's,
-    for as many images as these are worth (`effective_size`).
-
-    Args:
-        drawn: `(b,)`, the share in each resample.
-        group_n: group of each image that it is a share of.
-    """
-    figure = with_interval(value, drawn)
-    if figure.low is None or 0 < value < 1:
-        return figure
-    end = error_bound(0, effective_size(group_n), 0.975)
-    return replace(figure, low=1 - end) if value == 1 else replace(figure, high=end)
 
 
 def _per_group(value_tn: npt.NDArray[Any], group_n: npt.NDArray[np.intp], count: int) -> Floats:

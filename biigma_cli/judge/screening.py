@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from biigma_cli.judge.abstention import share_figure
 from biigma_cli.metrics import Figure, Floats, Ints, ScreeningLimits, malignancy, malignant_classes
-from biigma_cli.metrics.assess import with_interval
+from biigma_cli.metrics.assess import share_figure, with_interval
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.ranks import rank, rank_figures, ratio
 

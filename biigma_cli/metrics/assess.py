@@ -16,14 +16,15 @@ Conventions:
   That of ECE alone is the basic one, twice the value less the percentiles, widened to hold the
   value: resampling itself adds calibration error, and plain percentiles may all lie above the
   value. It adds more where there was less, which no interval of a difference of two ECEs mends:
-  that has none.
+  that has none. A share of images that is 0 or 1 (accuracy, sensitivity, specificity, precision)
+  is so in every resample: the other end is Clopper and Pearson's (`share_figure`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from biigma_cli.errors import DataError
 from biigma_cli.metrics.confusion import Figures, Floats, Ints, evaluate, resample_weights
 from biigma_cli.metrics.names import NEGATIVES_ONLY, OVERALL, PER_CLASS, PROPER
 from biigma_cli.metrics.resampled import block, prepare, untied
+from biigma_cli.metrics.selective import effective_size, error_bound
 
 #: Images that the official scorer gives weight 0: this one of the test part of ISIC 2018 task 3
 #: (github.com/ImageMarkup/isic-challenge-scoring, `load_csv.py`).
@@ -216,15 +218,24 @@ def assess(
             progress(sum(len(b["accuracy"]) for b in blocks), resamples)
     draws = {k: np.concatenate([b[k] for b in blocks] or [v[None][:0]]) for k, v in values.items()}
     sure = is_probability(proba)
+    of_class = _shares_of(label_n, proba.argmax(1), len(codes))
+
+    def of_one_class(name: str, i: int) -> Figure:
+        value, drawn = values[name][i], draws[name][:, i]
+        if name in of_class:
+            return share_figure(value, drawn, group_n[of_class[name][:, i]])
+        return with_interval(value, drawn)
+
     overall = {
         name: with_interval(values[name], draws[name], basic=name == "ece", least=0)
         if sure or name not in PROPER
         else Figure(value=None, why="the scores do not sum to 1")
         for name in OVERALL
     }
+    overall["accuracy"] = share_figure(values["accuracy"], draws["accuracy"], group_n)
     per_class = {
         code: {
-            name: with_interval(values[name][i], draws[name][:, i])
+            name: of_one_class(name, i)
             if code not in figures.absent or name in NEGATIVES_ONLY
             else Figure(value=None, why="no image of this class")
             for name in PER_CLASS
@@ -372,6 +383,38 @@ def with_interval(
         low, high = 2 * value - high, 2 * value - low
         low, high = max(min(low, value), least), max(high, value)
     return Figure(value=float(value), low=float(low), high=float(high))
+
+
+def share_figure(value: np.float64, drawn: Floats, group_n: npt.NDArray[np.intp]) -> Figure:
+    """A share of images with its 95% interval.
+
+    Where it is 0 or 1 no resample has another value; the other end is then Clopper and Pearson's,
+    for as many images as these are worth (`effective_size`).
+
+    Args:
+        drawn: `(b,)`, the share in each resample.
+        group_n: group of each image that it is a share of.
+    """
+    figure = with_interval(value, drawn)
+    if figure.low is None or 0 < value < 1:
+        return figure
+    end = error_bound(0, effective_size(group_n), 0.975)
+    return replace(figure, low=1 - end) if value == 1 else replace(figure, high=end)
+
+
+def _shares_of(
+    label_n: Ints, answer_n: npt.NDArray[np.intp], classes: int
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """`(n, Y)` by figure of a class: whether it is a share of images among which the image is."""
+    is_nY = label_n[:, None] == np.arange(classes)
+    return {
+        "sensitivity": is_nY,
+        "specificity": ~is_nY,
+        "precision": answer_n[:, None] == np.arange(classes),
+        "accuracy_at_half": np.ones_like(is_nY),
+        "sensitivity_at_half": is_nY,
+        "specificity_at_half": ~is_nY,
+    }
 
 
 def _digest(

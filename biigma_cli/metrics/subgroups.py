@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biigma_cli.errors import DataError
-from biigma_cli.metrics.assess import Figure, with_interval
+from biigma_cli.metrics.assess import Figure, share_figure, with_interval
 from biigma_cli.metrics.confusion import (
     Floats,
     Ints,
@@ -147,10 +147,20 @@ def _subgroup(
         tables = [per_group.sum(0)[None]]
         tables += [weights @ per_group for weights in resample_weights(count, resamples, seed)]
         drawn = _values(np.concatenate(tables).reshape(-1, classes, classes), asked)
+        of_n = {
+            "accuracy": group_n,
+            "sensitivity": group_n[label_n == asked],
+            "specificity": group_n[label_n != asked],
+        }
+
+        def told(name: str) -> Figure:
+            value, resampled = drawn[name][0], drawn[name][1:]
+            if name in of_n:
+                return share_figure(value, resampled, of_n[name])
+            return with_interval(value, resampled)
+
         figures = {
-            name: Figure(value=None, why=why[name])
-            if why[name]
-            else with_interval(drawn[name][0], drawn[name][1:])
+            name: Figure(value=None, why=why[name]) if why[name] else told(name)
             for name in SUBGROUP_FIGURES
         }
     return Subgroup(

@@ -243,6 +243,10 @@ def _to_proto(graph: nn.Module, side: int, names: Sequence[str]) -> onnx.ModelPr
     """The graph by torch's exporter, constants folded, without traces of this machine."""
     from onnxscript.optimizer import fold_constants
 
+    # In place or not is one graph, but the exporter takes in-place operations apart, slowly.
+    for module in graph.modules():
+        if isinstance(module, nn.ReLU | nn.ReLU6):
+            module.inplace = False
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph,

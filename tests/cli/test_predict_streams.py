@@ -342,7 +342,8 @@ def test_a_terminal_is_not_kept_waiting(toy: Path, folder: Path, term: str) -> N
     own, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "biigma_cli", "predict", "--model", toy, "--device", "cpu", "-"],
-        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": term},
+        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal,
+        env={**os.environ, "TERM": term, "COLUMNS": "200"},  # a long path is not folded
     )  # fmt: skip
     os.close(terminal)
     assert process.stdin is not None

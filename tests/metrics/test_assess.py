@@ -374,9 +374,42 @@ def test_a_rare_class_is_named() -> None:
     scores = np.c_[scores * 0.9, np.full(60, 0.1)]
     found = assess(truth, scores, ABC, resamples=200)
     assert found.rare == ("C",)
-    assert found.per_class["C"]["specificity"].low == 1
-    assert found.per_class["C"]["sensitivity"].high == 0
+    alike = found.per_class["C"]["specificity"]  # no resample has another value
+    assert (alike.value, alike.high) == (1, 1)
+    assert alike.low == pytest.approx(0.025 ** (1 / 59), abs=1e-3)
+    assert found.per_class["C"]["sensitivity"].high == pytest.approx(0.975)
     assert np.isnan(found.draws["auc"][:, 2]).any()
+
+
+def test_shares_of_0_and_1_have_an_interval() -> None:
+    """Clopper and Pearson's, two-sided, for as many images as its own are worth."""
+    truth = ints(*[0] * 12, *[1] * 28)
+    lesions = [f"L{i // 2}" for i in range(40)]
+    scores = np.eye(3)[truth]
+    found = assess(truth, scores, ABC, groups=lesions, resamples=200)
+
+    def low(worth: float) -> object:
+        return pytest.approx(0.025 ** (1 / worth))
+
+    assert (found.overall["accuracy"].low, found.overall["accuracy"].high) == (low(20), 1)
+    for name, worth in (("sensitivity", 6), ("specificity", 14), ("precision", 6)):
+        assert found.per_class["A"][name].low == low(worth)
+    assert found.per_class["A"]["sensitivity_at_half"].low == low(6)
+    assert found.per_class["A"]["specificity_at_half"].low == low(14)
+    assert found.per_class["A"]["accuracy_at_half"].low == low(20)
+    # What is no share of images, and what no resample can move, stay.
+    assert found.overall["macro_f1"].low == found.per_class["A"]["f1"].low == 1
+
+    # C is never said: of its precision nothing is known.
+    truth[-1] = 2
+    assessed = assess(truth, scores, ABC, groups=lesions, resamples=200)
+    never = assessed.per_class["C"]
+    assert (never["precision"].value, never["precision"].low, never["precision"].high) == (0, 0, 1)
+    assert never["sensitivity"].high == pytest.approx(0.975)
+    # One wrong answer: the resamples speak again.
+    drawn = assessed.draws["accuracy"]
+    assert assessed.overall["accuracy"].low == np.quantile(drawn, 0.025)
+    assert assess(truth, scores, ABC, resamples=0).per_class["C"]["sensitivity"].high is None
 
 
 def test_too_few_resamples_give_no_interval() -> None:
