@@ -540,7 +540,8 @@ def _record(result: Result, labels: Labels, thresholds: Thresholds, checked: boo
         return Prediction(path=result.name, note=result.note, error=error)
     return prediction(
         result.name, result.probabilities_Y.tolist(), labels,
-        novelty=result.novelty if checked else None, note=result.note, **thresholds._asdict(),
+        novelty=result.novelty if checked else None, note=result.note,
+        abstain_below=thresholds.abstain_below, suspicious_from=thresholds.suspicious_from,
     )  # fmt: skip
 
 

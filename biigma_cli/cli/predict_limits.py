@@ -50,11 +50,15 @@ class Thresholds(NamedTuple):
 
     Attributes:
         abstain_below: least probability of an answer; None: all are given.
+        max_error: what `abstain_below` was chosen for; None where it was given.
         suspicious_from: least malignancy that is suspicious; None: nothing is said of it.
+        min_sensitivity: what `suspicious_from` was chosen for; None where it was given.
     """
 
     abstain_below: float | None = None
+    max_error: float | None = None
     suspicious_from: float | None = None
+    min_sensitivity: float | None = None
 
     def settings(self) -> dict[str, float]:
         """Those that there are, by name."""
@@ -115,7 +119,7 @@ class AskedLimits(NamedTuple):
                 )
         if self.suspicious_from is not None:
             check_tells_malignant(info, "--suspicious-from")
-        found = Thresholds(self.abstain_below, self.suspicious_from)
+        found = Thresholds(*self)
         if self.max_error is not None:
             found = found._replace(abstain_below=_abstain_below(info, self.max_error))
         if self.min_sensitivity is not None:

@@ -218,7 +218,9 @@ def _settings(settings: Mapping[str, float]) -> str:
     names = {
         "tta": "averaged over {:g} views",
         "abstain_below": "no answer below {:g}",
+        "max_error": "which was chosen for at most {:.1%} wrong answers",
         "suspicious_from": "suspicious from a malignancy of {:g} on",
+        "min_sensitivity": "which was chosen for a sensitivity of at least {:.1%}",
     }
     told = [names.get(key, f"{key} {{:g}}").format(value) for key, value in settings.items()]
     return ", ".join(told) or "none"

@@ -47,9 +47,9 @@ def test_the_limit_is_chosen(tmp_path: Path, pictures: Path) -> None:
     )
     assert "at most 0.2 with 95% confidence" in done.err
     same = ask(model, pictures, "--abstain-below", "0.36", "--format", "csv")
-    assert done.out == same.out
+    assert done.out.replace("abstain_below=0.36 max_error=0.2", "abstain_below=0.36") == same.out
+    assert done.out.count("max_error=0.2") == len(list(pictures.iterdir()))
     assert "can't say" in done.out
-    assert "abstain_below" in done.out
     stricter = ask(model, pictures, "--max-error", "0.05", "--format", "csv").out
     assert stricter.count("can't say") > done.out.count("can't say")
 

@@ -48,12 +48,12 @@ def test_the_limit_is_chosen(model: Path, pictures: Path) -> None:
     assert "suspicious from 0.7 on: of 200 malignant validation images 95.0% are" in done.err
     assert "of 800 benign ones 50.0%; at least 0.9 of the malignant with 95%" in done.err
     same = ask(model, pictures, "--suspicious-from", "0.7", "--format", "csv")
-    assert same.out == done.out
+    assert same.out == done.out.replace(" min_sensitivity=0.9", "")
     rows = rows_of(done.out)
     assert {r["suspicious"] for r in rows} == {"yes", "no"}
     for row in rows:
         assert (row["suspicious"] == "yes") == (float(row["malignant_probability"]) >= 0.7)
-        assert row["settings"] == "suspicious_from=0.7"
+        assert row["settings"] == "suspicious_from=0.7 min_sensitivity=0.9"
     count = sum(r["suspicious"] == "yes" for r in rows)
     assert 0 < count < 30
     assert f"{count} called suspicious" in done.err
@@ -124,7 +124,9 @@ def test_with_abstention(model: Path, pictures: Path) -> None:
     unsure = [r for r in rows if r["label"] == "can't say"]
     assert unsure
     assert all(r["suspicious"] in ("yes", "no") for r in rows)
-    assert rows[0]["settings"] == "abstain_below=0.5 suspicious_from=0.7"
+    assert rows[0]["settings"] == (
+        "abstain_below=0.5 max_error=0.05 suspicious_from=0.7 min_sensitivity=0.9"
+    )
 
 
 @pytest.mark.parametrize(
