@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,25 @@ def test_same_lesion_refused(
     assert (done.code, done.out) == (code, "")
     assert done.err.count("error:") == 1
     assert words in done.err
+
+
+def test_same_lesion_interrupted(
+    planted_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in mid-search: 130, and what was there before stays as it was."""
+    table, report = tmp_path / "t.csv", tmp_path / "report"
+    table.write_text("older")
+
+    def stopped(*_: object, progress: Callable[[int, int], None], **__: object) -> None:
+        progress(1, 4)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(same_lesion, "features", stopped)
+    done = call("audit", "isic17", "--same-lesion", "--table", table, "--report", report)
+    assert (done.code, done.out) == (130, "")
+    assert "Traceback" not in done.err
+    assert table.read_text() == "older"
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_a_table_among_the_images_is_refused(planted_home: Path) -> None:
