@@ -172,9 +172,12 @@ def explain(
 
 def _inputs(arguments: Sequence[str], outputs: Sequence[Path]) -> list[Path]:
     """Files as given; of folders the images below them, but not what was drawn there before."""
-    from biigma_cli.errors import DataError
+    from biigma_cli.errors import DataError, UsageError
     from biigma_cli.runtime.inputs import expand
+    from biigma_cli.storage import is_file
 
+    if "-" in arguments and not is_file(Path("-")):
+        raise UsageError("explain reads no standard input", fix="save the image, and name its file")
     ours = {folder.absolute() for folder in outputs}
     found = []
     for source in expand(arguments, warn=note):

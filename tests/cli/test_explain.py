@@ -299,6 +299,7 @@ def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
         (("--contrast", "MEL,mel"), "names one class twice"),
         (("--what", "saliency", "--class", "MEL"), "the same for every class"),
         (("--run", "r", "--model", "m"), "both --run and --model"),
+        (("-",), "no standard input"),
     ],
 )
 def test_options(
