@@ -121,6 +121,12 @@ def audit(
         check_writable(report / "audit.json")
     for page in pages:
         check_writable(page)
+    # By its ending: an image or a table that is named by mistake is not written over.
+    for option, target, ending in (("--html", html, ".html"), ("--table", table, ".csv")):
+        if target is not None and target.suffix.lower() != ending:
+            raise UsageError(
+                f"{option} {target} is no {ending} file", fix=f"give a name that ends in {ending}"
+            )
     manifest = load_manifest(dataset)
     if protocol is None:
         protocol = "lesion"

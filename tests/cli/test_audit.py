@@ -243,6 +243,17 @@ def test_refused(planted_home: Path, arguments: tuple[str, ...], code: int, word
     assert words in done.err
 
 
+@pytest.mark.parametrize("option", ["--html", "--table"])
+def test_no_image_is_written_over(planted_home: Path, option: str) -> None:
+    """Named by mistake it is refused, and stays as it is."""
+    picture = sorted((planted_home / "images").rglob("*.jpg"))[0]
+    before = picture.read_bytes()
+    done = call("audit", "isic17", "--same-lesion", option, picture)
+    assert (done.code, done.out) == (2, "")
+    assert f"{option} {picture} is no" in done.err
+    assert picture.read_bytes() == before
+
+
 def test_report_is_no_folder(planted_home: Path, tmp_path: Path) -> None:
     """A file in the report's place is refused before the work, and stays."""
     path = tmp_path / "taken"
