@@ -25,7 +25,6 @@ from biigma_cli.cli.predict_engine import (
 )
 from biigma_cli.cli.predict_limits import (
     AbstainBelowOption,
-    AskedLimits,
     MaxErrorOption,
     MinSensitivityOption,
     SuspiciousFromOption,
@@ -172,7 +171,7 @@ def predict(
     form = format_ or _format_of(target)
     if form not in FORMATS:
         raise UsageError(f"unknown --format {form!r}", fix=f"choose one of: {', '.join(FORMATS)}")
-    asked = AskedLimits(abstain_below, max_error, suspicious_from, min_sensitivity)
+    asked = Thresholds(abstain_below, max_error, suspicious_from, min_sensitivity)
     asked.check(tta=tta)
     if resume and (target is None or form not in RESUMABLE):
         raise UsageError(

@@ -46,13 +46,13 @@ MinSensitivityOption = Annotated[
 
 
 class Thresholds(NamedTuple):
-    """What the answers are held against.
+    """What the answers are held against: as the options were given, then as it was chosen.
 
     Attributes:
         abstain_below: least probability of an answer; None: all are given.
-        max_error: what `abstain_below` was chosen for; None where it was given.
+        max_error: what `abstain_below` is chosen for; None where it was given.
         suspicious_from: least malignancy that is suspicious; None: nothing is said of it.
-        min_sensitivity: what `suspicious_from` was chosen for; None where it was given.
+        min_sensitivity: what `suspicious_from` is chosen for; None where it was given.
     """
 
     abstain_below: float | None = None
@@ -63,15 +63,6 @@ class Thresholds(NamedTuple):
     def settings(self) -> dict[str, float]:
         """Those that there are, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
-
-
-class AskedLimits(NamedTuple):
-    """The options as they were given."""
-
-    abstain_below: float | None
-    max_error: float | None
-    suspicious_from: float | None
-    min_sensitivity: float | None
 
     def check(self, *, tta: bool) -> None:
         """Raise `UsageError` where no limit could be chosen, whatever the model."""
@@ -119,7 +110,7 @@ class AskedLimits(NamedTuple):
                 )
         if self.suspicious_from is not None:
             check_tells_malignant(info, "--suspicious-from")
-        found = Thresholds(*self)
+        found = self
         if self.max_error is not None:
             found = found._replace(abstain_below=_abstain_below(info, self.max_error))
         if self.min_sensitivity is not None:
