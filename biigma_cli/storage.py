@@ -21,6 +21,11 @@ import platformdirs
 from biigma_cli.errors import BiigmaError, UsageError
 
 _chosen: list[Path] = []
+# Where writing fails so, it would elsewhere work.
+_WRONG_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ELOOP, errno.EINVAL,
+)  # fmt: skip
 
 
 def home() -> Path:
@@ -35,6 +40,14 @@ def home() -> Path:
         return Path(platformdirs.user_data_dir("biigma"))
     # Set by other than a shell, a leading `~` is nobody's yet; unknown users keep theirs.
     return Path(os.path.expanduser(named))  # noqa: PTH111
+
+
+def check_home() -> None:
+    """Raise `UsageError` where `home()` is no folder: what it holds would seem to be nothing."""
+    if is_there(home()) and not is_folder(home()):
+        raise UsageError(
+            f"the data folder {home()} is no folder", fix="check --data-dir or BIIGMA_HOME"
+        )
 
 
 @contextlib.contextmanager
@@ -143,9 +156,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         make_readable(Path(temporary))
         Path(temporary).replace(target)
     except OSError as error:
-        raise BiigmaError(
-            f"cannot write {path}: {error.strerror or error}", fix=remedy(error)
-        ) from error
+        raise write_error(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -161,11 +172,33 @@ def cut_name(name: str, size: int) -> str:
     return raw[:size].decode("utf-8", "ignore")
 
 
-def remedy(error: OSError) -> str:
-    """What to do where a file cannot be written."""
+def write_error(
+    path: Path | str, error: OSError, *, full: str = "", elsewhere: str = ""
+) -> BiigmaError:
+    """What to raise where `path` cannot be written.
+
+    A `UsageError` where it is the place that is wrong, a `BiigmaError` where the disk is full or
+    broken.
+
+    Args:
+        full: what to do where there is no room.
+        elsewhere: what to do where it is the place that is wrong.
+    """
+    message = f"cannot write {path}: {error.strerror or error}"
     if error.errno == errno.ENAMETOOLONG:
-        return "choose a shorter name"
-    return "free some space or choose another folder"
+        return UsageError(message, fix="choose a shorter name")
+    if error.errno in _WRONG_PLACE:
+        return UsageError(message, fix=elsewhere or "choose a place you may write to")
+    return BiigmaError(message, fix=full or "free some space or choose another folder")
+
+
+def stdout_closed() -> bool:
+    """Whether standard output was closed by whoever started us."""
+    try:
+        os.write(sys.stdout.fileno(), b"")
+    except OSError as error:  # a stream that is no file says so here, too
+        return error.errno == errno.EBADF
+    return False
 
 
 def lock(file: IO[Any]) -> bool:

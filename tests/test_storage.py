@@ -22,6 +22,7 @@ from biigma_cli.storage import (
     models_dir,
     sha256_lines,
     without_folders,
+    write_error,
     write_json,
 )
 
@@ -77,6 +78,25 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == EXIT_FAILURE
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.ENOSPC, EXIT_FAILURE, "free some space"),
+        (errno.EIO, EXIT_FAILURE, "free some space"),
+        (errno.EROFS, EXIT_USAGE, "a place you may write to"),
+        (errno.EACCES, EXIT_USAGE, "a place you may write to"),
+        (errno.ENOTDIR, EXIT_USAGE, "a place you may write to"),
+        (errno.ENAMETOOLONG, EXIT_USAGE, "a shorter name"),
+    ],
+)
+def test_what_to_do_where_nothing_can_be_written(number: int, code: int, words: str) -> None:
+    """A full disk wants space and is a failure; a wrong place wants another and is a usage."""
+    found = write_error("there", OSError(number, os.strerror(number)))
+    assert found.exit_code == code
+    assert words in found.fix
+    assert found.message == f"cannot write there: {os.strerror(number)}"
 
 
 def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

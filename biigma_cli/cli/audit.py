@@ -84,10 +84,17 @@ def audit(
     changed. JSON holds all that --limit leaves out.
     """
     from biigma_cli.cli.progress import Progress
+    from biigma_cli.cli.targets import check_ending
     from biigma_cli.config import DataConfig
-    from biigma_cli.data.audit import audit_manifest, joined_troubles, lesion_table
+    from biigma_cli.data.audit import (
+        PROTOCOLS,
+        audit_manifest,
+        joined_troubles,
+        lesion_table,
+        may_be_replaced,
+    )
     from biigma_cli.data.manifest import load_manifest
-    from biigma_cli.data.splits import own_split_meant
+    from biigma_cli.data.splits import make_split, own_split_meant
     from biigma_cli.errors import EXIT_FAILURE, UsageError
     from biigma_cli.report.audit import audit_html, audit_json, audit_text
     from biigma_cli.report.tables import table_width
@@ -98,10 +105,9 @@ def audit(
         write_json,
     )
 
-    accepted = ("lesion", "paper", "official")
-    if protocol is not None and protocol not in accepted:
+    if protocol is not None and protocol not in PROTOCOLS:
         raise UsageError(
-            f"unknown --protocol {protocol!r}", fix=f"choose one of: {', '.join(accepted)}"
+            f"unknown --protocol {protocol!r}", fix=f"choose one of: {', '.join(PROTOCOLS)}"
         )
     for name, share in (("test", test_fraction), ("val", val_fraction)):
         if not 0 < share < 0.5:
@@ -121,13 +127,15 @@ def audit(
         check_writable(report / "audit.json")
     for page in pages:
         check_writable(page)
-    # By its ending: an image or a table that is named by mistake is not written over.
-    for option, target, ending in (("--html", html, ".html"), ("--table", table, ".csv")):
-        if target is not None and target.suffix.lower() != ending:
-            raise UsageError(
-                f"{option} {target} is no {ending} file", fix=f"give a name that ends in {ending}"
-            )
+    check_ending("--html", html, ".html", ".htm")
+    check_ending("--table", table, ".csv")
+    if table is not None and not may_be_replaced(table):
+        raise UsageError(
+            f"--table {table} is there, and is no table of this command",
+            fix="choose another name, or remove it first",
+        )
     manifest = load_manifest(dataset)
+    asked = protocol is not None
     if protocol is None:
         protocol = "lesion"
         with contextlib.suppress(UsageError):  # parts that are no split: train asks for a protocol
@@ -139,6 +147,8 @@ def audit(
         test_fraction=test_fraction,
         val_fraction=val_fraction,
     )
+    if asked:  # what was asked for and cannot be is an error; otherwise it is a finding
+        make_split(manifest, config)
     if table is not None and Path(real_path(table)).parent == Path(real_path(manifest.root)):
         raise UsageError(
             f"{table} lies among the images, where a CSV would be read as the data set itself",

@@ -15,7 +15,7 @@ from typing import ParamSpec
 import typer
 
 from biigma_cli.cli.progress import takes_escapes
-from biigma_cli.errors import EXIT_INTERRUPTED, BiigmaError
+from biigma_cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BiigmaError
 
 P = ParamSpec("P")
 # What a write is refused with for want of space.
@@ -32,8 +32,7 @@ def boundary(function: Callable[P, None]) -> Callable[P, None]:
         try:
             with using_home(kwargs.get("data_dir")):  # type: ignore[arg-type]
                 function(*args, **kwargs)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except BiigmaError as error:
             say_error(error)
             raise typer.Exit(error.exit_code) from None
@@ -44,23 +43,35 @@ def boundary(function: Callable[P, None]) -> Callable[P, None]:
             print("interrupted", file=sys.stderr)  # noqa: T201
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except OSError as error:
-            # The reader has gone (`| head`), or the disk behind `>` is full. What writes files has
-            # its own message.
-            gone = isinstance(error, BrokenPipeError)
-            if not gone and error.errno not in _FULL:
+            if not output_lost(error):
                 raise
-            # Let the final flush say nothing.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not gone:
-                say_error(
-                    BiigmaError(
-                        f"cannot write standard output: {error.strerror}",
-                        fix="free some space, or write elsewhere",
-                    )
-                )
-            raise typer.Exit(1) from None
+            raise typer.Exit(EXIT_FAILURE) from None
 
     return wrapped
+
+
+def output_lost(error: OSError) -> bool:
+    """Whether standard output cannot be written; says so, but where its reader has gone (`| head`).
+
+    What writes files has its own messages.
+    """
+    from biigma_cli.storage import stdout_closed
+
+    gone = isinstance(error, BrokenPipeError)
+    closed = error.errno == errno.EBADF and stdout_closed()
+    if not gone and not closed and error.errno not in _FULL:
+        return False
+    # Let the final flush say nothing.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not gone:
+        reason = "it is closed" if closed else error.strerror
+        fix = (
+            "redirect it to a file, or to /dev/null"
+            if closed
+            else "free some space, or write elsewhere"
+        )
+        say_error(BiigmaError(f"cannot write standard output: {reason}", fix=fix))
+    return True
 
 
 class Ended(KeyboardInterrupt):

@@ -22,7 +22,9 @@ app = typer.Typer(
 def show(json_: JsonOption = False, data_dir: DataDirOption = None) -> None:
     """List the decoded data sets, the largest first."""
     from biigma_cli.data.cache import cache_entries, cache_root
+    from biigma_cli.storage import check_home
 
+    check_home()
     entries = cache_entries()
     if json_:
         import json
@@ -57,6 +59,8 @@ def clear(
 ) -> None:
     """Remove decoded images. They are made again when they are needed."""
     from biigma_cli.data.cache import clear_cache
+    from biigma_cli.storage import check_home
 
+    check_home()
     gone = clear_cache(dataset)
     typer.echo(f"removed {len(gone)} entries, {sum(e.size for e in gone) / 1e6:.0f} MB")

@@ -43,7 +43,9 @@ def show(
             )
         return
     from biigma_cli.data.datasets import statuses
+    from biigma_cli.storage import check_home
 
+    check_home()
     found = statuses()
     if json_:
         import json
@@ -87,8 +89,8 @@ def add(
         ),
     ],
     classes: Annotated[
-        str, typer.Option("--classes", help="Classes in their order, separated by commas.")
-    ] = "",
+        str | None, typer.Option("--classes", help="Classes in their order, separated by commas.")
+    ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the images.")] = "unknown",
     citation: Annotated[str, typer.Option("--citation", help="What to cite.")] = "",
     allow_missing: AllowMissingOption = False,
@@ -98,12 +100,16 @@ def add(
     from biigma_cli.cli.download import show_recorded
     from biigma_cli.cli.progress import Progress
     from biigma_cli.data.custom import read_custom
+    from biigma_cli.errors import UsageError
 
+    codes = [c for c in (classes or "").split(",") if c.strip()]
+    if classes is not None and not codes:
+        raise UsageError("--classes names no class", fix="write them as MEL,NV, or leave it out")
     with Progress("checking", "images") as progress:
         manifest = read_custom(
             name,
             source,
-            classes=[c for c in classes.split(",") if c.strip()],
+            classes=codes,
             licence=licence,
             citation=citation,
             allow_missing=allow_missing,

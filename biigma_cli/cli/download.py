@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.options import AllowMissingOption, DataDirOption
+from biigma_cli.cli.options import AllowMissingOption, DataDirOption, given_path
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -26,6 +26,7 @@ def download(
         typer.Option(
             "--from",
             metavar="DIR",
+            parser=given_path,
             help="Take an existing copy: archives, the unzipped official layout, or Kaggle's or "
             "Dataverse's. Images are left where they are. May be given several times.",
         ),

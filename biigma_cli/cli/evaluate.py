@@ -158,7 +158,7 @@ def evaluate(
     run in runs/, else the shipped model.
     """
     from biigma_cli.cli.progress import Progress
-    from biigma_cli.cli.targets import check_distinct
+    from biigma_cli.cli.targets import check_distinct, check_ending
     from biigma_cli.data.splits import PARTS
     from biigma_cli.errors import UsageError
     from biigma_cli.report.style import picture_kind
@@ -171,6 +171,7 @@ def evaluate(
         raise UsageError("both --run and --model are given", fix="leave one of them out")
     if reliability is not None:
         picture_kind(reliability, "reliability.svg")
+    check_ending("--predictions-out", predictions_out, ".csv")
     for target in (predictions_out, reliability):
         if target is not None:
             check_writable(target)

@@ -20,6 +20,7 @@ Bar = Callable[[str, str], Callable[[int, int], None]]
 
 def check_options(asked: bool, images: int | None, figure: Path | None, sheet: Path | None) -> None:
     """Raise `UsageError` before the work for options that cannot be."""
+    from biigma_cli.cli.targets import check_ending
     from biigma_cli.errors import UsageError
     from biigma_cli.report.style import picture_kind
     from biigma_cli.storage import check_writable
@@ -34,8 +35,7 @@ def check_options(asked: bool, images: int | None, figure: Path | None, sheet: P
             raise UsageError(f"{option} without --robustness", fix="add --robustness")
     if figure is not None:
         picture_kind(figure, "robustness.svg")
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UsageError(f"{sheet} is no .png", fix="name the file perturbed.png")
+    check_ending("--robustness-sheet", sheet, ".png")
     for target in (figure, sheet):
         if target is not None:
             check_writable(target)

@@ -21,7 +21,7 @@ def check_store(path: Path, split: str, *, tta: bool, resamples: int) -> None:
     from biigma_cli.errors import UsageError
     from biigma_cli.storage import check_writable
 
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         raise UsageError(
             f"--store: {path} is no exported file",
             fix="figures of a run are kept in its folder anyway; for those of its export run "

@@ -104,7 +104,7 @@ def explain(
     inputs = _inputs(paths, [output] if maps is None else [output, maps])
     masks = _masks(inputs, mask)
     targets = _targets(inputs, output, maps, format_)
-    _check_targets(targets, [*inputs, *(m for m in masks if m is not None)])
+    _check_targets(targets, [*inputs, *(m for m in masks if isinstance(m, Path))])
     if run is not None:
         from biigma_cli.cli.evaluate import best_checkpoint
 
@@ -226,9 +226,9 @@ def _check_targets(targets: Sequence[Target], sources: Sequence[Path]) -> None:
             check_writable(path)
 
 
-def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
-    """The mask of each image; one that a folder lacks is found missing when it is read."""
-    from biigma_cli.errors import UsageError
+def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | DataError | None]:
+    """The mask of each image, or that the folder has none."""
+    from biigma_cli.errors import DataError, UsageError
     from biigma_cli.storage import is_file, is_folder
 
     if mask is None:
@@ -240,11 +240,15 @@ def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
                 fix="give --mask the folder of their masks, called NAME_segmentation.png",
             )
         return [mask]
-    found: list[Path | None] = []
+    found: list[Path | DataError | None] = []
     for path in inputs:
         names = (f"{path.stem}_segmentation.png", f"{path.stem}.png")
-        there = [mask / name for name in names if is_file(mask / name)]
-        found.append(there[0] if there else mask / names[0])
+        there = next((mask / name for name in names if is_file(mask / name)), None)
+        lacking = DataError(
+            f"{mask} holds no mask of {path}: neither {' nor '.join(names)}",
+            fix="add it, or leave --mask out",
+        )
+        found.append(there or lacking)
     return found
 
 
@@ -252,7 +256,7 @@ def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
 
 
 def _answers(
-    asked: Asked, inputs: Sequence[Path], masks: Sequence[Path | None]
+    asked: Asked, inputs: Sequence[Path], masks: Sequence[Path | DataError | None]
 ) -> Iterator[tuple[Loaded, Answer] | DataError]:
     """For each file, in order, its answer (a batch of one) or what was wrong with it."""
     import numpy as np
@@ -262,9 +266,12 @@ def _answers(
     from biigma_cli.runtime.session import Answer
     from biigma_cli.storage import available_cpus
 
-    def read(item: tuple[Path, Path | None]) -> Loaded | DataError:
+    def read(item: tuple[Path, Path | DataError | None]) -> Loaded | DataError:
+        path, mask = item
+        if isinstance(mask, DataError):
+            return mask
         try:
-            return load(*item, asked.shows)
+            return load(path, mask, asked.shows)
         except DataError as error:
             return error
 

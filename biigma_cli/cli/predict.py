@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, ended_by_signals, note
-from biigma_cli.cli.options import InputCheckOption
+from biigma_cli.cli.options import InputCheckOption, file_path
 from biigma_cli.cli.predict_engine import (
     EngineOption,
     RayAddressOption,
@@ -84,7 +84,10 @@ def predict(
     ] = None,
     topk: Annotated[int, typer.Option("--topk", min=1, help="Classes to name per image.")] = 3,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write there instead; - is stdout.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", parser=file_path, help="Write there; - is stdout."
+        ),
     ] = None,
     resume: Annotated[
         bool,

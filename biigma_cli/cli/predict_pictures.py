@@ -32,6 +32,7 @@ TTA_NOTE = "The answer averages eight views; the maps are those of the upright o
 
 def check_targets(saliency: Path | None, report: Path | None, output: Path | None) -> None:
     """Raise `UsageError` before any work where the pictures or the page cannot be written."""
+    from biigma_cli.cli.targets import check_ending
     from biigma_cli.errors import UsageError
     from biigma_cli.storage import check_writable, is_folder, is_there
 
@@ -40,8 +41,7 @@ def check_targets(saliency: Path | None, report: Path | None, output: Path | Non
             raise UsageError(f"{saliency} is no folder", fix="give --saliency a folder")
         check_writable(saliency / "picture.png")
     if report is not None:
-        if report.suffix.lower() not in (".html", ".htm"):
-            raise UsageError(f"{report} does not end in .html", fix="name it like answers.html")
+        check_ending("--report", report, ".html", ".htm")
         if output is not None and os.path.realpath(report) == os.path.realpath(output):
             raise UsageError(f"{report} is the file of -o, too", fix="give --report another name")
         check_writable(report)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from biigma_cli.errors import UsageError
-from biigma_cli.storage import real_path
+from biigma_cli.storage import is_special, real_path
 
 
 def check_run_name(name: str) -> None:
@@ -43,17 +43,31 @@ def check_distinct(targets: Mapping[str, Path | None], sources: Sequence[Path]) 
         taken[place] = option
 
 
+def check_ending(option: str, path: Path | None, *endings: str) -> None:
+    """Raise `UsageError` where a file that is to be written is not named for what it will be.
+
+    An image or a table that is named by mistake is not written over then.
+
+    Args:
+        endings: those accepted, in lower case; the first is the one advised.
+    """
+    if path is None or is_special(path):
+        return
+    if path.suffix.lower() not in endings:
+        raise UsageError(
+            f"{option} {path} is no {endings[0]} file", fix=f"give a name that ends in {endings[0]}"
+        )
+
+
 def check_targets(output: Path, card: Path | None, sources: Sequence[Path]) -> None:
     """Raise `UsageError` where what is written would take the place of something else.
 
     Args:
         sources: the networks that `output` is made of.
     """
-    if output.suffix != ".onnx":
-        raise UsageError(f"-o {output} is no .onnx file", fix="give its name that ending")
+    check_ending("-o", output, ".onnx")
     if real_path(output) in [real_path(path) for path in sources]:
         raise UsageError(
             f"-o {output} is one of the networks it is made of", fix="choose another name"
         )
-    if card is not None and card.suffix.lower() not in (".md", ".markdown"):
-        raise UsageError(f"--card {card} would be Markdown", fix="choose a name that ends in .md")
+    check_ending("--card", card, ".md", ".markdown")

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from biigma_cli.data.sources import human
 from biigma_cli.errors import BiigmaError, DataError
+from biigma_cli.storage import write_error
 
 Progress = Callable[[int, int], None]
 
@@ -146,7 +147,7 @@ def extract(
         sync_folder(into.parent)
         remove(replaced)
     except OSError as error:
-        raise disk_error(f"cannot unpack {archive.name} below {into.parent}", error) from error
+        raise disk_error(into.parent, error) from error
     finally:
         remove(temporary)
     return {str(p): i.file_size for p, i in plan.items()}
@@ -165,14 +166,13 @@ def missing_files(folder: Path, sizes: dict[str, int]) -> list[str]:
     return [path for path in sizes if absent(path)]
 
 
-def disk_error(what: str, error: OSError) -> BiigmaError:
-    """A message for a disk that is full or cannot be written."""
-    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-    return BiigmaError(
-        f"{what}: {error.strerror or error}",
-        fix="free some space and run again: it goes on where it stopped"
-        if full
-        else "check the permissions, or choose another folder with --data-dir",
+def disk_error(path: Path, error: OSError) -> BiigmaError:
+    """`write_error` of a download, which goes on where it stopped."""
+    return write_error(
+        path,
+        error,
+        full="free some space and run again: it goes on where it stopped",
+        elsewhere="check the permissions, or choose another folder with --data-dir",
     )
 
 

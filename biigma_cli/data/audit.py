@@ -50,8 +50,8 @@ from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image, map_threads, read_header
 from biigma_cli.data.scan import delimiter_of
 from biigma_cli.data.splits import PARTS, Split, make_split, part_counts
-from biigma_cli.errors import DataError, ImageError, UsageError
-from biigma_cli.storage import available_cpus, content_digest
+from biigma_cli.errors import DataError, ImageError
+from biigma_cli.storage import available_cpus, content_digest, is_file
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -274,7 +274,9 @@ class Audit:
         """What a strict audit does not let pass, one line each; empty where all is well."""
         lines = []
         chosen = self.protocols.get(protocol)
-        if chosen is not None and chosen.leaks:
+        if chosen is None:
+            lines.append(f"there is no {protocol} split: {self.unavailable[protocol]}")
+        elif chosen.leaks:
             lines.append(
                 f"{len(chosen.lesions_across)} lesions, {len(chosen.identical_across)} groups of "
                 f"identical files and {len(chosen.near_across)} near-duplicate pairs stand on two "
@@ -300,30 +302,20 @@ def audit_manifest(
     Memory: about 15 KiB an image.
 
     Args:
-        config: seed and shares of the splits; its protocol must be one that can be made.
+        config: seed and shares of the splits; all protocols are tried.
         threads: that decode; default: one per core.
         reading: called with (images read, images in all).
         comparing: called with (images compared with all others, images in all).
 
-    Raises:
-        UsageError: `config.protocol` is unknown.
-        DataError: the split of `config.protocol` cannot be made.
     """
-    protocols = _known_protocols()
-    if config.protocol not in protocols:
-        raise UsageError(
-            f"unknown --protocol {config.protocol!r}", fix=f"choose one of: {', '.join(protocols)}"
-        )
     splits: dict[str, Split] = {}
     unavailable: dict[str, str] = {}
-    for name in protocols:
+    for name in PROTOCOLS:
         try:
             splits[name] = make_split(
                 manifest, replace(config, dataset=manifest.dataset, protocol=typing.cast(Any, name))
             )
-        except (DataError, UsageError) as error:
-            if name == config.protocol:
-                raise
+        except DataError as error:  # a finding like the others
             unavailable[name] = error.message
 
     records = manifest.records
@@ -611,12 +603,6 @@ def _unit(values_NXX: npt.NDArray[Any], plain_N: npt.NDArray[np.bool_]) -> Float
 # --- records and splits ----------------------------------------------------------------------
 
 
-def _known_protocols() -> tuple[str, ...]:
-    """Those of `PROTOCOLS` that this version's configuration accepts."""
-    accepted = typing.get_args(typing.get_type_hints(DataConfig)["protocol"])
-    return tuple(p for p in PROTOCOLS if p in accepted)
-
-
 def _groups(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, ...], ...]:
     """Values that share a key, where there are at least two."""
     grouped = defaultdict(list)
@@ -785,6 +771,18 @@ def lesion_table(audit: Audit, folder: Path) -> str:
     writer.writerow(kept)
     writer.writerows([value(r) for value in kept.values()] for r in records)
     return text.getvalue()
+
+
+def may_be_replaced(path: Path) -> bool:
+    """Whether there is no file, or one that begins as `lesion_table` does; or a device."""
+    if not is_file(path):
+        return True
+    begin = ",".join(f'"{name}"' for name in ("image", "label", "lesion_id")).encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(begin)) == begin
+    except OSError:
+        return False
 
 
 def joined_troubles(audit: Audit) -> list[str]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from biigma_cli.data.manifest import Manifest, Record
+from biigma_cli.data.manifest import Manifest, Record, check_known
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels, load_image, map_threads
 from biigma_cli.errors import BiigmaError, DataError
 from biigma_cli.storage import (
@@ -34,6 +34,7 @@ from biigma_cli.storage import (
     content_digest,
     home,
     make_readable,
+    write_error,
     write_json,
 )
 from biigma_cli.taxonomy import SYNTHETIC, base_of
@@ -158,10 +159,12 @@ def build_cache(
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, NotImplementedError) as error:  # the latter: no locks on this file system
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise BiigmaError(
-            f"cannot write {path}: {reason or error}",
-            fix="free some space, or set BIIGMA_HOME to a folder you may write to",
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise write_error(
+            path,
+            cause,
+            full="free some space, or set BIIGMA_HOME to a folder you may write to",
+            elsewhere="set BIIGMA_HOME to a folder you may write to",
         ) from error
     done = open_cache(manifest, side, rule)
     if done is None:
@@ -291,13 +294,18 @@ def clear_cache(dataset: str | None = None) -> list[CacheEntry]:
     An entry that is just being made is waited for and then removed. Nothing else that lies there
     is touched.
 
-    Raises `BiigmaError` where one may not be removed, when the others are.
+    Raises:
+        UsageError: there is no such data set, and nothing of it is cached.
+        BiigmaError: one may not be removed, when the others are.
     """
     from filelock import FileLock
 
     wanted = base_of(dataset) if dataset is not None else None
+    entries = cache_entries()
+    if wanted is not None and wanted not in {e.dataset for e in entries}:
+        check_known(wanted)
     gone, failed = [], []
-    for entry in cache_entries():
+    for entry in entries:
         if wanted is not None and entry.dataset != wanted:
             continue
         told = _ENTRY.fullmatch(entry.path.name)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biigma_cli.data.ham10000 import MASK
-from biigma_cli.data.manifest import Manifest
+from biigma_cli.data.manifest import Manifest, age_years
 from biigma_cli.data.scan import (
     IMAGES,
     OTHER_IMAGES,
@@ -30,8 +30,8 @@ from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, l
 
 COLUMNS = ("image", "label")
 OPTIONAL = ("lesion_id", "split", "mask", "age", "sex", "site")
-# What stands for no lesion id in tables of other programs.
-_NO_LESION = ("unknown", "nan", "na", "n/a", "none", "null", "-", "?")
+# What stands for no lesion id, or no age, in tables of other programs.
+_NOTHING = ("", "unknown", "nan", "na", "n/a", "none", "null", "-", "?")
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -87,6 +87,7 @@ def read_custom(
     _refuse_doubles(drafts, table or source)
     if warn:
         _tell_big_lesions(drafts, warn)
+        _tell_odd_ages(drafts, warn)
     return Manifest(
         dataset=name,
         root=root,
@@ -146,6 +147,18 @@ def _tell_big_lesions(drafts: Sequence[Draft], warn: Warn) -> None:
                 f"lesion_id {lesion!r} has {count} of {len(drafts)} images, which all go to one "
                 "part; if it means that the lesion is unknown, leave the cell empty"
             )
+
+
+def _tell_odd_ages(drafts: Sequence[Draft], warn: Warn) -> None:
+    """What is written as an age and is none counts as unknown wherever ages are told apart."""
+    odd = [
+        repr(d.age) for d in drafts if d.age.casefold() not in _NOTHING and age_years(d.age) is None
+    ]
+    if odd:
+        warn(
+            f"{len(odd)} ages are no years from 0 to 130 and count as unknown: "
+            f"{first(list(dict.fromkeys(odd)))}"
+        )
 
 
 def _from_csv(
@@ -225,7 +238,7 @@ def _from_csv(
 
 def _lesion(text: str) -> str:
     text = composed(text.strip())
-    return "" if text.casefold() in _NO_LESION else text
+    return "" if text.casefold() in _NOTHING else text
 
 
 def _from_folders(top: Path, *, warn: Warn | None) -> list[Draft]:

@@ -441,7 +441,7 @@ def _locked(run: _Run) -> Iterator[None]:
             run.emit(Note(name="", text=text))
             lock.acquire(poll_interval=0.2)
     except OSError as error:
-        raise disk_error(f"cannot write to {run.folder}", error) from error
+        raise disk_error(run.folder, error) from error
     try:
         for path in _litter(run.folder):
             remove(path)
@@ -513,7 +513,7 @@ def _in_threads(
             if isinstance(error, _DisplayFailed):
                 raise error.cause
             if isinstance(error, OSError):
-                raise disk_error(f"cannot write below {run.folder}", error) from error
+                raise disk_error(run.folder, error) from error
             if error is not None:
                 raise error
     except BaseException:
@@ -923,7 +923,7 @@ def _begin(part: Path, url: str, response: requests.Response, total: int | None)
     try:
         part.write_bytes(b"")
     except OSError as error:
-        raise disk_error(f"cannot write {part}", error) from error
+        raise disk_error(part, error) from error
     side: dict[str, Any] = {
         "url": without_password(url),
         "etag": response.headers.get("ETag", ""),
@@ -959,7 +959,7 @@ def _receive(
                 handle.write(chunk)
                 offset += len(chunk)
     except OSError as error:
-        raise disk_error(f"cannot write {part}", error) from error
+        raise disk_error(part, error) from error
     if total is not None and offset < total:
         raise _Retry(f"the connection ended after {human(offset)} of {human(total)}")
 

@@ -135,7 +135,8 @@ def _known(value: str | None) -> str:
 def _read_metadata(path: Path) -> list[Row]:
     rows = read_csv(
         path, COLUMNS, delimiter=None,
-        absent="give the folder of a Kaggle or Dataverse copy of HAM10000",
+        absent="give the folder of a Kaggle or Dataverse copy of HAM10000, of the archives as they "
+        "are handed out, or of the challenge's own layout",
     )  # fmt: skip
     known = [c.lower() for c in ISIC18.codes]
     for row in rows:

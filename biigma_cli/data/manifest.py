@@ -156,8 +156,7 @@ def load_manifest(dataset: str) -> Manifest:
     else:
         again = f"run: biigma datasets add {base} FOLDER"
     if is_path(base) or not is_file(path):
-        if base not in TAXONOMIES:
-            _unknown(base)
+        check_known(base)
         raise DataError(f"the data set {base} is not on this machine yet", fix=again)
     manifest = read_record(path, again=again)
     if manifest.dataset != (SYNTHETIC.dataset if drawn else base):
@@ -201,6 +200,22 @@ def read_record(path: Path, *, again: str) -> Manifest:
 def is_path(name: str) -> bool:
     """Whether what was given as a data set's name cannot be one, but could be a path."""
     return "/" in name or "\\" in name or len(name) > 128
+
+
+def age_years(age: str) -> float | None:
+    """An age as it is recorded, in years from 0 to 130; None for what is none."""
+    try:
+        years = float(age)
+    except ValueError:
+        return None
+    return years if 0 <= years < 130 else None
+
+
+def check_known(dataset: str) -> None:
+    """Raise `UsageError` where no data set is called so, on this machine or at all."""
+    base = base_of(dataset)
+    if base not in TAXONOMIES and (is_path(base) or not is_file(record_path(base))):
+        _unknown(base)
 
 
 def _unknown(dataset: str) -> NoReturn:

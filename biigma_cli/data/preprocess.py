@@ -196,9 +196,13 @@ def opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise too_large(name) from None
         except UnidentifiedImageError:
-            raise ImageError(f"{name} is not an image that can be read here") from None
+            raise ImageError(
+                f"{name} is not an image that can be read here", fix=f"give a {READABLE} file"
+            ) from None
         except Exception as error:  # Pillow raises anything at all for damaged files, by format
-            raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from error
+            raise ImageError(
+                f"{name} is damaged: {error or type(error).__name__}", fix="get the file again"
+            ) from error
 
 
 def shown(name: str) -> str:
@@ -260,7 +264,7 @@ def _open(source: Path | bytes, label: str) -> BinaryIO:
     except IsADirectoryError:
         raise ImageError(f"{label} is a folder", fix="name a file") from None
     except PermissionError:
-        if is_folder(source):  # how Windows says it
+        if os.name == "nt" and is_folder(source):  # how Windows says it
             raise ImageError(f"{label} is a folder", fix="name a file") from None
         raise ImageError(f"no permission to read {label}", fix="change its permissions") from None
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a null in the name

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import filelock
 
-from biigma_cli.errors import BiigmaError, RunBusy
+from biigma_cli.errors import RunBusy
+from biigma_cli.storage import write_error
 
 LOCK = ".lock"
 
@@ -32,10 +33,7 @@ def held(run: Path) -> Iterator[None]:
             fix="wait until that has ended, or stop it; or choose another --name",
         ) from None
     except OSError as error:
-        raise BiigmaError(
-            f"cannot write to {run}: {error.strerror or error}",
-            fix="choose another folder with --runs",
-        ) from error
+        raise write_error(run, error, elsewhere="choose another folder with --runs") from error
     try:
         yield
     finally:

@@ -634,9 +634,8 @@ class _Training:
             if whole is not None:
                 left = f"the checkpoint before it, {whole}, is whole"
                 then = f"biigma train --resume {self.files.run}"
-            raise BiigmaError(
-                f"{error.message}; {left}", fix=f"free some space, then: {then}"
-            ) from error
+            mend = "make it writable" if isinstance(error, UsageError) else "free some space"
+            raise BiigmaError(f"{error.message}; {left}", fix=f"{mend}, then: {then}") from error
 
     def _leave(self) -> None:
         distributed.barrier()  # until the first rank has written

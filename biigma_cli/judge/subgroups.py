@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from biigma_cli.data.manifest import Manifest, Record
+from biigma_cli.data.manifest import Manifest, Record, age_years
 from biigma_cli.judge.judgement import Judgement
 from biigma_cli.metrics import score_weight
 from biigma_cli.metrics.subgroups import Subgroup, assess_subgroups
@@ -115,11 +115,8 @@ def _in_train(judged: Judgement, manifest: Manifest, kept: Sequence[Record]) -> 
 
 def age_band(age: str) -> str:
     """Band of an age in years as the publisher wrote it; `unknown` for what is no age."""
-    try:
-        years = float(age)
-    except ValueError:
-        return UNKNOWN
-    if not 0 <= years < 130:
+    years = age_years(age)
+    if years is None:
         return UNKNOWN
     return next(name for end, name in AGE_BANDS if years < end)
 

@@ -153,12 +153,10 @@ def audit_text(audit: Audit, *, limit: int, width: int, colour: bool) -> str:
         _plain(f"images:   {manifest.root}"),
         "",
         _table("findings", ("", "found"), [(a, b) for a, b, _ in _findings(audit)], right=()),
-        _table(
-            "across the parts",
-            ("", *_split_columns(audit)),
-            [list(row) for row in _split_rows(audit)],
-        ),
     ]
+    if audit.protocols:
+        head = ("", *_split_columns(audit))
+        items.append(_table("across the parts", head, _split_rows(audit)))
     items += [_plain(f"no {name} split: {why}") for name, why in audit.unavailable.items()]
     items.append(_table("images per class and part", *_class_rows(audit)))
     # What is shown, and the row of each: rows are made of those alone that are shown.

@@ -23,8 +23,16 @@ import numpy as np
 
 from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
 from biigma_cli.data.preprocess import shown
-from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import check_writable, is_special, is_there, lock, make_readable, remedy
+from biigma_cli.errors import DataError, UsageError
+from biigma_cli.storage import (
+    check_writable,
+    is_special,
+    is_there,
+    lock,
+    make_readable,
+    stdout_closed,
+    write_error,
+)
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 RESUMABLE = ("csv", "jsonl", "parquet")
@@ -512,7 +520,7 @@ class Output:
         self._whole = 0
         self._made: list[Path] = []
         if self.target is None:
-            if sys.stdout is None:
+            if stdout_closed():
                 raise UsageError("standard output is closed", fix="name a file with -o")
             return
         if is_special(self.target):
@@ -695,9 +703,7 @@ def _writing(path: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise BiigmaError(
-            f"cannot write {path}: {error.strerror or error}", fix=remedy(error)
-        ) from error
+        raise write_error(path, error) from error
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from biigma_cli.errors import BiigmaError, UsageError
+from biigma_cli.errors import UsageError
+from biigma_cli.storage import write_error
 
 
 class TensorBoardLog:
@@ -134,9 +135,8 @@ class _EventFile:
         try:
             yield
         except OSError as error:
-            raise BiigmaError(
-                f"cannot write {self._folder}: {error.strerror or error}",
-                fix="free some space, or leave --tensorboard out",
+            raise write_error(
+                self._folder, error, full="free some space, or leave --tensorboard out"
             ) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from biigma_cli.data.audit import may_be_replaced
 from biigma_cli.data.manifest import load_manifest, save_manifest
 from biigma_cli.judge import same_lesion
 from biigma_cli.storage import using_home
@@ -22,6 +23,8 @@ from tests.conftest import call
 from tests.data.test_audit import moles, nearer, plant
 from tests.report.pages import Page
 
+# How a table of this command begins: one that may be replaced.
+OLDER = '"image","label","lesion_id"\n'
 HOSTILE = '"><script>alert(1)</script>'
 
 
@@ -222,6 +225,33 @@ def test_whatever_can_be_recorded_can_be_audited(tmp_path: Path) -> None:
     assert "160 x 30" in odd["NV/broken"]
 
 
+def test_a_class_too_small_for_any_split(tmp_path: Path) -> None:
+    """It is told with all other findings, in text, page and JSON; --strict and --protocol fail."""
+    top = tmp_path / "images"
+    paint_classes(top, {"MEL": 2, "NV": 12})
+    (top / "NV" / "copy.jpg").write_bytes(sorted((top / "MEL").iterdir())[0].read_bytes())
+    page = tmp_path / "page.html"
+    with using_home(tmp_path / "home"):
+        done = call("datasets", "add", "own", top)
+        assert done.code == 0, done.err
+        done = call("audit", "own", "--html", page)
+        assert done.code == 0, done.err
+        whole = json.loads(call("audit", "own", "--json").out)
+        strict = call("audit", "own", "--strict")
+        asked = call("audit", "own", "--protocol", "lesion")
+    for words in ("fewer than 3 lesions", "no lesion split: class MEL has 2", "1 group"):
+        assert words in done.out, words
+    assert "across the parts" not in done.out
+    text = Page(page.read_text(encoding="utf-8"))
+    assert text.open == []
+    assert "No lesion split: class MEL has 2" in text.text
+    assert whole["protocols"] == {}
+    assert whole["classes_too_small"] == ["MEL"]
+    assert (strict.code, asked.code) == (1, 3)
+    assert "there is no lesion split" in strict.err
+    assert "MEL has 2" in asked.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -252,6 +282,19 @@ def test_no_image_is_written_over(planted_home: Path, option: str) -> None:
     assert (done.code, done.out) == (2, "")
     assert f"{option} {picture} is no" in done.err
     assert picture.read_bytes() == before
+
+
+def test_a_table_is_not_written_over(searched: Path, tmp_path: Path) -> None:
+    """But for one of this command: a data set's own metadata may lie anywhere."""
+    own = tmp_path / "labels.csv"
+    own.write_text("image,label,lesion_id\n")
+    home = searched / "home"
+    done = call("audit", "moles", "--same-lesion", "--table", own, "--data-dir", home)
+    assert (done.code, done.out) == (2, "")
+    assert "is no table of this command" in done.err
+    assert own.read_text() == "image,label,lesion_id\n"
+    assert may_be_replaced(searched / "joined.csv")
+    assert may_be_replaced(tmp_path / "new.csv")
 
 
 def test_report_is_no_folder(planted_home: Path, tmp_path: Path) -> None:
@@ -357,7 +400,7 @@ def test_same_lesion_interrupted(
 ) -> None:
     """Ctrl-C in mid-search: 130, and what was there before stays as it was."""
     table, report = tmp_path / "t.csv", tmp_path / "report"
-    table.write_text("older")
+    table.write_text(OLDER)
 
     def stopped(*_: object, progress: Callable[[int, int], None], **__: object) -> None:
         progress(1, 4)
@@ -367,7 +410,7 @@ def test_same_lesion_interrupted(
     done = call("audit", "isic17", "--same-lesion", "--table", table, "--report", report)
     assert (done.code, done.out) == (130, "")
     assert "Traceback" not in done.err
-    assert table.read_text() == "older"
+    assert table.read_text() == OLDER
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 

@@ -177,6 +177,14 @@ def test_output_is_a_folder(tiny_onnx: Path, picture: Path, tmp_path: Path) -> N
     assert not files_below(tmp_path)
 
 
+def test_output_called_like_a_folder(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """A slash at the end says that a folder is meant, there or not."""
+    done = call("predict", picture, "--model", tiny_onnx, "--format", "csv", "-o", f"{tmp_path}/a/")
+    assert done.code == 2
+    assert "/a/ is a folder" in done.err
+    assert not files_below(tmp_path)
+
+
 def test_output_below_a_file(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
     """A file cannot hold files: said before the work."""
     (tmp_path / "plain").write_text("")
@@ -659,11 +667,11 @@ def test_export_over_what_it_is_made_of(tiny_run: Path, tmp_path: Path) -> None:
     export = ("export", "onnx", "--checkpoint", file)
     refused(call(*export, "-o", file), 2, "is no .onnx file")
     new = tmp_path / "new.onnx"
-    refused(call(*export, "-o", new, "--card", new), 2, "would be Markdown")
-    refused(call(*export, "-o", new, "--card", file), 2, "would be Markdown")
+    refused(call(*export, "-o", new, "--card", new), 2, "is no .md file")
+    refused(call(*export, "-o", new, "--card", file), 2, "is no .md file")
     settings = tmp_path / "config.toml"
     settings.write_text("[train]\n")
-    refused(call(*export, "-o", new, "--card", settings), 2, "would be Markdown")
+    refused(call(*export, "-o", new, "--card", settings), 2, "is no .md file")
     assert settings.read_text() == "[train]\n"
     assert file.read_bytes() == before
     assert not new.exists()

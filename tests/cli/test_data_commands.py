@@ -214,6 +214,7 @@ def test_long_names_are_not_cut_off(fresh: Path, mine: Path) -> None:
         (["add", "x", "MINE/spitz/0.jpg"], 3, ["0.jpg", "UTF-8"]),
         (["add", "x", "MINE", "--classes", "spitz,blue nevus,Read"], 3, ["'Reed'", "'Read'"]),
         (["add", "x", "MINE", "--classes", "spitz"], 2, ["--classes spitz"]),
+        (["add", "x", "MINE", "--classes", ""], 2, ["--classes names no class"]),
         (["add", "x", "MINE", "--classes", "spitz,blue nevus,Reed,z"], 3, ["no image of z"]),
         (["remove", "isic17-mel"], 2, ["made from isic17"]),
         (["remove", "isic18"], 2, ["no data set 'isic18'"]),
@@ -458,9 +459,28 @@ def test_cache_list_and_clear(fresh: Path, mine: Path, mine_parted: Path) -> Non
     assert str(fresh / "cache") in done.err
     assert call("cache", "clear", "--dataset", "one").out.startswith("removed 1 entries, 0 MB")
     assert [r["dataset"] for r in json.loads(call("cache", "list", "--json").out)] == ["two"]
-    assert call("cache", "clear", "--dataset", "none").out.startswith("removed 0 entries")
+    refused(call("cache", "clear", "--dataset", "none"), 2, "unknown data set 'none'")
+    assert call("cache", "clear", "--dataset", "isic18").out.startswith("removed 0 entries")
     assert call("cache", "clear").out.startswith("removed 1 entries")
     assert nothing_in(fresh / "cache")
+
+
+@pytest.mark.parametrize("command", [("datasets",), ("cache", "list"), ("cache", "clear")])
+def test_a_data_folder_that_is_a_file(command: tuple[str, ...], tmp_path: Path) -> None:
+    """It does not seem to be empty."""
+    (tmp_path / "file").write_bytes(b"")
+    refused(call(*command, "--data-dir", tmp_path / "file"), 2, "is no folder")
+
+
+@pytest.mark.parametrize(
+    "command", [("datasets", "--data-dir", ""), ("download", "isic18", "--from", "")]
+)
+def test_an_empty_path(command: tuple[str, ...], fresh: Path) -> None:
+    """It is not the folder one is in."""
+    done = call(*command)
+    assert done.code == 2
+    assert "an empty path" in done.err
+    assert not fresh.exists()
 
 
 def test_cache_without_a_verb() -> None:

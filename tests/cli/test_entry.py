@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,51 @@ def test_prediction_leaves_at_once(command: str, extra: str, code: str, said: li
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == said, done.stderr
     assert done.returncode == {"5": 5, "None": 0, "'words'": 1}[code]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's redirection")
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")]
+)
+@pytest.mark.parametrize("arguments", ["--version", "--help", "score -h", "models", "datasets"])
+def test_standard_output_that_cannot_be_written(
+    arguments: str, redirection: str, reason: str, tmp_path: Path
+) -> None:
+    """An error for every command, and for what is none; never silence, never a traceback."""
+    command = f"{sys.executable} -m biigma_cli {arguments} {redirection}"
+    env = {**os.environ, "BIIGMA_HOME": str(tmp_path)}
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, env=env)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "none is here yet" not in line]
+    assert lines[0] == f"error: cannot write standard output: {reason}"
+    assert [line[:4] for line in lines[1:]] == ["fix:"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's redirection")
+def test_closed_streams_take_no_file(tmp_path: Path) -> None:
+    """What is opened next does not become standard output: nothing is written into it."""
+    program = (
+        "from biigma_cli import __main__ as entry\n"
+        "def main():\n"
+        "    file = open('file', 'w')\n"
+        "    assert file.fileno() > 1\n"
+        "    import os; os.system('echo astray')\n"
+        "entry.main = main\n"
+        "entry.entry()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(f"{sys.executable} program.py >&- 2>&- <&-", shell=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_file_whose_name_begins_with_a_dash(tmp_path: Path) -> None:
+    """It looks like an option; what to write instead is said."""
+    (tmp_path / "-dash.jpg").write_bytes(b"")
+    command = [sys.executable, "-m", "biigma_cli", "predict", "-dash.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "fix:   for the file -dash.jpg write ./-dash.jpg"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's redirection")

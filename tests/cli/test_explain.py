@@ -283,7 +283,11 @@ def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
     assert shares["alpha"] == pytest.approx(shares["full"], abs=0.01)
     (tmp_path / "none").mkdir()
     done = call("explain", files[0], "--mask", tmp_path / "none", *common)
-    refused(done, f"no file at {tmp_path / 'none'}", code=3)
+    lacking = f"{tmp_path / 'none'} holds no mask of {files[0]}: neither {files[0].stem}_segm"
+    refused(done, lacking, f"nor {files[0].stem}.png", code=3)
+    (tmp_path / "text.png").write_text("no picture")
+    done = call("explain", files[0], "--mask", tmp_path / "text.png", *common)
+    refused(done, "text.png is not an image", "give a JPEG, PNG", code=3)
     done = call("explain", *files, "--mask", tmp_path / "one.png", *common)
     refused(done, "one mask for 2 images", code=2)
 

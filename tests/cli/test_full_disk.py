@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from biigma_cli.core.weights import load_checkpoint
+from tests.cli.test_audit import OLDER
 from tests.conftest import TINY, call
 
 ROOM = 256 * 1024
@@ -80,7 +81,7 @@ def test_join(tiny_onnx: Path, tmp_path: Path, small_disk: Path) -> None:
 def test_audit_table(home: Path, small_disk: Path) -> None:
     """The table does not fit: one message, the older one stays, and what was found was said."""
     target = small_disk / "joined.csv"
-    target.write_bytes(b"older")
+    target.write_text(OLDER)
     (small_disk / "filler").write_bytes(b"x" * (ROOM - 8192))
     done = call("audit", "isic18", "--same-lesion", "--device", "cpu", "--table", target)
     assert done.code == 1
@@ -88,7 +89,7 @@ def test_audit_table(home: Path, small_disk: Path) -> None:
     assert "No space left" in done.err
     assert done.err.count("error:") == 1
     assert "probably one lesion" in done.out
-    assert target.read_bytes() == b"older"
+    assert target.read_text() == OLDER
     assert left_in(small_disk) == ["filler", "joined.csv"]
 
 

@@ -34,7 +34,6 @@ from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.splits import PARTS
 from biigma_cli.data.synthetic.plan import SyntheticOptions, plan
 from biigma_cli.data.synthetic.render import render_clean
-from biigma_cli.errors import DataError, UsageError
 from tests.data.samples import HAM10000, NO_HAM10000, digest, encode, manifest, record
 
 CLASSES = ("MEL", "SK", "NV")
@@ -284,22 +283,23 @@ def test_failures(planted: Audit) -> None:
     text = " ".join(planted.failures("paper"))
     assert "2 images cannot be read" in text
     assert "4 label conflicts" in text
-    clean = dataclasses.replace(planted, unreadable=(), conflicts=(), protocols={})
+    safe = dataclasses.replace(planted.protocols["lesion"], near_across=())
+    clean = dataclasses.replace(planted, unreadable=(), conflicts=(), protocols={"lesion": safe})
     assert clean.failures("lesion") == []
 
 
 def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
-    """It is named where nobody asked for it, and an error where it was asked for."""
+    """It is a finding like the others, and the others are told all the same."""
     data = plant(tmp_path)
     few = tuple(r for r in data.records if r.label != "MEL" or r.image_id in ("base_00", "base_03"))
     data = dataclasses.replace(data, records=few[:20])
-    with pytest.raises(DataError, match="MEL"):
-        audit_manifest(data, DataConfig())
+    poor = audit_manifest(data, DataConfig())
+    assert poor.few == ("MEL",)
+    assert "MEL has 2 lesions" in poor.unavailable["lesion"]
+    assert "there is no lesion split: class MEL" in poor.failures("lesion")[0]
     whole = audit_manifest(plant(tmp_path), DataConfig())
     assert "official" in whole.unavailable
     assert set(whole.protocols) == {"lesion", "paper"}
-    with pytest.raises(UsageError, match="--protocol"):
-        audit_manifest(data, DataConfig(protocol="none"))  # type: ignore[arg-type]
 
 
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:

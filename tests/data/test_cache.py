@@ -32,7 +32,14 @@ from biigma_cli.data.cache import (
 from biigma_cli.data.images import load_part
 from biigma_cli.data.manifest import Manifest, save_manifest
 from biigma_cli.data.preprocess import RESIZE_RULES, load_image
-from biigma_cli.errors import EXIT_DATA, EXIT_FAILURE, BiigmaError, DataError, ImageError
+from biigma_cli.errors import (
+    EXIT_DATA,
+    EXIT_FAILURE,
+    EXIT_USAGE,
+    BiigmaError,
+    DataError,
+    ImageError,
+)
 from tests.data.samples import digest, encode, manifest, noise, record
 
 SIDE = 16
@@ -558,12 +565,12 @@ def test_interrupted(data: Manifest) -> None:
 # --- no room, no permission ------------------------------------------------------------------
 
 
-def in_memory(data: Manifest, *words: str) -> None:
+def in_memory(data: Manifest, *words: str, code: int = EXIT_FAILURE) -> None:
     """Building says why it cannot; loading warns of it and decodes all the same."""
     with pytest.raises(BiigmaError) as caught:
         build_cache(data, SIDE, "squash")
     assert not isinstance(caught.value, DataError)
-    assert caught.value.exit_code == EXIT_FAILURE
+    assert caught.value.exit_code == code
     assert caught.value.fix
     for word in words:
         assert word in caught.value.message
@@ -647,7 +654,7 @@ def test_a_data_folder_below_a_file(
     """It cannot be made."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("BIIGMA_HOME", str(tmp_path / "file" / "home"))
-    in_memory(data, "cannot write")
+    in_memory(data, "cannot write", code=EXIT_USAGE)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
@@ -656,7 +663,7 @@ def test_a_data_folder_one_may_not_write(data: Manifest, data_folder: Path) -> N
     (data_folder / "cache").mkdir(parents=True)
     (data_folder / "cache").chmod(0o500)
     try:
-        in_memory(data, "cannot write")
+        in_memory(data, "cannot write", code=EXIT_USAGE)
     finally:
         (data_folder / "cache").chmod(0o700)
 

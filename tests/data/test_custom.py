@@ -547,6 +547,17 @@ def test_lesions_spelt_differently(tmp_path: Path) -> None:
     assert [r.lesion_id for r in found.records] == [composed, composed, "", "", "", ""]
 
 
+def test_odd_ages(tmp_path: Path) -> None:
+    """What is no age is told when it is recorded; what says that none is known is not."""
+    ages = ["45", "45.5", "", "unknown", "NaN", "abc", "-3", "999", "999"]
+    top = pictures(tmp_path / "d", *(f"{i}.png" for i in range(len(ages))))
+    told: list[str] = []
+    rows = [f"{i}.png,{'xy'[i % 2]},{age}" for i, age in enumerate(ages)]
+    data = read(table(top, "image,label,age", *rows), warn=told.append)
+    assert [r.age for r in data.records] == ages
+    assert told == ["4 ages are no years from 0 to 130 and count as unknown: 'abc', '-3', '999'"]
+
+
 def test_a_lesion_of_most_images(tmp_path: Path) -> None:
     """It goes to one part whole: told when it is recorded, as it may mean that none is known."""
     top = pictures(tmp_path / "d", *(f"{i:02}.png" for i in range(40)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import ctypes
-import errno
 import io
 import json
 import multiprocessing
@@ -32,6 +31,7 @@ from biigma_cli.storage import (
     atomic_write_text,
     available_cpus,
     make_readable,
+    write_error,
 )
 from biigma_cli.taxonomy import ISIC18
 
@@ -86,11 +86,7 @@ def write_synthetic(
             fix="free some memory or use fewer workers, and run it again",
         ) from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise BiigmaError(
-            f"cannot write {folder}: {error.strerror or error}",
-            fix="free some space or choose another folder" if full else "choose another folder",
-        ) from error
+        raise write_error(folder, error) from error
 
 
 def read_options(folder: Path) -> dict[str, Any] | None:
