@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from biigma_cli.data.preprocess import load_image
+from biigma_cli.runtime.limits import prior_of
 from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model, shipped_models
 from biigma_cli.taxonomy import base_of
 
@@ -85,6 +86,19 @@ def test_card(path: Path) -> None:
     before, after = metadata["export"]["accuracy"]["balanced_accuracy"]
     assert f"| balanced accuracy | {before:.4f} | {after:.4f} |" in card
     assert before - after <= 0.005
+
+
+@pytest.mark.parametrize("path", shipped_models(), ids=lambda p: p.stem)
+def test_class_shares(path: Path) -> None:
+    """Each states those that its probabilities stand for, and the card has them."""
+    info = Predictor(path, device="cpu").info
+    prior = prior_of(info)
+    assert prior is not None
+    counts = info.metadata["metrics"]["val"]["per_class"]
+    assert prior.images <= sum(c["support"] for c in counts)
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    for code, share, implied in zip(info.classes, prior.shares, prior.implied, strict=True):
+        assert f"| {code} | {share:.3f} | {implied:.3f} |" in card
 
 
 @pytest.mark.parametrize("path", shipped_models(), ids=lambda p: p.stem)

@@ -376,8 +376,8 @@ def _told(judged: Judgement) -> list[str]:
         told.append(NO_LESIONS)
     if judged.temperature is not None and judged.part == "val":
         told.append("the temperature was fitted on this part: judge calibration on another")
-    if judged.part == "val" and judged.limits.abstention is not None:
-        suspicious = judged.limits.screening is not None
+    if judged.part == "val" and judged.stated.abstention is not None:
+        suspicious = judged.stated.screening is not None
         told.append(
             f'the limits of "can\'t say"{" and of what is suspicious" * suspicious} were found on '
             "this part: judge them on another"

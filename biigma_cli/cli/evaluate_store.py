@@ -53,8 +53,8 @@ def store(path: Path, judged: Judgement) -> list[Path]:
     from biigma_cli.runtime.stored import store_figures
     from biigma_cli.storage import atomic_write_text
 
-    limits = judged.limits if judged.part == "val" else None
-    metadata = store_figures(path, judged.part, judged.to_dict(), limits=limits)
+    stated = judged.stated if judged.part == "val" else None
+    metadata = store_figures(path, judged.part, judged.to_dict(), stated=stated)
     card = path.with_suffix(".md")
     if not card.is_file():
         return [path]

@@ -191,8 +191,8 @@ def export_onnx(
         typer.echo(found.accuracy.summary())
     typer.echo("not calibrated" if calibration is None else calibration.summary())
     typer.echo("no input check" if found.check is None else found.check.summary())
-    if found.limits is not None:
-        typer.echo("\n".join(found.limits.summary()))
+    if found.stated is not None:
+        typer.echo("\n".join(found.stated.summary()))
     if card is not None:
         from biigma_cli.report.card import model_card
         from biigma_cli.runtime.session import Predictor

@@ -151,7 +151,7 @@ def join(
     else:
         flagged = (found.said.novelty_B > 1).mean()
         typer.echo(f"input check: it flags {flagged:.1%} of the validation images")
-    typer.echo("\n".join(found.limits.summary()))
+    typer.echo("\n".join(found.stated.summary()))
     if card is not None:
         from biigma_cli.report.card import model_card
 

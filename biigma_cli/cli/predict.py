@@ -30,6 +30,7 @@ from biigma_cli.cli.predict_limits import (
     SuspiciousFromOption,
     Thresholds,
 )
+from biigma_cli.cli.predict_prevalence import Prevalence, PrevalenceOption, parse_prevalence
 from biigma_cli.cli.progress import clock, takes_escapes
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def predict(
     max_error: MaxErrorOption = None,
     suspicious_from: SuspiciousFromOption = None,
     min_sensitivity: MinSensitivityOption = None,
+    prevalence: PrevalenceOption = None,
     input_check: InputCheckOption = True,
     saliency: Annotated[
         Path | None,
@@ -176,6 +178,9 @@ def predict(
         raise UsageError(f"unknown --format {form!r}", fix=f"choose one of: {', '.join(FORMATS)}")
     asked = Thresholds(abstain_below, max_error, suspicious_from, min_sensitivity)
     asked.check(tta=tta)
+    named = None
+    if prevalence is not None:
+        named = parse_prevalence(prevalence, tta=tta, max_error=max_error)
     if resume and (target is None or form not in RESUMABLE):
         raise UsageError(
             "--resume needs a file of rows to go on with",
@@ -218,12 +223,14 @@ def predict(
     )
     info = predictor.info
     thresholds = asked.choose(info, input_check=input_check)
+    mix = None if named is None else Prevalence.choose(named, info)
     wants_pictures = saliency is not None or report is not None
     local = predictor if isinstance(predictor, Predictor) else None
     maps = shown_maps(local, saliency) if wants_pictures and local is not None else None
     labels = Labels(codes=info.classes, names=info.class_names, malignant=info.malignant)
     settings: dict[str, float] = {"tta": VIEWS} if tta else {}
     settings |= thresholds.settings()
+    settings |= {} if mix is None else mix.settings()
     checked = info.input_check and input_check
     if info.input_check and not checked:
         settings["input_check"] = 0
@@ -271,7 +278,13 @@ def predict(
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:
-                items = [_record(r, labels, thresholds, checked) for r in batch]
+                own = batch
+                if mix is not None:
+                    batch = [mix.adjusted(r) for r in own]
+                items = [
+                    _record(*both, labels, thresholds, checked)
+                    for both in zip(batch, own, strict=True)
+                ]
                 if pictures is not None:
                     items = pictures.add(items, batch)
                 tally.add(items, batch)
@@ -534,7 +547,10 @@ def _writer(
     return JsonWriter(lines, about)
 
 
-def _record(result: Result, labels: Labels, thresholds: Thresholds, checked: bool) -> Prediction:
+def _record(
+    result: Result, own: Result, labels: Labels, thresholds: Thresholds, checked: bool
+) -> Prediction:
+    """The record of an answer; `own` is the model's, for what it promises of suspicion."""
     from biigma_cli.report.predictions import Prediction, prediction
 
     if result.probabilities_Y is None:
@@ -544,6 +560,9 @@ def _record(result: Result, labels: Labels, thresholds: Thresholds, checked: boo
         result.name, result.probabilities_Y.tolist(), labels,
         novelty=result.novelty if checked else None, note=result.note,
         abstain_below=thresholds.abstain_below, suspicious_from=thresholds.suspicious_from,
+        own_Y=None
+        if thresholds.min_sensitivity is None or own.probabilities_Y is None
+        else own.probabilities_Y.tolist(),
     )  # fmt: skip
 
 

@@ -222,7 +222,10 @@ def _settings(settings: Mapping[str, float]) -> str:
         "suspicious_from": "suspicious from a malignancy of {:g} on",
         "min_sensitivity": "which was chosen for a sensitivity of at least {:.1%}",
     }
-    told = [names.get(key, f"{key} {{:g}}").format(value) for key, value in settings.items()]
+    told = [
+        names.get(key, f"{key.replace('prevalence_', 'a prevalence of ')} {{:g}}").format(value)
+        for key, value in settings.items()
+    ]
     return ", ".join(told) or "none"
 
 

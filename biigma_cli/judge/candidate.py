@@ -18,7 +18,7 @@ from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.device import pick_device
 from biigma_cli.engine.evaluate import predict_proba, prepare, to_batch
 from biigma_cli.errors import ModelFileError, UsageError
-from biigma_cli.runtime.limits import NO_LIMITS, StatedLimits
+from biigma_cli.runtime.limits import NOTHING_STATED, Stated
 from biigma_cli.runtime.pipeline import VIEWS, turned
 from biigma_cli.runtime.session import ModelInfo, Predictor, stated
 from biigma_cli.taxonomy import lesion_class
@@ -91,7 +91,7 @@ class Candidate:
     views: int = 1
     fallback: str = ""
     exported: bool = False
-    limits: StatedLimits = NO_LIMITS
+    stated: Stated = NOTHING_STATED
 
     def over_views(self) -> Candidate:
         """One that answers as `biigma predict --tta`: the mean over the square's symmetries.
@@ -112,7 +112,7 @@ class Candidate:
                 novelty = answers.novelty_n if view == 0 else novelty
             return Answers((total / VIEWS).astype(np.float32), novelty)
 
-        return replace(self, run=run, views=VIEWS, limits=NO_LIMITS)
+        return replace(self, run=run, views=VIEWS, stated=NOTHING_STATED)
 
 
 def open_candidate(path: Path, device: str | torch.device) -> Candidate:
@@ -193,7 +193,7 @@ def _open_onnx(path: Path, device: str) -> Candidate:
         device=predictor.provider,
         fallback=predictor.fallback,
         exported=True,
-        limits=StatedLimits.of(info),
+        stated=Stated.of(info),
     )
 
 

@@ -30,7 +30,7 @@ from biigma_cli.metrics import (
     score_weight,
 )
 from biigma_cli.metrics.calibration import wilson
-from biigma_cli.runtime.limits import NO_LIMITS, StatedLimits
+from biigma_cli.runtime.limits import NOTHING_STATED, Stated
 from biigma_cli.taxonomy import DERIVED
 
 
@@ -108,7 +108,7 @@ class Judgement:
     assessment: Assessment
     against: Rival | None = None
     flagged: Flagged | None = None
-    limits: StatedLimits = NO_LIMITS
+    stated: Stated = NOTHING_STATED
     abstention: tuple[Abstention, ...] = ()
     malignancy: Malignancy | None = None
 
@@ -257,7 +257,7 @@ def judge(
         assessment=own,
         against=rival,
         flagged=_flagged(answers, part.labels),
-        limits=found,
+        stated=found,
         abstention=kept,
         malignancy=told_apart,
     )
@@ -265,7 +265,7 @@ def judge(
 
 def _by_limits(
     candidate: Candidate, part_name: str, part: Part, answers: Answers, resamples: int
-) -> tuple[StatedLimits, tuple[Abstention, ...], Malignancy | None]:
+) -> tuple[Stated, tuple[Abstention, ...], Malignancy | None]:
     """The limits, and what they do here.
 
     They are found here on the validation part, which they are for; else as the model states them.
@@ -275,9 +275,9 @@ def _by_limits(
     groups = [g for g, c in zip(part.groups, counted, strict=True) if c]
     flagged_n = None if answers.novelty_n is None else answers.novelty_n[counted] > 1
     malignant = candidate.malignant
-    found = candidate.limits
+    found = candidate.stated
     if part_name == "val" and candidate.exported and candidate.views == 1:
-        found = StatedLimits.find(label_n, proba_nY, malignant, groups, flagged_n=flagged_n)
+        found = Stated.find(label_n, proba_nY, malignant, groups, flagged_n=flagged_n)
     kept: tuple[Abstention, ...] = ()
     if found.abstention is not None:
         kept = abstentions(

@@ -3,7 +3,7 @@
 `confusion` has the figures of answers alone, `assess` all that scores allow (`resampled` and
 `ranks` work them out for many resamples at once), `calibration` how far they can be believed,
 `selective` what is gained by answering only where the model is sure, `screening` how few malignant
-lesions can be made to pass.
+lesions can be made to pass, `prior` what probabilities are where classes are more or less common.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from biigma_cli.metrics.confusion import (
     evaluate,
 )
 from biigma_cli.metrics.names import HALVES, LOWER_IS_BETTER, OVERALL, PER_CLASS, POINTS, TITLES
+from biigma_cli.metrics.prior import ClassPrior, at_prevalence, fit_prior
 from biigma_cli.metrics.screening import (
     ScreeningLimit,
     ScreeningLimits,
@@ -68,6 +69,7 @@ __all__ = [
     "ZERO_WEIGHT",
     "Assessment",
     "ClassFigures",
+    "ClassPrior",
     "Difference",
     "Figure",
     "Figures",
@@ -82,12 +84,14 @@ __all__ = [
     "ScreeningLimits",
     "apply_temperature",
     "assess",
+    "at_prevalence",
     "bootstrap",
     "bootstrap_difference",
     "compare",
     "confusion_figures",
     "confusions",
     "evaluate",
+    "fit_prior",
     "fit_temperature",
     "intervals_title",
     "is_probability",

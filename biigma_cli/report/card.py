@@ -335,6 +335,17 @@ def _figures(part: str, values: dict[str, Any], metadata: dict[str, Any]) -> str
         ]
     if values.get("malignancy"):
         parts += _malignancy(values["malignancy"], own=part == "val")
+    if part == "val" and "prior" in metadata:
+        found = metadata["prior"]
+        rows = [
+            (code, f"{share:.3f}", f"{implied:.3f}")
+            for code, share, implied in zip(codes, found["shares"], found["implied"], strict=True)
+        ]
+        parts += [
+            "Shares of the classes here, and those for which the probabilities would be right on "
+            "average (`biigma predict --prevalence` takes them to other shares):",
+            _table(("class", "share", "implied"), rows),
+        ]
     melanoma = whole["per_class"].get("MEL") if whole else None
     if melanoma and melanoma["support"]:
         rows = [(TITLES[k], *_figure(melanoma[k])) for k in ("auc", "ap", *POINTS)]

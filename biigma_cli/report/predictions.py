@@ -108,6 +108,7 @@ def prediction(
     *,
     abstain_below: float | None = None,
     suspicious_from: float | None = None,
+    own_Y: Sequence[float] | None = None,
     novelty: float | None = None,
     note: str = "",
 ) -> Prediction:
@@ -116,18 +117,18 @@ def prediction(
     Args:
         abstain_below: where no class reaches it, the answer is `CANNOT_SAY`; the figures stay.
         suspicious_from: what is as malignant as this is suspicious, whatever the answer.
+        own_Y: probabilities that this is held against, where they are others.
         novelty: where it is above 1, the answer is `NOT_DERMOSCOPY`, and nothing is said of
             suspicion; the figures stay.
     """
     values = [float(p) for p in probabilities_Y]
     best = max(range(len(values)), key=values.__getitem__)
     unsure = abstain_below is not None and values[best] < abstain_below
-    malignant = None
-    if None not in labels.malignant:
-        malignant = sum(p for p, m in zip(values, labels.malignant, strict=True) if m)
+    malignant = labels.malignancy(values)
     suspicious = None
     if malignant is not None and suspicious_from is not None and not is_novel(novelty):
-        suspicious = malignant >= suspicious_from
+        own = malignant if own_Y is None else labels.malignancy(own_Y)
+        suspicious = own is not None and own >= suspicious_from
     return Prediction(
         path=path,
         label=NOT_DERMOSCOPY if is_novel(novelty) else CANNOT_SAY if unsure else labels.codes[best],
@@ -146,6 +147,12 @@ class Labels:
     codes: tuple[str, ...]
     names: tuple[str, ...]
     malignant: tuple[bool | None, ...]
+
+    def malignancy(self, probabilities_Y: Sequence[float]) -> float | None:
+        """Summed probability of the malignant classes; None where a class may be either."""
+        if None in self.malignant:
+            return None
+        return sum(p for p, m in zip(probabilities_Y, self.malignant, strict=True) if m)
 
     def name(self, code: str) -> str | None:
         """Full name of a class; None for what is none."""

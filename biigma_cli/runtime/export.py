@@ -31,7 +31,7 @@ from biigma_cli.errors import ParityError
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration
 from biigma_cli.runtime.input_check import FittedCheck
-from biigma_cli.runtime.limits import StatedLimits
+from biigma_cli.runtime.limits import Stated
 from biigma_cli.runtime.narrow import NARROW, hold_once
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
@@ -119,7 +119,7 @@ class Exported(NamedTuple):
     parity: Parity
     accuracy: AccuracyChange | None
     check: FittedCheck | None = None
-    limits: StatedLimits | None = None
+    stated: Stated | None = None
 
 
 def export_onnx(
@@ -229,12 +229,12 @@ def export_onnx(
         said = exported
         if labels is None:
             said = trial(proto, values, lambda p: _run(p, validation.pixels))
-        found = StatedLimits.find(
+        found = Stated.find(
             validation.labels, said["probabilities"],
             [lesion_class(code).malignant for code in checkpoint.meta["classes"]],
             validation.groups, flagged_n=said["novelty"] > 1 if "novelty" in said else None,
         )  # fmt: skip
-    values = metadata(checkpoint, metrics, calibration, check=check, export=about, limits=found)
+    values = metadata(checkpoint, metrics, calibration, check=check, export=about, stated=found)
     atomic_write_bytes(path, finished(proto, values))
     return Exported(parity, accuracy, check, found)
 
@@ -289,7 +289,7 @@ def metadata(
     *,
     check: FittedCheck | None = None,
     export: dict[str, Any] | None = None,
-    limits: StatedLimits | None = None,
+    stated: Stated | None = None,
 ) -> dict[str, str]:
     """Metadata of an exported model: JSON values under plain keys, listed in docs/models.md."""
     meta = checkpoint.meta
@@ -328,7 +328,7 @@ def metadata(
         "metrics": metrics or {},
         **({} if calibration is None else {"calibration": calibration.to_dict()}),
         **({} if check is None else {"input_check": check.to_dict()}),
-        **({} if limits is None else limits.to_metadata()),
+        **({} if stated is None else stated.to_metadata()),
         "export": export or {"precision": "fp32"},
         "config": settings,
         "command": meta.get("command", ""),

@@ -29,7 +29,7 @@ from biigma_cli.errors import CheckpointMismatch, ModelFileError, ParityError, U
 from biigma_cli.metrics import Ints
 from biigma_cli.runtime.calibration import Calibration, fit_calibration, softmax
 from biigma_cli.runtime.input_check import FALSE_ALARMS, JUDGED_VIEWS
-from biigma_cli.runtime.limits import StatedLimits
+from biigma_cli.runtime.limits import Stated
 from biigma_cli.runtime.narrow import NARROW, hold_once, serving, widen_weights
 from biigma_cli.runtime.parity import (
     FP32_TOLERANCE,
@@ -75,7 +75,7 @@ class Joined(NamedTuple):
     calibration: Calibration | None
     parameters: int
     left_out: tuple[str, ...]
-    limits: StatedLimits
+    stated: Stated
 
 
 def check_joinable(models: Sequence[ModelInfo]) -> None:
@@ -232,7 +232,7 @@ def join_onnx(
         )
     about |= {"accuracy": accuracy._asdict(), "parity": parity._asdict()}
     flagged_n = None if own.novelty_B is None else own.novelty_B > 1
-    kept = StatedLimits.find(label_n, after, infos[0].malignant, groups, flagged_n=flagged_n)
+    kept = Stated.find(label_n, after, infos[0].malignant, groups, flagged_n=flagged_n)
     values |= kept.to_metadata()
     atomic_write_bytes(path, finished(proto, _encoded(values)))
     return Joined(

@@ -1,4 +1,6 @@
-"""The limits that an exported model states: when not to answer, and what to call suspicious."""
+"""What an exported model states of its validation answers: when not to answer, what to call
+suspicious, and which class shares its probabilities stand for.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,30 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from biigma_cli.metrics import Ints, Limit, Limits, ScreeningLimit, ScreeningLimits
+    from biigma_cli.metrics import ClassPrior, Ints, Limit, Limits, ScreeningLimit, ScreeningLimits
     from biigma_cli.runtime.session import ModelInfo
 
 #: In an exported model's metadata.
 ABSTENTION = "abstention"
 SCREENING = "screening"
+PRIOR = "prior"
 
 _Found = TypeVar("_Found")
 
 
-class StatedLimits(NamedTuple):
-    """All limits of a model, found on its validation part.
+class Stated(NamedTuple):
+    """Found on a model's validation part.
 
     Attributes:
         abstention: on the answer's probability, of "can't say".
         screening: on the malignant classes' probability; None where not every class is known to
             be malignant or benign.
+        prior: class shares; None where the part lacks a class.
     """
 
     abstention: Limits | None = None
     screening: ScreeningLimits | None = None
+    prior: ClassPrior | None = None
 
     @classmethod
     def find(
@@ -43,12 +48,12 @@ class StatedLimits(NamedTuple):
         *,
         flagged_n: npt.NDArray[np.bool_] | None,
     ) -> Self:
-        """Those of a model with these answers; see `metrics.limits` and `screening_limits`.
+        """Of a model with these answers; see `metrics.limits`, `screening_limits`, `fit_prior`.
 
         Args:
             malignant: of each class.
         """
-        from biigma_cli.metrics import limits, malignant_classes, screening_limits
+        from biigma_cli.metrics import fit_prior, limits, malignant_classes, screening_limits
 
         malignant_Y = malignant_classes(malignant)
         return cls(
@@ -56,25 +61,27 @@ class StatedLimits(NamedTuple):
             None
             if malignant_Y is None
             else screening_limits(label_n, proba_nY, malignant_Y, groups, flagged_n=flagged_n),
+            fit_prior(label_n, proba_nY, flagged_n=flagged_n),
         )
 
     @classmethod
     def of(cls, info: ModelInfo) -> Self:
-        """Those a model states. Raises `ModelFileError` where they are damaged."""
-        return cls(_abstention_of(info), _screening_of(info))
+        """What a model states. Raises `ModelFileError` where it is damaged."""
+        return cls(_abstention_of(info), _screening_of(info), prior_of(info))
 
     def to_metadata(self) -> dict[str, dict[str, Any]]:
         """By their keys, those that there are."""
-        both = {ABSTENTION: self.abstention, SCREENING: self.screening}
-        return {key: found.to_dict() for key, found in both.items() if found is not None}
+        every = {ABSTENTION: self.abstention, SCREENING: self.screening, PRIOR: self.prior}
+        return {key: found.to_dict() for key, found in every.items() if found is not None}
 
     def summary(self) -> list[str]:
-        """A line each."""
-        return [found.summary() for found in self if found is not None]
+        """A line for each kind of limit."""
+        both = (self.abstention, self.screening)
+        return [found.summary() for found in both if found is not None]
 
 
 #: Of a model that states none.
-NO_LIMITS = StatedLimits()
+NOTHING_STATED = Stated()
 
 
 def abstention_limit(info: ModelInfo, max_error: float) -> tuple[Limit, Limits]:
@@ -159,6 +166,22 @@ def _screening_of(info: ModelInfo) -> ScreeningLimits | None:
     return _read(info, SCREENING, ScreeningLimits.from_dict)
 
 
+def prior_of(info: ModelInfo) -> ClassPrior | None:
+    """The class shares that a model states; None where it states none.
+
+    Raises `ModelFileError` where they are damaged.
+    """
+    from biigma_cli.metrics import ClassPrior
+
+    def read(plain: Mapping[str, Any]) -> ClassPrior:
+        found = ClassPrior.from_dict(plain)
+        if len(found.shares) != len(info.classes):
+            raise ValueError(f"{len(found.shares)} shares for {len(info.classes)} classes")
+        return found
+
+    return _read(info, PRIOR, read)
+
+
 def _read(info: ModelInfo, key: str, read: Callable[[Mapping[str, Any]], _Found]) -> _Found | None:
     plain = info.metadata.get(key)
     if plain is None:
@@ -167,5 +190,5 @@ def _read(info: ModelInfo, key: str, read: Callable[[Mapping[str, Any]], _Found]
         return read(plain)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
-            f"{info.path} has damaged limits ({key}): {error}", fix="export it again"
+            f"{info.path} has damaged metadata ({key}): {error}", fix="export it again"
         ) from error

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from biigma_cli.runtime.limits import StatedLimits
+from biigma_cli.runtime.limits import Stated
 from biigma_cli.storage import atomic_write_bytes
 
 # Of figures: what names the machine's files, or is far larger than the figures.
@@ -19,7 +19,7 @@ def storable(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def store_figures(
-    path: Path, part: str, figures: dict[str, Any], *, limits: StatedLimits | None = None
+    path: Path, part: str, figures: dict[str, Any], *, stated: Stated | None = None
 ) -> dict[str, Any]:
     """Keep the figures that the file itself had on a part, in the place of its checkpoint's.
 
@@ -43,7 +43,7 @@ def store_figures(
     values = {entry.key: entry for entry in proto.metadata_props}
     metrics = json.loads(values["metrics"].value) if "metrics" in values else {}
     metrics[part] = {**storable(figures), "judged": "file"}
-    new = {"metrics": metrics, **({} if limits is None else limits.to_metadata())}
+    new = {"metrics": metrics, **({} if stated is None else stated.to_metadata())}
     for key, value in new.items():
         entry = values.get(key) or proto.metadata_props.add(key=key)
         entry.value = json.dumps(value)

@@ -87,7 +87,7 @@ def test_a_model_without_limits(tmp_path: Path, pictures: Path) -> None:
         stating(tmp_path / "d.onnx", abstention={"rows": [[1]]}), pictures, "--max-error", ".1"
     )
     assert done.code == 3
-    assert "damaged limits" in done.err
+    assert "damaged metadata" in done.err
     assert ask(tmp_path / "d.onnx", pictures).code == 0
 
 

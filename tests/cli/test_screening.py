@@ -163,7 +163,7 @@ def test_a_model_without_limits(tmp_path: Path, pictures: Path) -> None:
     damaged = stating(tmp_path / "d.onnx", screening={"rows": [[1]]})
     done = ask(damaged, pictures, "--min-sensitivity", ".9")
     assert done.code == 3
-    assert "damaged limits (screening)" in done.err
+    assert "damaged metadata (screening)" in done.err
     assert ask(damaged, pictures, "--max-error", ".2").code == 0
 
 

@@ -1,0 +1,170 @@
+"""`predict --prevalence`, and where a model's class shares come from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biigma_cli.metrics import ClassPrior, at_prevalence
+from biigma_cli.report.card import model_card
+from biigma_cli.runtime.session import Predictor
+from tests.cli.test_abstention import ask, stating, stripped
+from tests.cli.test_screening import PLAIN as SCREENING
+from tests.conftest import call
+from tests.runtime.test_pipeline import CODES, toy_model
+
+PRIOR = ClassPrior(images=1000, shares=(0.1, 0.7, 0.2), implied=(0.2, 0.5, 0.3))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """One that states class shares, and limits."""
+    return stating(tmp_path / "m.onnx", prior=PRIOR.to_dict(), screening=SCREENING)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    """Of a CSV."""
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def figures(rows: list[dict[str, str]]) -> np.ndarray:
+    """Probabilities of a CSV's rows."""
+    return np.array([[float(row[code]) for code in CODES] for row in rows])
+
+
+def test_probabilities_and_answers(model: Path, pictures: Path) -> None:
+    """Each is Bayes' rule on the model's own; answer and malignant probability follow."""
+    own = rows_of(ask(model, pictures, "--format", "csv").out)
+    done = ask(model, pictures, "--prevalence", "MEL=0.01, BCC=0.9", "--format", "csv")
+    assert done.code == 0, done.err
+    rows = rows_of(done.out)
+    wanted = at_prevalence(figures(own), PRIOR.weights((0.01, 0.09, 0.9)))
+    assert figures(rows) == pytest.approx(wanted, abs=2e-5)
+    assert [r["label"] for r in rows] == [CODES[i] for i in wanted.argmax(1)]
+    assert [r["label"] for r in rows] != [r["label"] for r in own]
+    for row, p in zip(rows, wanted, strict=True):
+        assert float(row["malignant_probability"]) == pytest.approx(p[0] + p[2], abs=2e-5)
+        assert row["settings"] == "prevalence_MEL=0.01 prevalence_BCC=0.9"
+    assert "probabilities where MEL 1.00%, NV 9.00%, BCC 90.00%" in done.err
+    assert "validation images are MEL 10.00%, NV 70.00%, BCC 20.00%" in done.err
+
+
+def test_all_malignant_classes(model: Path, pictures: Path) -> None:
+    """Together; within them and the others as in the data."""
+    done = ask(model, pictures, "--prevalence", "malignant=0.03", "--format", "csv")
+    same = ask(model, pictures, "--prevalence", "MEL=0.01,BCC=0.02", "--format", "csv")
+    assert figures(rows_of(done.out)) == pytest.approx(figures(rows_of(same.out)), abs=2e-5)
+    assert rows_of(done.out)[0]["settings"] == "prevalence_malignant=0.03"
+
+
+def test_suspicion(model: Path, pictures: Path) -> None:
+    """A promised sensitivity is of the model's own probabilities; a limit by hand of those said."""
+    words = ("--prevalence", "MEL=0.001,BCC=0.001", "--format", "csv")
+    own = rows_of(ask(model, pictures, "--min-sensitivity", "0.9", "--format", "csv").out)
+    kept = rows_of(ask(model, pictures, "--min-sensitivity", "0.9", *words).out)
+    assert [r["suspicious"] for r in kept] == [r["suspicious"] for r in own]
+    assert "yes" in {r["suspicious"] for r in kept}
+    by_hand = rows_of(ask(model, pictures, "--suspicious-from", "0.7", *words).out)
+    assert {r["suspicious"] for r in by_hand} == {"no"}
+
+
+def test_each_form(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The page and the pictures show the answer that the row has."""
+    page = tmp_path / "page.html"
+    words = ("--prevalence", "MEL=0.01,BCC=0.9")
+    done = ask(model, pictures, *words, "--report", page, "--format", "jsonl")
+    assert done.code == 0, done.err
+    told = [json.loads(line) for line in done.out.splitlines()]
+    text = page.read_text(encoding="utf-8")
+    assert "a prevalence of MEL 0.01, a prevalence of BCC 0.9" in text
+    for row in told:
+        assert f"answered {row['label']}" in text
+        assert row["settings"] == {"prevalence_MEL": 0.01, "prevalence_BCC": 0.9}
+
+
+def test_resumed_with_other_shares(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Rows made for others are refused."""
+    target = tmp_path / "a.csv"
+    assert ask(model, pictures, "--prevalence", "MEL=0.1", "-o", target).code == 0
+    target.rename(tmp_path / "a.csv.part")
+    done = ask(model, pictures, "--prevalence", "MEL=0.2", "-o", target, "--resume")
+    assert done.code == 3
+    assert "settings" in done.err
+    assert ask(model, pictures, "--prevalence", "MEL=0.1", "-o", target, "--resume").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("MEL",), "'MEL' is no share of a class"),
+        (("",), "'' is no share of a class"),
+        (("MEL=1%",), "'MEL=1%'"),
+        (("MEL=1.5",), "shares from 0 to 1"),
+        (("MEL=nan",), "'MEL=nan'"),
+        (("MEL=.1,MEL=.2",), "names MEL twice"),
+        (("mel=.1",), "did you mean MEL?"),
+        (("XYZ=.1",), "choose from: MEL, NV, BCC"),
+        (("MEL=.6,NV=.6",), "the shares sum to 1.2"),
+        (("MEL=.1,NV=.1,BCC=.1",), "the shares sum to 0.3"),
+        (("malignant=.1,MEL=.1",), "malignant goes with no other class"),
+        (("MEL=.1", "--tta"), "not those of --tta"),
+        (("MEL=.1", "--max-error", "0.2"), "limits of --max-error"),
+    ],
+)
+def test_what_cannot_be(
+    model: Path, pictures: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    """One message, and nothing is written."""
+    target = tmp_path / "a.csv"
+    done = ask(model, pictures, "--prevalence", *words, "-o", target)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("fix:") == 1
+    assert not target.exists()
+
+
+def test_a_model_without_shares(tmp_path: Path, pictures: Path) -> None:
+    """It says how to get them; damaged ones are an error of the file, for this option alone."""
+    done = ask(toy_model(tmp_path / "m.onnx"), pictures, "--prevalence", "MEL=0.1")
+    assert done.code == 2
+    assert "states no class shares" in done.err
+    assert "--split val --store" in done.err
+    short = ClassPrior(images=9, shares=(0.5, 0.5), implied=(0.5, 0.5)).to_dict()
+    for wrong in ({"shares": 1}, short):
+        damaged = toy_model(tmp_path / "d.onnx", prior=wrong)
+        done = ask(damaged, pictures, "--prevalence", "MEL=0.1")
+        assert done.code == 3
+        assert "damaged metadata (prior)" in done.err
+        assert ask(damaged, pictures).code == 0
+
+
+def test_a_model_that_cannot_tell(tmp_path: Path, pictures: Path) -> None:
+    """Shares of classes are taken, one of the malignant is not."""
+    blind = toy_model(tmp_path / "b.onnx", prior=PRIOR.to_dict(), malignant=[None] * 3)
+    assert ask(blind, pictures, "--prevalence", "MEL=0.1").code == 0
+    done = ask(blind, pictures, "--prevalence", "malignant=0.1")
+    assert done.code == 2
+    assert "does not tell malignant from benign" in done.err
+
+
+def test_stored(tiny_onnx: Path, tmp_path: Path) -> None:
+    """The export found them; `eval --split val --store` finds the same, and the card shows them."""
+    wanted = Predictor(tiny_onnx, device="cpu").info.metadata["prior"]
+    assert ClassPrior.from_dict(wanted).images > 0
+    path = stripped(tiny_onnx, tmp_path / "m.onnx", "prior")
+    said = Predictor(path, device="cpu").info.metadata
+    card = model_card("m", said, parameters=1, megabytes=1.0, commands=[])
+    path.with_suffix(".md").write_text(card, encoding="utf-8")
+    done = call("eval", "--model", path, "--split", "val", "--store", "--resamples", "20")
+    assert done.code == 0, done.err
+    found = Predictor(path, device="cpu").info.metadata["prior"]
+    assert found["shares"] == wanted["shares"]
+    assert found["implied"] == pytest.approx(wanted["implied"], rel=1e-3)
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| class | share | implied |" in card
+    assert f"{found['implied'][0]:.3f}" in card
