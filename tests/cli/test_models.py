@@ -21,7 +21,7 @@ def test_all_that_ship() -> None:
     assert f"{DEFAULT_MODEL} (default)\n  mixed precisions, 15.9 MB" in shown
     assert "the mean of 2 networks: lite0-corners, biigma-light-isic18" in shown
     assert "biigma-light-isic18\n  float32, 15.8 MB" in shown
-    assert "biigma-edge-isic18\n  int8, 4.5 MB" in shown
+    assert "biigma-edge-isic18\n  int8, 4.6 MB" in shown
     assert "biigma-lite0-isic17\n  float16 weights, 10.4 MB, images of 224 x 224" in shown
     assert "biigma-light-isic17\n  int8, 4.5 MB, images of 224 x 224, CC-BY-NC-4.0" in shown
     assert "classes: MEL, NV, BCC, AKIEC, BKL, DF, VASC" in shown
