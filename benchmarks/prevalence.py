@@ -23,6 +23,7 @@ import numpy as np
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.submission import read_predictions
 from biigma_cli.errors import BiigmaError
+from biigma_cli.judge.prevalence import judge_at
 from biigma_cli.metrics import at_prevalence, fit_prior, log_probability
 
 SHARES = (None, 0.005, 0.02, 0.1, 0.4)
@@ -85,36 +86,31 @@ def main() -> None:
     print("\nshares of the validation part, and implied: " + ", ".join(
         f"{c} {s:.3f} {q:.3f}" for c, s, q in zip(codes, prior.shares, prior.implied, strict=True)
     ))  # fmt: skip
-    here = np.bincount(truth, minlength=len(codes)) / len(truth)
-    draws = np.random.default_rng(0).multinomial(
-        group.max() + 1, np.full(group.max() + 1, 1 / (group.max() + 1)), size=RESAMPLES
-    )[:, group]
     print(f"\ntest part, {len(truth)} images, weighted\n")
     print(
         "| malignant | written as malignant, on average: before, after | log loss: before, after "
         "| difference | accuracy: before, after |\n|---|---|---|---|---|"
     )
     for share in SHARES:
-        wanted = np.array(prior.shares)
-        weight = np.ones(len(truth))
-        if share is not None:
-            wanted = np.where(malignant, share * wanted / wanted[malignant].sum(),
-                              (1 - share) * wanted / wanted[~malignant].sum())  # fmt: skip
-            weight = (wanted / here)[truth]
-        after = at_prevalence(test, prior.weights(wanted.tolist()))
-        change = losses(after, truth) - losses(test, truth)
-        low, high = np.quantile((draws * weight) @ change / (draws * weight).sum(1), (0.025, 0.975))
-
-        def mean(value: np.ndarray, weight: np.ndarray = weight) -> float:
-            return float(np.average(value, weights=weight))
-
-        is_malignant = malignant[truth]
+        if share is None:
+            wanted = np.bincount(truth, minlength=len(codes)) / len(truth)
+        else:
+            own = np.array(prior.shares)
+            wanted = np.where(malignant, share * own / own[malignant].sum(),
+                              (1 - share) * own / own[~malignant].sum())  # fmt: skip
+        found = judge_at(
+            wanted.tolist(), truth, test, codes, malignant.tolist(), group.astype(str).tolist(),
+            weight_Y=prior.weights(wanted.tolist()), resamples=RESAMPLES,
+        )  # fmt: skip
+        change = found.difference["log_loss"]
         cells = [
-            f"{mean(is_malignant):.1%}" + " (as it is)" * (share is None),
-            ", ".join(f"{mean(p[:, malignant].sum(1)):.1%}" for p in (test, after)),
-            ", ".join(f"{mean(losses(p, truth)):.3f}" for p in (test, after)),
-            f"{mean(change):+.3f} ({low:+.3f} to {high:+.3f})",
-            ", ".join(f"{mean(p.argmax(1) == truth):.3f}" for p in (test, after)),
+            f"{wanted[malignant].sum():.1%}" + " (as it is)" * (share is None),
+            *(
+                ", ".join(form.format(figures[name].value) for figures in found.answers.values())
+                for name, form in (("malignancy", "{:.1%}"), ("log_loss", "{:.3f}"))
+            ),
+            f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})",
+            ", ".join(f"{figures['accuracy'].value:.3f}" for figures in found.answers.values()),
         ]
         print(f"| {' | '.join(cells)} |")
 

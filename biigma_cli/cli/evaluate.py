@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.evaluate_prevalence import PrevalenceOption
 from biigma_cli.cli.options import DataDirOption, RunsOption
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def evaluate(
             help="Show every perturbation of a few images there (.png).",
         ),
     ] = None,
+    prevalence: PrevalenceOption = None,
     tta: Annotated[
         bool,
         typer.Option(
@@ -157,6 +159,7 @@ def evaluate(
     probabilities, a checkpoint on those it was trained to. Without --run and --model: the newest
     run in runs/, else the shipped model.
     """
+    from biigma_cli.cli.prevalence import parse_shares
     from biigma_cli.cli.progress import Progress
     from biigma_cli.cli.targets import check_distinct, check_ending
     from biigma_cli.data.splits import PARTS
@@ -177,11 +180,13 @@ def evaluate(
             check_writable(target)
     from biigma_cli.cli import (
         evaluate_maps,
+        evaluate_prevalence,
         evaluate_report,
         evaluate_robustness,
         evaluate_store,
     )
 
+    named = None if prevalence is None else parse_shares(prevalence)
     evaluate_maps.check_picture(heads)
     evaluate_robustness.check_options(
         robustness, robustness_images, robustness_figure, robustness_sheet
@@ -224,6 +229,7 @@ def evaluate(
     with Progress("drawing", "images") as drawing:
         manifest = load_dataset(candidate.data, progress=drawing)
     evaluate_robustness.check_masks(robustness, manifest)
+    shares = evaluate_prevalence.shares_for(named, candidate, manifest, split)
     with ExitStack() as stack:
 
         def bar(title: str, unit: str) -> Callable[[int, int], None]:
@@ -242,8 +248,8 @@ def evaluate(
             resamples=resamples, device=device, bar=bar, warn=note,
         )  # fmt: skip
         judged = judge(
-            candidate, manifest, split, against=second, resamples=resamples, warn=note,
-            decoding=bar("decoding", "images"), running=bar("judging", "images"),
+            candidate, manifest, split, against=second, shares=shares, resamples=resamples,
+            warn=note, decoding=bar("decoding", "images"), running=bar("judging", "images"),
             resampling=bar("resampling", "resamples"),
         )  # fmt: skip
         perturbed = evaluate_robustness.measure(
@@ -312,7 +318,7 @@ def evaluate(
         whole = {**judged.to_dict(), "published": evaluate_report.published_json(judged)}
         if apart is not None:
             whole["subgroups"] = apart.to_dict()
-        whole |= asked
+        whole |= {**asked, **evaluate_prevalence.plain(judged)}
         typer.echo(json.dumps(whole, indent=2))
     else:
         shown = evaluate_report.subgroup_items(apart) if subgroups and apart is not None else []
@@ -440,6 +446,7 @@ def _draw(judged: Judgement, path: Path) -> None:
 
 def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
     """Everything for the terminal, `more` last."""
+    from biigma_cli.cli.evaluate_prevalence import items as prevalence_items
     from biigma_cli.cli.evaluate_report import published_items
     from biigma_cli.report.tables import (
         abstention_table,
@@ -476,6 +483,7 @@ def _tables(judged: Judgement, more: Sequence[Table | str] = ()) -> str:
         *tables,
         *([abstention_table([a.to_dict() for a in judged.abstention])] * bool(judged.abstention)),
         *([] if judged.malignancy is None else [screening_table(judged.malignancy.to_dict())]),
+        *prevalence_items(judged),
         *published_items(judged),
         *more,
     ]

@@ -154,6 +154,7 @@ def write_report(
             against=against,
             abstention=[a.to_dict() for a in judged.abstention],
             malignancy=None if judged.malignancy is None else judged.malignancy.to_dict(),
+            prevalence=None if judged.prevalence is None else judged.prevalence.to_dict(),
             saliency=saliency,
             robustness=robustness,
             heads=heads,

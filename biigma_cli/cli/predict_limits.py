@@ -109,7 +109,7 @@ class Thresholds(NamedTuple):
                     fix="leave --no-input-check out",
                 )
         if self.suspicious_from is not None:
-            check_tells_malignant(info, "--suspicious-from")
+            check_tells_malignant(info.name, info.classes, info.malignant, "--suspicious-from")
         found = self
         if self.max_error is not None:
             found = found._replace(abstain_below=_abstain_below(info, self.max_error))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 
 import typer
 
 from biigma_cli.cli.boundary import note
+from biigma_cli.cli.prevalence import parse_shares, told_shares, whole_shares
 
 if TYPE_CHECKING:
-    from biigma_cli.metrics import ClassPrior, Floats
+    from biigma_cli.metrics import Floats
     from biigma_cli.runtime.pipeline import Result
     from biigma_cli.runtime.session import ModelInfo
 
@@ -24,9 +24,6 @@ PrevalenceOption = Annotated[
         "answers are then for these.",
     ),
 ]
-#: All malignant and pre-malignant classes together.
-MALIGNANT = "malignant"
-_EXAMPLE = "write it as MEL=0.01,BCC=0.02, shares from 0 to 1"
 
 
 def parse_prevalence(text: str, *, tta: bool, max_error: float | None) -> dict[str, float]:
@@ -44,19 +41,7 @@ def parse_prevalence(text: str, *, tta: bool, max_error: float | None) -> dict[s
             "--prevalence corrects the probabilities of one view, not those of --tta",
             fix="leave one of the two out",
         )
-    named: dict[str, float] = {}
-    for item in text.split(","):
-        code, equals, share = (part.strip() for part in item.partition("="))
-        try:
-            value = float(share)
-        except ValueError:
-            value = float("nan")
-        if not code or not equals or not 0 <= value <= 1:
-            raise UsageError(f"--prevalence: {item.strip()!r} is no share of a class", fix=_EXAMPLE)
-        if code in named:
-            raise UsageError(f"--prevalence names {code} twice", fix="name each class once")
-        named[code] = value
-    return named
+    return parse_shares(text)
 
 
 class Prevalence(NamedTuple):
@@ -88,15 +73,10 @@ class Prevalence(NamedTuple):
                 fix=f"run 'biigma eval --model {info.path} --split val --store', which finds them "
                 "on the validation images",
             )
-        try:
-            shares = prior.whole(_by_index(named, info, prior))
-        except ValueError as error:
-            raise UsageError(
-                f"--prevalence: {error}", fix="give shares that sum to 1, or leave classes out"
-            ) from None
+        shares = whole_shares(named, info.classes, info.malignant, prior.shares, info.name)
         note(
-            f"probabilities where {_told(info, shares)}; the model's validation images are "
-            f"{_told(info, prior.shares)}"
+            f"probabilities where {told_shares(info.classes, shares)}; the model's validation "
+            f"images are {told_shares(info.classes, prior.shares)}"
         )
         return cls(named, prior.weights(shares))
 
@@ -114,31 +94,3 @@ class Prevalence(NamedTuple):
             return result
         found_Y = at_prevalence(result.probabilities_Y, self.weights_Y)
         return result._replace(probabilities_Y=found_Y.astype(np.float32))
-
-
-def _by_index(named: dict[str, float], info: ModelInfo, prior: ClassPrior) -> dict[int, float]:
-    from biigma_cli.errors import UsageError
-    from biigma_cli.runtime.limits import check_tells_malignant
-
-    if MALIGNANT in named and MALIGNANT not in info.classes:
-        check_tells_malignant(info, f"--prevalence {MALIGNANT}")
-        if len(named) > 1:
-            raise UsageError(
-                f"--prevalence: {MALIGNANT} goes with no other class", fix="name either"
-            )
-        own = {i: s for i, s in enumerate(prior.shares) if info.malignant[i]}
-        return {i: s * named[MALIGNANT] / sum(own.values()) for i, s in own.items()}
-    for code in named:
-        if code not in info.classes:
-            near = difflib.get_close_matches(code.upper(), info.classes, n=1)
-            raise UsageError(
-                f"--prevalence: {info.name} has no class {code!r}",
-                fix=f"did you mean {near[0]}?"
-                if near
-                else f"choose from: {', '.join(info.classes)}",
-            )
-    return {info.classes.index(code): share for code, share in named.items()}
-
-
-def _told(info: ModelInfo, shares: tuple[float, ...]) -> str:
-    return ", ".join(f"{c} {s:.2%}" for c, s in zip(info.classes, shares, strict=True))

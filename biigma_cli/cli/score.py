@@ -80,6 +80,15 @@ def score(
             help="Also say what calling images suspicious from P on does, likewise.",
         ),
     ] = None,
+    prevalence: Annotated[
+        str | None,
+        typer.Option(
+            "--prevalence",
+            metavar="CODE=SHARE,...",
+            help="Also the figures where classes have such shares, as MEL=0.01,BCC=0.02 or "
+            "malignant=0.03, PPV and NPV among them; the others share the rest as in the truth.",
+        ),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Judge predictions in the ISIC submission form, or those of biigma predict.
@@ -90,6 +99,7 @@ def score(
     Brier score and calibration error then need --normalise. The image that the official scorer
     leaves out, ISIC_0035068, is left out here, too.
     """
+    from biigma_cli.cli.prevalence import parse_shares
     from biigma_cli.data.submission import (
         common,
         match,
@@ -100,6 +110,7 @@ def score(
     from biigma_cli.errors import DataError
     from biigma_cli.metrics import compare
 
+    named = None if prevalence is None else parse_shares(prevalence)
     known = read_truth(truth)
     files = [read_predictions(path) for path in (predictions, against) if path is not None]
     for file in files:
@@ -137,13 +148,15 @@ def score(
     differences = {name: compare(tasks[name], other) for name, other in others.items()}
     _notes(first, tasks, others)
     limits = _limits(first, abstain_below, suspicious_from, resamples, seed)
+    rarer = {} if named is None else _at_prevalence(named, first, suspicious_from, resamples, seed)
     if json_:
         import json
 
         result = _result(tasks, others, differences, against)
-        named = {"predictions": str(predictions), "truth": str(truth)}
-        typer.echo(json.dumps({**named, **result, **limits}, indent=2))
+        named_files = {"predictions": str(predictions), "truth": str(truth)}
+        typer.echo(json.dumps({**named_files, **result, **limits, **rarer}, indent=2))
         return
+    from biigma_cli.report.prevalence import prevalence_items
     from biigma_cli.report.tables import abstention_table, render, screening_table, table_width
 
     tty = sys.stdout.isatty()
@@ -153,6 +166,8 @@ def score(
         items.append(abstention_table(limits["abstention"]))
     if "malignancy" in limits:
         items.append(screening_table(limits["malignancy"]))
+    if rarer:
+        items += prevalence_items(rarer["prevalence"])
     typer.echo(render(*items, width=table_width(tty=tty), colour=tty), nl=False)
 
 
@@ -244,6 +259,52 @@ def _limits(
             fix="leave it out",
         )
     return plain
+
+
+def _at_prevalence(
+    named: dict[str, float],
+    matched: Matched,
+    suspicious_from: float | None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Figures where classes have other shares, as for JSON.
+
+    Raises:
+        UsageError: shares that cannot be, or no probabilities to judge.
+    """
+    import numpy as np
+
+    from biigma_cli.cli.prevalence import check_images, whole_shares
+    from biigma_cli.errors import UsageError
+    from biigma_cli.judge.prevalence import judge_at
+    from biigma_cli.taxonomy import lesion_class
+
+    if matched.binary:
+        raise UsageError(
+            "--prevalence is for probabilities of classes, not for the two questions of 2017",
+            fix="leave it out",
+        )
+    if len(matched.unlike_one):
+        raise UsageError(
+            f"--prevalence is for probabilities, and {len(matched.unlike_one)} rows do not sum to "
+            "1",
+            fix="add --normalise, which divides each row by its sum",
+        )
+    counted, groups = matched.counted, matched.groups or matched.ids
+    label_n = matched.label_n[counted]
+    images = np.bincount(label_n, minlength=len(matched.codes)).tolist()
+    malignant = [lesion_class(code).malignant for code in matched.codes]
+    own = [n / len(label_n) for n in images]
+    shares = whole_shares(named, matched.codes, malignant, own, "the truth")
+    check_images(matched.codes, shares, images, "the truth")
+    found = judge_at(
+        shares, label_n, matched.score_nY[counted], matched.codes, malignant,
+        [g for g, c in zip(groups, counted, strict=True) if c],
+        limits=[] if suspicious_from is None else [(None, suspicious_from)],
+        resamples=resamples, seed=seed,
+    )  # fmt: skip
+    return {"prevalence": found.to_dict()}
 
 
 def _notes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from biigma_cli.errors import CheckpointMismatch
 from biigma_cli.judge import abstention, screening
 from biigma_cli.judge.abstention import Abstention, abstentions
 from biigma_cli.judge.candidate import Answers, Candidate, Progress
+from biigma_cli.judge.prevalence import AtPrevalence, judge_at
 from biigma_cli.judge.screening import Malignancy, screen
 from biigma_cli.metrics import (
     HEADLINE,
@@ -93,6 +94,7 @@ class Judgement:
         abstention: what not answering does on this part.
         malignancy: malignant against benign, and what calling images suspicious does; None where
             not every class is known to be either, or there are images of one kind alone.
+        prevalence: figures where classes have other shares; None where not asked for.
     """
 
     model: str
@@ -111,6 +113,7 @@ class Judgement:
     stated: Stated = NOTHING_STATED
     abstention: tuple[Abstention, ...] = ()
     malignancy: Malignancy | None = None
+    prevalence: AtPrevalence | None = None
 
     @property
     def binary(self) -> bool:
@@ -118,7 +121,7 @@ class Judgement:
         return self.split.dataset in DERIVED
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but images and probabilities, for JSON.
+        """All of the part as it is, but images and probabilities, for JSON.
 
         `assessment` is the whole; counts of answers and the headline's intervals also stand at the
         top, where they have always been.
@@ -198,6 +201,7 @@ def judge(
     part_name: str,
     *,
     against: Candidate | None = None,
+    shares: Sequence[float] | None = None,
     resamples: int = 2000,
     decoding: Progress = lambda *_: None,
     running: Progress = lambda *_: None,
@@ -209,6 +213,8 @@ def judge(
     Args:
         against: a second model; paired differences (first - second) are added. It must have been
             trained with the same split, or its test images may be among those it has seen.
+        shares: `(Y,)` of the classes, together 1, for figures where they are such; 0 for a class
+            of which the part has no image.
         resamples: of the bootstrap; 0 gives figures without intervals.
 
     Raises:
@@ -241,7 +247,9 @@ def judge(
     if against is not None:
         _, other = run(against)
         rival = Rival(against.name, against.temperature, other, compare(own, other))
-    found, kept, told_apart = _by_limits(candidate, part_name, part, answers, resamples)
+    found, kept, told_apart, rarer = _by_limits(
+        candidate, part_name, part, answers, shares, resamples
+    )
     records = manifest.by_id()
     return Judgement(
         model=candidate.name,
@@ -260,13 +268,19 @@ def judge(
         stated=found,
         abstention=kept,
         malignancy=told_apart,
+        prevalence=rarer,
     )
 
 
 def _by_limits(
-    candidate: Candidate, part_name: str, part: Part, answers: Answers, resamples: int
-) -> tuple[Stated, tuple[Abstention, ...], Malignancy | None]:
-    """The limits, and what they do here.
+    candidate: Candidate,
+    part_name: str,
+    part: Part,
+    answers: Answers,
+    shares: Sequence[float] | None,
+    resamples: int,
+) -> tuple[Stated, tuple[Abstention, ...], Malignancy | None, AtPrevalence | None]:
+    """The limits, and what they do here and where classes have such shares.
 
     They are found here on the validation part, which they are for; else as the model states them.
     """
@@ -288,7 +302,15 @@ def _by_limits(
         screening.promised(found.screening), label_n, proba_nY, malignant, groups,
         flagged_n=flagged_n, resamples=resamples,
     )  # fmt: skip
-    return found, kept, told_apart
+    rarer = None
+    if shares is not None:
+        rarer = judge_at(
+            shares, label_n, proba_nY, candidate.classes, malignant, groups,
+            limits=screening.promised(found.screening),
+            weight_Y=None if found.prior is None else found.prior.weights(shares),
+            flagged_n=flagged_n, resamples=resamples,
+        )  # fmt: skip
+    return found, kept, told_apart, rarer
 
 
 def _flagged(answers: Answers, label_n: Ints) -> Flagged | None:

@@ -45,7 +45,7 @@ from biigma_cli.metrics.confusion import (
     evaluate,
 )
 from biigma_cli.metrics.names import HALVES, LOWER_IS_BETTER, OVERALL, PER_CLASS, POINTS, TITLES
-from biigma_cli.metrics.prior import ClassPrior, at_prevalence, fit_prior
+from biigma_cli.metrics.prior import ClassPrior, at_prevalence, complete_shares, fit_prior
 from biigma_cli.metrics.screening import (
     ScreeningLimit,
     ScreeningLimits,
@@ -88,6 +88,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_difference",
     "compare",
+    "complete_shares",
     "confusion_figures",
     "confusions",
     "evaluate",

@@ -47,23 +47,6 @@ class ClassPrior:
     shares: tuple[float, ...]
     implied: tuple[float, ...]
 
-    def whole(self, named: Mapping[int, float]) -> tuple[float, ...]:
-        """Shares of all classes, where the named ones have theirs.
-
-        The others share what is left, in proportion to `shares`.
-
-        Raises:
-            ValueError: a share outside 0 to 1, more than 1 together, or less though all are named.
-        """
-        if not all(0 <= share <= 1 for share in named.values()):
-            raise ValueError("a share is from 0 to 1")
-        left = 1 - sum(named.values())
-        others = sum(s for i, s in enumerate(self.shares) if i not in named)
-        if left < -1e-6 or (left > 1e-6 and not others):
-            raise ValueError(f"the shares sum to {1 - left:g}")
-        scale = max(left, 0.0) / others if others else 0.0
-        return tuple(named.get(i, s * scale) for i, s in enumerate(self.shares))
-
     def weights(self, prevalence: Sequence[float]) -> Floats:
         """`(Y,)`, what each probability is multiplied with before all are divided by their sum."""
         found: Floats = np.asarray(prevalence, np.float64) / np.asarray(self.implied)
@@ -90,6 +73,24 @@ class ClassPrior:
         if len(shares) != len(implied):
             raise ValueError(f"{len(shares)} and {len(implied)} shares")
         return cls(images=int(plain["images"]), shares=shares, implied=implied)
+
+
+def complete_shares(own: Sequence[float], named: Mapping[int, float]) -> tuple[float, ...]:
+    """Shares of all classes, where the named ones have theirs.
+
+    The others share what is left, in proportion to their own.
+
+    Raises:
+        ValueError: a share outside 0 to 1, more than 1 together, or less though all are named.
+    """
+    if not all(0 <= share <= 1 for share in named.values()):
+        raise ValueError("a share is from 0 to 1")
+    left = 1 - sum(named.values())
+    others = sum(s for i, s in enumerate(own) if i not in named)
+    if left < -1e-6 or (left > 1e-6 and not others):
+        raise ValueError(f"the shares sum to {1 - left:g}")
+    scale = max(left, 0.0) / others if others else 0.0
+    return tuple(named.get(i, s * scale) for i, s in enumerate(own))
 
 
 def fit_prior(

@@ -117,7 +117,7 @@ def screening_limit(
             malignant or benign.
         ModelFileError: they are damaged.
     """
-    check_tells_malignant(info, "--min-sensitivity")
+    check_tells_malignant(info.name, info.classes, info.malignant, "--min-sensitivity")
     found = _screening_of(info)
     if found is None:
         raise _without(info, "--min-sensitivity", "--suspicious-from")
@@ -134,14 +134,15 @@ def screening_limit(
     return limit, found
 
 
-def check_tells_malignant(info: ModelInfo, option: str) -> None:
+def check_tells_malignant(
+    name: str, classes: Sequence[str], malignant: Sequence[bool | None], option: str
+) -> None:
     """Raise `UsageError` where not every class of a model is known to be malignant or benign."""
     from biigma_cli.metrics import malignant_classes
 
-    if malignant_classes(info.malignant) is None:
+    if malignant_classes(malignant) is None:
         raise UsageError(
-            f"{info.name} does not tell malignant from benign: its classes are "
-            f"{', '.join(info.classes)}",
+            f"{name} does not tell malignant from benign: its classes are {', '.join(classes)}",
             fix=f"use another model, or leave {option} out",
         )
 

@@ -325,13 +325,15 @@ def test_a_gpu_that_is_not_used(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("--reliability", "a.pdf", "neither .svg nor .png"),
         ("--reliability", "folder.png", "is a folder"),
-        ("--predictions-out", "folder.png", "is a folder"),
+        ("--predictions-out", "folder.csv", "is a folder"),
+        ("--predictions-out", "a.png", "is no .csv file"),
         ("--predictions-out", "plain/a.csv", "plain"),
     ],
 )
 def test_targets(tiny_run: Path, tmp_path: Path, option: str, name: str, word: str) -> None:
     """Where nothing can be written is said before the work."""
-    (tmp_path / "folder.png").mkdir()
+    for folder in ("folder.png", "folder.csv"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "plain").write_text("")
     refused(call("eval", "--run", tiny_run, option, tmp_path / name), word, code=2)
     refused(call("eval", "--run", tiny_run, option, tmp_path / name, "--json"), word, code=2)
@@ -345,13 +347,23 @@ def test_outputs_that_would_replace_each_other(
     shutil.copy(tiny_onnx, model)
     before = model.read_bytes()
     words = "a file that is read"
+    link = tmp_path / "link.csv"
+
+    def linked(to: Path) -> tuple[str, Path]:
+        """A table by its name, and in truth the file."""
+        link.unlink(missing_ok=True)
+        link.symlink_to(to)
+        return "--predictions-out", link
+
     for name in ("m.onnx", "m.md"):
         done = call("eval", "--model", model, "--predictions-out", tmp_path / name, *FAST)
-        refused(done, f"--predictions-out {tmp_path / name}", words, code=2)
-    target = ("--predictions-out", tiny_run / "eval-test.json")
+        refused(done, f"--predictions-out {tmp_path / name} is no .csv file", code=2)
+        done = call("eval", "--model", model, *linked(tmp_path / name), *FAST)
+        refused(done, f"--predictions-out {link}", words, code=2)
+    target = linked(tiny_run / "eval-test.json")
     refused(call("eval", "--run", tiny_run, *target, *FAST), words, code=2)
     refused(
-        call("eval", "--model", tiny_onnx, "--against", model, "--predictions-out", model, *FAST),
+        call("eval", "--model", tiny_onnx, "--against", model, *linked(model), *FAST),
         words, code=2,
     )  # fmt: skip
     both = tmp_path / "h.svg"
@@ -499,3 +511,52 @@ def test_binary_task() -> None:
     for words in ("columns of the paper's Table 1", "sensitivity to MEL", "score > 0.5"):
         assert words in shown
     assert shown.index("macro-F1") < shown.index("the paper's Table 1") < shown.index("per class")
+
+
+# --- other shares ----------------------------------------------------------------------------
+
+
+def test_where_classes_are_rarer(tiny_onnx: Path, tmp_path: Path) -> None:
+    """The classes' shares are asked for; what the part is like stays what it is."""
+    page = tmp_path / "page"
+    words = ("--prevalence", "malignant=0.02", *FAST)
+    done = call("eval", "--model", tiny_onnx, *words, "--report", page)
+    assert done.code == 0, done.err
+    told = " ".join(done.out.split())
+    assert "2.00% malignant" in told
+    assert "1 - NPV" in told
+    text = (page / "index.html").read_text(encoding="utf-8")
+    assert "Where classes have other shares" in text
+    assert "2.00% malignant" in text
+    whole = json.loads(call("eval", "--model", tiny_onnx, *words, "--json").out)
+    plain = json.loads(call("eval", "--model", tiny_onnx, *FAST, "--json").out)
+    rarer = whole.pop("prevalence")
+    assert whole == plain
+    assert rarer["malignant"] == pytest.approx(0.02)
+    assert rarer["images"] == plain["assessment"]["n"]
+    recalls = {c: plain["assessment"]["per_class"][c]["sensitivity"]["value"] for c in CODES}
+    assert rarer["answers"]["as judged"]["accuracy"]["value"] == pytest.approx(
+        sum(share * recalls[code] for code, share in rarer["shares"].items())
+    )
+    # It states no class shares, or they are used.
+    stated = Predictor(tiny_onnx, device="cpu").info.metadata.get("prior")
+    assert ("corrected" in rarer["answers"]) == (stated is not None)
+
+
+def test_a_runs_judgement_is_of_the_part_alone(tiny_run: Path) -> None:
+    """What was asked for other shares is not kept in its place."""
+    done = call("eval", "--run", tiny_run, "--prevalence", "MEL=0.3", *FAST)
+    assert done.code == 0, done.err
+    stored = json.loads((tiny_run / "eval-test.json").read_text(encoding="utf-8"))
+    assert "prevalence" not in stored
+
+
+def test_shares_that_cannot_be(tiny_onnx: Path, tmp_path: Path) -> None:
+    """Refused before anything is judged."""
+    for said, words in (
+        ("MEL=x", "'MEL=x' is no share of a class"),
+        ("NEV=0.1", "did you mean NV?"),
+        ("malignant=0.1,MEL=0.1", "malignant goes with no other class"),
+    ):
+        done = call("eval", "--model", tiny_onnx, "--prevalence", said, *FAST)
+        refused(done, words, code=2)

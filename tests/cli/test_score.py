@@ -434,3 +434,71 @@ def test_few_resamples_say_so(tmp_path: Path) -> None:
     done = call("score", predictions, truth, "--resamples", "5")
     assert "no intervals: 5 resamples are too few" in done.out
     assert "percentile" not in done.out
+
+
+# --- other shares ----------------------------------------------------------------------------
+
+
+def test_where_classes_are_rarer(tmp_path: Path) -> None:
+    """PPV and NPV at the shares that are given, in the table and as JSON."""
+    predictions, truth = make(tmp_path)
+    words = ("--prevalence", "malignant=0.03", "--suspicious-from", "0.4", *FAST)
+    done = call("score", predictions, truth, *words)
+    assert done.code == 0, done.err
+    told = " ".join(done.out.split())
+    # A third of the images each: the two malignant classes share evenly.
+    assert "where MEL 1.50%, NV 97.00%, BCC 1.50%, 3.00% malignant: 60 images, worth" in told
+    for words_ in ("PPV", "1 - NPV", "the answer", "from 0.4", "malignant, on average"):
+        assert words_ in told
+    found = json.loads(call("score", predictions, truth, *words, "--json").out)
+    rarer = found["prevalence"]
+    assert rarer["malignant"] == pytest.approx(0.03)
+    by_limit = rarer["calls"][1]
+    here = found["malignancy"]["limits"][0]
+    sens, spec = here["sensitivity"]["value"], here["specificity"]["value"]
+    assert by_limit["ppv"]["value"] == pytest.approx(
+        0.03 * sens / (0.03 * sens + 0.97 * (1 - spec))
+    )
+    assert by_limit["ppv"]["value"] < here["ppv"]["value"]
+    assert list(rarer["answers"]) == ["as judged"]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("MEL", ("'MEL' is no share of a class",)),
+        ("MEL=1.5", ("'MEL=1.5' is no share",)),
+        ("mel=0.1", ("the truth has no class 'mel'", "did you mean MEL?")),
+        ("MEL=0.7,NV=0.7", ("the shares sum to 1.4",)),
+        ("MEL=0.1,NV=0.1,BCC=0.1", ("the shares sum to 0.3",)),
+    ],
+)
+def test_shares_that_cannot_be(tmp_path: Path, said: str, words: tuple[str, ...]) -> None:
+    """One message, before anything is resampled."""
+    predictions, truth = make(tmp_path)
+    refused(call("score", predictions, truth, "--prevalence", said), *words, code=2)
+
+
+def test_a_share_without_an_image(tmp_path: Path) -> None:
+    """Nothing can be said of a class that the truth has not."""
+    predictions, truth = make(tmp_path)
+    lines = truth.read_text().splitlines()
+    truth.write_text("\n".join(line for line in lines if ",bcc," not in line) + "\n")
+    words = ("--subset", *FAST)
+    said = call("score", predictions, truth, "--prevalence", "BCC=0.1", *words)
+    refused(said, "the truth has no image of BCC, which would be 10.00% of all", code=2)
+    fine = call("score", predictions, truth, "--prevalence", "MEL=0.1", *words)
+    assert fine.code == 0, fine.err
+    assert "where MEL 10.00%, NV 90.00%, BCC 0.00%" in " ".join(fine.out.split())
+
+
+def test_shares_are_for_probabilities(tmp_path: Path) -> None:
+    """Scores of another sum have no log loss there either."""
+    predictions, truth = make(tmp_path)
+    rows = predictions.read_text().splitlines()
+    head, first, rest = rows[0], rows[1].split(","), rows[2:]
+    first[1] = "0.99999"
+    predictions.write_text("\n".join([head, ",".join(first), *rest]) + "\n")
+    words = ("--prevalence", "MEL=0.1", *FAST)
+    refused(call("score", predictions, truth, *words), "1 rows do not sum to 1", code=2)
+    assert call("score", predictions, truth, *words, "--normalise").code == 0

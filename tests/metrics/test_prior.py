@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from biigma_cli.metrics import ClassPrior, at_prevalence, fit_prior
+from biigma_cli.metrics import ClassPrior, at_prevalence, complete_shares, fit_prior
 
 PLAIN = ClassPrior(images=100, shares=(0.1, 0.7, 0.2), implied=(0.2, 0.5, 0.3))
 SHARES = np.array([0.1, 0.7, 0.2])
@@ -94,13 +94,15 @@ def test_what_does_not_occur() -> None:
 
 def test_shares_of_all() -> None:
     """Those not named share the rest as in the data."""
-    assert PLAIN.whole({0: 0.01}) == pytest.approx((0.01, 0.99 * 7 / 9, 0.99 * 2 / 9))
-    assert PLAIN.whole({}) == pytest.approx(PLAIN.shares)
-    assert PLAIN.whole({0: 0.5, 1: 0.5}) == pytest.approx((0.5, 0.5, 0))
-    assert PLAIN.whole({0: 0.1, 1: 0.2, 2: 0.7}) == pytest.approx((0.1, 0.2, 0.7))
+    assert complete_shares(PLAIN.shares, {0: 0.01}) == pytest.approx(
+        (0.01, 0.99 * 7 / 9, 0.99 * 2 / 9)
+    )
+    assert complete_shares(PLAIN.shares, {}) == pytest.approx(PLAIN.shares)
+    assert complete_shares(PLAIN.shares, {0: 0.5, 1: 0.5}) == pytest.approx((0.5, 0.5, 0))
+    assert complete_shares(PLAIN.shares, {0: 0.1, 1: 0.2, 2: 0.7}) == pytest.approx((0.1, 0.2, 0.7))
     for wrong in ({0: 0.6, 1: 0.5}, {0: 0.1, 1: 0.1, 2: 0.1}, {0: -0.1}, {0: math.nan}):
         with pytest.raises(ValueError, match=r"share|sum"):
-            PLAIN.whole(wrong)
+            complete_shares(PLAIN.shares, wrong)
 
 
 def test_as_metadata() -> None:

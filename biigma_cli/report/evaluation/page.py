@@ -42,6 +42,15 @@ from biigma_cli.report.localisation import (
     shown_once,
 )
 from biigma_cli.report.pictures import EVIDENCE, SALIENCY, colour_bar
+from biigma_cli.report.prevalence import (
+    CALL_COLUMNS,
+    CALL_NOTE,
+    PREVALENCE_NOTE,
+    answer_columns,
+    answer_rows,
+    call_rows,
+    prevalence_title,
+)
 from biigma_cli.report.published import Published, comparability, published_for
 from biigma_cli.report.tables import (
     ABSTENTION_COLUMNS,
@@ -102,6 +111,7 @@ class EvaluationReport:
         abstention: `Abstention.to_dict()` of each share of errors asked for; none where the model
             states no limits.
         malignancy: `Malignancy.to_dict()`; None where malignant and benign are not told apart.
+        prevalence: `AtPrevalence.to_dict()`; None where not asked for.
         saliency: `SaliencyJudgement.to_dict()`; None where not asked for.
         robustness: `Robustness.to_dict()`; None where not asked for.
         heads: `HeadSimilarity.to_dict()`, with that of the second model under `against`; likewise.
@@ -129,6 +139,7 @@ class EvaluationReport:
     against: tuple[str, Difference] | None = None
     abstention: Sequence[Mapping[str, Any]] = ()
     malignancy: Mapping[str, Any] | None = None
+    prevalence: Mapping[str, Any] | None = None
     saliency: Mapping[str, Any] | None = None
     robustness: Mapping[str, Any] | None = None
     heads: Mapping[str, Any] | None = None
@@ -179,6 +190,11 @@ def evaluation_html(report: EvaluationReport) -> str:
 def _extra(report: EvaluationReport) -> list[tuple[str, str, list[str], list[PageTable]]]:
     """Id, title, paragraphs and tables of the sections that were asked for."""
     found = []
+    if report.prevalence is not None:
+        title = prevalence_title(report.prevalence)
+        notes = [f"{title[0].upper()}{title[1:]}. {PREVALENCE_NOTE}"]
+        tables = prevalence_tables(report.prevalence)
+        found.append(("prevalence", "Where classes have other shares", notes, tables))
     if report.saliency is not None:
         found.append(
             (
@@ -194,6 +210,26 @@ def _extra(report: EvaluationReport) -> list[tuple[str, str, list[str], list[Pag
     if report.heads is not None:
         found.append(("heads", "Likeness of the heads", [HEADS_NOTE], heads_tables(report.heads)))
     return found
+
+
+def prevalence_tables(found: Mapping[str, Any]) -> list[PageTable]:
+    """Answers, and malignant against benign, where classes have other shares."""
+    tables = [
+        PageTable(
+            caption="Answers and probabilities",
+            columns=answer_columns(found),
+            rows=[[Cell(*cell) for cell in row] for row in answer_rows(found)],
+        )
+    ]
+    if found["calls"]:
+        rows = [[Cell(*cell) for cell in row] for row in call_rows(found)]
+        tables.append(
+            PageTable(
+                caption="Malignant against benign", columns=CALL_COLUMNS, rows=rows,
+                notes=[CALL_NOTE],
+            )
+        )  # fmt: skip
+    return tables
 
 
 def figure_cell(figure: Figure, *, digits: int = 4, signed: bool = False) -> Cell:
