@@ -142,8 +142,8 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     temporary: str | None = None
     target = Path(real_path(path))
     try:
-        if is_special(target):
-            target.write_bytes(data)
+        if is_special(path):  # a pipe behind /dev/stdout has no path of its own
+            path.write_bytes(data)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         # Cut, so that a name which just fits the file system still does.

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.options import DataDirOption, JsonOption
+from biigma_cli.cli.options import DataDirOption, JsonOption, file_path, given_path
 
 
 @boundary
@@ -35,11 +35,17 @@ def audit(
     ] = 0.1,
     json_: JsonOption = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a contact sheet.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", parser=file_path, help="Write a contact sheet."),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="DIR", help="Write audit.html and audit.json there."),
+        typer.Option(
+            "--report",
+            metavar="DIR",
+            parser=given_path,
+            help="Write audit.html and audit.json there.",
+        ),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Findings of each kind that are shown.")
@@ -63,6 +69,7 @@ def audit(
         typer.Option(
             "--table",
             metavar="FILE",
+            parser=file_path,
             help="With --same-lesion: write a CSV for 'biigma datasets add' in which such pictures "
             "share a lesion id.",
         ),

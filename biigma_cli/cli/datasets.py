@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.options import AllowMissingOption, DataDirOption, JsonOption
+from biigma_cli.cli.options import AllowMissingOption, DataDirOption, JsonOption, given_path
 
 if TYPE_CHECKING:
     from biigma_cli.data.datasets import Status
@@ -84,6 +84,7 @@ def add(
         Path,
         typer.Argument(
             metavar="PATH",
+            parser=given_path,
             help="A folder with one folder per class (or train/val/test with a folder per class), "
             "or a CSV with image, label and, if you like, lesion_id, split, mask, age, sex, site.",
         ),

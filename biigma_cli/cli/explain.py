@@ -11,7 +11,7 @@ import typer
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.explain_models import Asked, chosen, open_checkpoint, open_onnx, possible
 from biigma_cli.cli.explain_records import Loaded, Target, line, load, record, save_maps
-from biigma_cli.cli.options import InputCheckOption, JsonOption
+from biigma_cli.cli.options import InputCheckOption, JsonOption, given_path
 
 if TYPE_CHECKING:
     from biigma_cli.errors import DataError
@@ -60,12 +60,20 @@ def explain(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the pictures.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", parser=given_path, help="Folder for the pictures."
+        ),
     ] = Path("explained"),
     format_: Annotated[str, typer.Option("--format", help="png or svg.")] = "png",
     maps: Annotated[
         Path | None,
-        typer.Option("--maps", metavar="DIR", help="Also write the raw maps there, as NAME.npz."),
+        typer.Option(
+            "--maps",
+            metavar="DIR",
+            parser=given_path,
+            help="Also write the raw maps there, as NAME.npz.",
+        ),
     ] = None,
     input_check: InputCheckOption = True,
     json_: JsonOption = False,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, ended_by_signals, note
-from biigma_cli.cli.options import InputCheckOption, file_path
+from biigma_cli.cli.options import InputCheckOption, file_path, given_path
 from biigma_cli.cli.predict_engine import (
     EngineOption,
     RayAddressOption,
@@ -109,13 +109,17 @@ def predict(
         typer.Option(
             "--saliency",
             metavar="DIR",
+            parser=given_path,
             help="Draw each answered image there, with its saliency map and evidence.",
         ),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FILE", help="Also write a page of the answers, an .html file."
+            "--report",
+            metavar="FILE",
+            parser=file_path,
+            help="Also write a page of the answers, an .html file.",
         ),
     ] = None,
     report_images: Annotated[
@@ -223,7 +227,9 @@ def predict(
     )
     info = predictor.info
     thresholds = asked.choose(info, input_check=input_check)
-    mix = None if named is None else Prevalence.choose(named, info)
+    mix = None
+    if named is not None:
+        mix = Prevalence.choose(named, info, promised=min_sensitivity is not None)
     wants_pictures = saliency is not None or report is not None
     local = predictor if isinstance(predictor, Predictor) else None
     maps = shown_maps(local, saliency) if wants_pictures and local is not None else None

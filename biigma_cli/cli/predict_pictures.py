@@ -222,6 +222,8 @@ def _settings(settings: Mapping[str, float]) -> str:
         "suspicious_from": "suspicious from a malignancy of {:g} on",
         "min_sensitivity": "which was chosen for a sensitivity of at least {:.1%}",
     }
+    if "min_sensitivity" in settings and any(key.startswith("prevalence_") for key in settings):
+        names["min_sensitivity"] += " and is of the model's own probabilities"
     told = [
         names.get(key, f"{key.replace('prevalence_', 'a prevalence of ')} {{:g}}").format(value)
         for key, value in settings.items()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 import typer
 
 from biigma_cli.cli.boundary import note
-from biigma_cli.cli.prevalence import parse_shares, told_shares, whole_shares
+from biigma_cli.cli.prevalence import MALIGNANT, parse_shares, told_shares, whole_shares
 
 if TYPE_CHECKING:
     from biigma_cli.metrics import Floats
@@ -56,11 +56,15 @@ class Prevalence(NamedTuple):
     weights_Y: Floats
 
     @classmethod
-    def choose(cls, named: dict[str, float], info: ModelInfo) -> Self:
+    def choose(cls, named: dict[str, float], info: ModelInfo, *, promised: bool = False) -> Self:
         """Those of a model; says what they are, and what the model's own are.
 
+        Args:
+            promised: whether a sensitivity to all malignant images together is to be kept.
+
         Raises:
-            UsageError: it states none, has no such class, or the shares are too many or too few.
+            UsageError: it states none, has no such class, the shares are too many or too few, or
+                the malignant classes have others of each other than the promise holds for.
             ModelFileError: its own are damaged.
         """
         from biigma_cli.errors import UsageError
@@ -71,13 +75,20 @@ class Prevalence(NamedTuple):
             raise UsageError(
                 f"{info.name} states no class shares for --prevalence",
                 fix=f"run 'biigma eval --model {info.path} --split val --store', which finds them "
-                "on the validation images",
+                "on the validation images where these have each class",
             )
         shares = whole_shares(named, info.classes, info.malignant, prior.shares, info.name)
+        if promised:
+            _check_mix(info, prior.shares, shares)
         note(
             f"probabilities where {told_shares(info.classes, shares)}; the model's validation "
             f"images are {told_shares(info.classes, prior.shares)}"
         )
+        if promised:
+            note("suspicious or not is judged by the model's own probabilities, not by these")
+        # In one order, so that rows of the same shares are of the same settings.
+        order = (*info.classes, MALIGNANT)
+        named = {code: named[code] for code in order if code in named}
         return cls(named, prior.weights(shares))
 
     def settings(self) -> dict[str, float]:
@@ -94,3 +105,21 @@ class Prevalence(NamedTuple):
             return result
         found_Y = at_prevalence(result.probabilities_Y, self.weights_Y)
         return result._replace(probabilities_Y=found_Y.astype(np.float32))
+
+
+def _check_mix(info: ModelInfo, own: tuple[float, ...], shares: tuple[float, ...]) -> None:
+    """Raise `UsageError` where the malignant classes have other shares of all malignant images.
+
+    A model finds more of one class than of another, so its sensitivity to all hangs on them.
+    """
+    from biigma_cli.errors import UsageError
+
+    pairs = [p for p, m in zip(zip(own, shares, strict=True), info.malignant, strict=True) if m]
+    ours, theirs = (sum(side) for side in zip(*pairs, strict=True))
+    if theirs and any(abs(o / ours - t / theirs) > 1e-6 for o, t in pairs):
+        raise UsageError(
+            "the limits of --min-sensitivity hold for the malignant classes in the shares that "
+            "they have of each other on the validation images, not for others",
+            fix=f"give them together, as --prevalence {MALIGNANT}={theirs:.4g}, or give a limit "
+            "with --suspicious-from",
+        )

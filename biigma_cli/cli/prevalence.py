@@ -16,9 +16,9 @@ def parse_shares(text: str) -> dict[str, float]:
 
     named: dict[str, float] = {}
     for item in text.split(","):
-        code, equals, share = (part.strip() for part in item.partition("="))
+        code, equals, share = (part.strip() for part in item.rpartition("="))
         try:
-            value = float(share)
+            value = float(share) + 0.0  # -0 is 0
         except ValueError:
             value = float("nan")
         if not code or not equals or not 0 <= value <= 1:
@@ -85,6 +85,7 @@ def _by_index(
     name: str,
 ) -> dict[int, float]:
     from biigma_cli.errors import UsageError
+    from biigma_cli.metrics import malignant_classes
     from biigma_cli.runtime.limits import check_tells_malignant
 
     if MALIGNANT in named and MALIGNANT not in codes:
@@ -102,9 +103,13 @@ def _by_index(
         return {i: s * named[MALIGNANT] / total if total else 0.0 for i, s in theirs.items()}
     for code in named:
         if code not in codes:
-            near = difflib.get_close_matches(code.upper(), codes, n=1)
+            known = [*codes, MALIGNANT] if malignant_classes(malignant) is not None else codes
+            folded = {known_code.casefold(): known_code for known_code in known}
+            near = difflib.get_close_matches(code.casefold(), folded, n=1)
             raise UsageError(
                 f"--prevalence: {name} has no class {code!r}",
-                fix=f"did you mean {near[0]}?" if near else f"choose from: {', '.join(codes)}",
+                fix=f"did you mean {folded[near[0]]}?"
+                if near
+                else f"choose from: {', '.join(known)}",
             )
     return {list(codes).index(code): share for code, share in named.items()}

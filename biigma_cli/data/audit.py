@@ -791,8 +791,10 @@ def joined_troubles(audit: Audit) -> list[str]:
     lesion = audit.alike.lesions(audit.manifest.records)
     labels: dict[str, set[str]] = defaultdict(set)
     lesions: dict[str, set[str]] = defaultdict(set)
+    before: dict[str, set[str]] = defaultdict(set)
     for r in audit.manifest.records:
         if r.image_id in audit.sizes:
+            before[r.label].add(r.lesion_id or f"image {r.image_id}")
             if lesion[r.image_id]:
                 labels[lesion[r.image_id]].add(r.label)
             lesions[r.label].add(lesion[r.image_id] or f"image {r.image_id}")
@@ -801,7 +803,7 @@ def joined_troubles(audit: Audit) -> list[str]:
         lines.append(f"{left} images that cannot be read are left out of the table")
     if mixed := sum(len(v) > 1 for v in labels.values()):
         lines.append(f"{mixed} lesions in it have images with different labels")
-    few = [c for c, found in lesions.items() if len(found) < len(PARTS)]
+    few = [c for c, v in lesions.items() if len(v) < len(PARTS) and len(v) < len(before[c])]
     if few:
         lines.append(
             f"too few lesions for a split are left of {', '.join(sorted(few))}: look at the pairs, "

@@ -20,7 +20,8 @@ from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import Checkpoint, load_checkpoint, model_state, save_checkpoint
 from biigma_cli.data.splits import Split
 from biigma_cli.engine.average import Average
-from biigma_cli.errors import BiigmaError, CheckpointMismatch, ModelFileError
+from biigma_cli.errors import CheckpointMismatch, ModelFileError
+from biigma_cli.storage import write_error
 
 Row = dict[str, float | int]
 
@@ -88,10 +89,7 @@ class RunFiles:
                 except OSError as error:
                     with contextlib.suppress(OSError):
                         spare.unlink()
-                    raise BiigmaError(
-                        f"cannot write {spare}: {error.strerror or error}",
-                        fix="free some space",
-                    ) from error
+                    raise write_error(spare, error) from error
             spare.replace(self.previous)
         save_checkpoint(self.last, tensors, meta)
         self.last_is_whole = True

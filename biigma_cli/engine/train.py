@@ -635,7 +635,8 @@ class _Training:
                 left = f"the checkpoint before it, {whole}, is whole"
                 then = f"biigma train --resume {self.files.run}"
             mend = "make it writable" if isinstance(error, UsageError) else "free some space"
-            raise BiigmaError(f"{error.message}; {left}", fix=f"{mend}, then: {then}") from error
+            kind = UsageError if isinstance(error, UsageError) else BiigmaError
+            raise kind(f"{error.message}; {left}", fix=f"{mend}, then: {then}") from error
 
     def _leave(self) -> None:
         distributed.barrier()  # until the first rank has written

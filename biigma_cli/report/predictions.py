@@ -23,7 +23,7 @@ import numpy as np
 
 from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
 from biigma_cli.data.preprocess import shown
-from biigma_cli.errors import DataError, UsageError
+from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.storage import (
     check_writable,
     is_special,
@@ -45,6 +45,8 @@ BLOCK = 200
 _NARROWEST = 24
 # Times a part is opened anew because another run has just given it its name.
 _CLAIMS = 10
+# Standard output by name.
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _YES_NO = {True: "yes", False: "no", None: ""}
 # No row of ours is longer; what is longer is another kind of file.
 _MAX_ROW = 1 << 20
@@ -520,15 +522,18 @@ class Output:
     ) -> None:
         self.keep = keep
         self.convert = convert
-        self.target = None if target is None else Path(os.path.realpath(target))
+        if (target is None or str(target) in _STDOUT) and stdout_closed():
+            raise BiigmaError("standard output is closed", fix="name a file with -o")
+        # A pipe behind /dev/stdout has no path of its own.
+        self.target = target
+        if target is not None and not is_special(target):
+            self.target = Path(os.path.realpath(target))
         self.part: Path | None = None
         self.file: io.FileIO | None = None
         self.begun = False
         self._whole = 0
         self._made: list[Path] = []
         if self.target is None:
-            if stdout_closed():
-                raise UsageError("standard output is closed", fix="name a file with -o")
             return
         if is_special(self.target):
             if not os.access(self.target, os.W_OK):

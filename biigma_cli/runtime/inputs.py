@@ -18,8 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 from biigma_cli.data.preprocess import READABLE
 from biigma_cli.data.preprocess import shown as shown
-from biigma_cli.errors import BiigmaError, DataError
-from biigma_cli.storage import is_folder, is_there
+from biigma_cli.errors import DataError
+from biigma_cli.storage import is_folder, is_there, write_error
 
 _PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
@@ -374,10 +374,10 @@ def _spill(run: list[str]) -> Iterator[str]:
             file.write(len(raw).to_bytes(4, "big") + raw)
         file.seek(0)
     except OSError as error:
-        raise BiigmaError(
-            f"cannot write to the temporary folder: {error.strerror or error}",
-            fix="free some space, or set TMPDIR",
-        ) from error
+        raise write_error(
+            "the temporary folder", error, full="free some space, or set TMPDIR",
+            elsewhere="set TMPDIR to a folder you may write to",
+        ) from error  # fmt: skip
     return _spilled(file)
 
 

@@ -13,9 +13,9 @@ import onnx
 from onnx import numpy_helper
 
 from biigma_cli.data.preprocess import Pixels
-from biigma_cli.errors import BiigmaError
 from biigma_cli.runtime.input_check import FALSE_ALARMS, judged_views
 from biigma_cli.runtime.session import Predictor, whole
+from biigma_cli.storage import write_error
 
 _T = TypeVar("_T")
 
@@ -43,10 +43,10 @@ def trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predict
             path = Path(folder) / "model.onnx"
             path.write_bytes(content)
         except OSError as error:
-            raise BiigmaError(
-                f"cannot write to the temporary folder: {error.strerror or error}",
-                fix="free some space, or set TMPDIR",
-            ) from error
+            raise write_error(
+                "the temporary folder", error, full="free some space, or set TMPDIR",
+                elsewhere="set TMPDIR to a folder you may write to",
+            ) from error  # fmt: skip
         return run(Predictor(path, device="cpu"))
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from biigma_cli.runtime.limits import Stated
+from biigma_cli.runtime.limits import ABSTENTION, PRIOR, SCREENING, Stated
 from biigma_cli.storage import atomic_write_bytes
 
 # Of figures: what names the machine's files, or is far larger than the figures.
@@ -29,7 +29,7 @@ def store_figures(
         path: exported by `biigma export onnx`.
         part: `val` or `test`.
         figures: a judgement of that very file, as `judge.Judgement.to_dict()` gives it.
-        limits: to state, in the place of those it has; None leaves them.
+        stated: to state, in the place of what it has; None leaves that.
 
     Returns:
         the file's metadata, decoded.
@@ -44,6 +44,10 @@ def store_figures(
     metrics = json.loads(values["metrics"].value) if "metrics" in values else {}
     metrics[part] = {**storable(figures), "judged": "file"}
     new = {"metrics": metrics, **({} if stated is None else stated.to_metadata())}
+    if stated is not None:
+        for key in {ABSTENTION, SCREENING, PRIOR} - new.keys():
+            if key in values:
+                proto.metadata_props.remove(values[key])
     for key, value in new.items():
         entry = values.get(key) or proto.metadata_props.add(key=key)
         entry.value = json.dumps(value)

@@ -264,7 +264,8 @@ def test_output_over_an_input(tiny_onnx: Path, picture: Path, tmp_path: Path) ->
     ("end", "code", "said"),
     [
         ("> /dev/full", 1, "cannot write standard output"),
-        (">&-", 2, "standard output is closed"),
+        (">&-", 1, "standard output is closed"),
+        ("-o /dev/stdout >&-", 1, "standard output is closed"),
         ("- <&-", 2, "standard input is closed"),
     ],
 )
@@ -272,7 +273,7 @@ def test_streams_that_are_shut(
     tiny_onnx: Path, picture: Path, end: str, code: int, said: str
 ) -> None:
     """A full disk behind the shell's `>`, and streams that were closed."""
-    image = "" if end.startswith("-") else shlex.quote(str(picture))
+    image = "" if end.startswith("- ") else shlex.quote(str(picture))
     line = f"{shlex.quote(sys.executable)} -m biigma_cli predict {image} --model "
     line += f"{shlex.quote(str(tiny_onnx))} --device cpu --format csv {end}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import call
+
 PROGRAM = """
 import atexit, sys, threading, time
 from biigma_cli import __main__ as entry
@@ -100,3 +102,51 @@ def test_standard_error_that_is_closed(arguments: str) -> None:
         command = command.replace(" --model none", "")
     done = subprocess.run(command, shell=True, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (3, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout")
+def test_standard_output_by_name(tiny_onnx: Path, picture: Path) -> None:
+    """A pipe behind `/dev/stdout` is written to; it has no path of its own."""
+    words = [sys.executable, "-m", "biigma_cli", "predict", str(picture), "--device", "cpu"]
+    words += ["--model", str(tiny_onnx), "-o"]
+    done = subprocess.run(
+        [*words, "/dev/stdout", "--format", "csv"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith(str(picture))
+    done = subprocess.run(
+        [*words, os.devnull, "--format", "csv", "--report", "/dev/stdout"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audit", "isic18", "--report", ""),
+        ("datasets", "add", "z", ""),
+        ("predict", "a.jpg", "--saliency", ""),
+        ("explain", "a.jpg", "-o", ""),
+        ("explain", "a.jpg", "--maps", ""),
+    ],
+)
+def test_an_empty_path_is_none(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a variable that is not set; not the folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.code == 2
+    assert "an empty path" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--html", "--table"])
+def test_a_slash_says_folder(option: str, tmp_path: Path) -> None:
+    """A file is not written there."""
+    target = f"{tmp_path}/a.{option[2:].replace('table', 'csv')}/"
+    done = call("audit", "isic18", "--same-lesion", option, target)
+    assert done.code == 2
+    assert "is a folder: give a file name" in done.err

@@ -12,7 +12,9 @@ import pytest
 
 from biigma_cli.metrics import ClassPrior, at_prevalence
 from biigma_cli.report.card import model_card
+from biigma_cli.runtime.limits import Stated
 from biigma_cli.runtime.session import Predictor
+from biigma_cli.runtime.stored import store_figures
 from tests.cli.test_abstention import ask, stating, stripped
 from tests.cli.test_screening import PLAIN as SCREENING
 from tests.conftest import call
@@ -64,13 +66,53 @@ def test_all_malignant_classes(model: Path, pictures: Path) -> None:
 
 def test_suspicion(model: Path, pictures: Path) -> None:
     """A promised sensitivity is of the model's own probabilities; a limit by hand of those said."""
-    words = ("--prevalence", "MEL=0.001,BCC=0.001", "--format", "csv")
+    words = ("--prevalence", "malignant=0.002", "--format", "csv")
     own = rows_of(ask(model, pictures, "--min-sensitivity", "0.9", "--format", "csv").out)
-    kept = rows_of(ask(model, pictures, "--min-sensitivity", "0.9", *words).out)
+    done = ask(model, pictures, "--min-sensitivity", "0.9", *words)
+    assert "judged by the model's own probabilities, not by these" in done.err
+    kept = rows_of(done.out)
     assert [r["suspicious"] for r in kept] == [r["suspicious"] for r in own]
     assert "yes" in {r["suspicious"] for r in kept}
     by_hand = rows_of(ask(model, pictures, "--suspicious-from", "0.7", *words).out)
     assert {r["suspicious"] for r in by_hand} == {"no"}
+
+
+def test_a_promise_holds_for_the_mix_of_malignant_classes(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """One class is found more often than another, so their shares of each other must stay."""
+    page = tmp_path / "page.html"
+    promised = ("--min-sensitivity", "0.9", "--format", "csv")
+    for mix in ("MEL=0.001,BCC=0.001", "MEL=0.02", "BCC=0"):
+        done = ask(model, pictures, "--prevalence", mix, *promised)
+        assert done.code == 2, done.err
+        assert done.out == ""
+        assert "they have of each other on the validation images, not for others" in done.err
+        assert "--prevalence malignant=" in done.err
+        assert ask(model, pictures, "--prevalence", mix, "--format", "csv").code == 0
+    # In the data BCC is twice as frequent as MEL; without any there is nothing to miss.
+    for mix in ("MEL=0.01,BCC=0.02", "NV=0.9", "malignant=0", "malignant=0.9"):
+        done = ask(model, pictures, "--prevalence", mix, *promised, "--report", page)
+        assert done.code == 0, done.err
+        assert "of at least 90.0% and is of the model&#39;s own probabilities" in page.read_text()
+
+
+def test_spellings(model: Path, pictures: Path) -> None:
+    """Rows of the same shares say the same, and a slip gets the name that was meant."""
+    one = ask(model, pictures, "--prevalence", "BCC=-0,MEL=0.1", "--format", "csv")
+    two = ask(model, pictures, "--prevalence", "MEL=0.1,BCC=0", "--format", "csv")
+    assert one.code == 0, one.err
+    assert one.out == two.out
+    assert "-0" not in one.out
+    assert "-0" not in one.err
+    for wrong, meant in (("Malignant", "malignant"), ("malignent", "malignant"), ("mel", "MEL")):
+        done = ask(model, pictures, "--prevalence", f"{wrong}=0.1")
+        assert done.code == 2
+        assert f"did you mean {meant}?" in done.err
+    done = ask(model, pictures, "--prevalence", "XYZ=0.1")
+    assert "choose from: MEL, NV, BCC, malignant" in done.err
+    done = ask(model, pictures, "--prevalence", "MEL=0.3,NV=0.5,BCC=0.200003")
+    assert "the shares sum to 1.000003" in done.err
 
 
 def test_each_form(model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -168,3 +210,30 @@ def test_stored(tiny_onnx: Path, tmp_path: Path) -> None:
     card = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "| class | share | implied |" in card
     assert f"{found['implied'][0]:.3f}" in card
+
+
+def test_what_is_flagged_has_no_part_in_it() -> None:
+    """Shares and what the probabilities stand for are those of the images that get an answer."""
+    rng = np.random.default_rng(2)
+    label = np.arange(90) % 3
+    proba = rng.dirichlet((1, 1, 1), 90)
+    flagged = label * (np.arange(90) < 60) == 1
+    groups = [str(i) for i in range(90)]
+    found = Stated.find(label, proba, (True, False, True), groups, flagged_n=flagged).prior
+    kept = Stated.find(
+        label[~flagged], proba[~flagged], (True, False, True),
+        [g for g, f in zip(groups, flagged, strict=True) if not f], flagged_n=None,
+    ).prior  # fmt: skip
+    assert found is not None
+    assert found.images == 70
+    assert found == kept
+
+
+def test_stored_anew_without_shares(model: Path) -> None:
+    """What is no longer found does not stay in the file."""
+    assert "prior" in Predictor(model, device="cpu").info.metadata
+    kept = store_figures(model, "val", {}, stated=None)
+    assert {"prior", "screening"} <= kept.keys()
+    left = store_figures(model, "val", {}, stated=Stated())
+    assert not {"prior", "screening"} & left.keys()
+    assert not {"prior", "screening"} & Predictor(model, device="cpu").info.metadata.keys()
