@@ -43,10 +43,15 @@ def home() -> Path:
 
 
 def check_home() -> None:
-    """Raise `UsageError` where `home()` is no folder: what it holds would seem to be nothing."""
-    if is_there(home()) and not is_folder(home()):
+    """Raise `UsageError` where `home()` is no folder and cannot become one.
+
+    What it holds would seem to be nothing.
+    """
+    there = next((p for p in (home(), *home().parents) if is_there(p)), None)
+    if there is not None and not is_folder(there):
+        below = "" if there == home() else f": {there} is none"
         raise UsageError(
-            f"the data folder {home()} is no folder", fix="check --data-dir or BIIGMA_HOME"
+            f"the data folder {home()} is no folder{below}", fix="check --data-dir or BIIGMA_HOME"
         )
 
 

@@ -142,11 +142,13 @@ def audit(
             fix="choose another name, or remove it first",
         )
     manifest = load_manifest(dataset)
-    asked = protocol is not None
+    asked, no_split = protocol is not None, ""
     if protocol is None:
         protocol = "lesion"
-        with contextlib.suppress(UsageError):  # parts that are no split: train asks for a protocol
+        try:
             protocol = "official" if own_split_meant(manifest) else "lesion"
+        except UsageError as error:  # parts that are no split
+            no_split = f"{error.message}, so train asks for --protocol"
     config = DataConfig(
         dataset=dataset,
         protocol=protocol,  # type: ignore[arg-type]
@@ -218,7 +220,8 @@ def audit(
             note(line)
         classes = ",".join(manifest.taxonomy.codes)
         note(f"next: biigma datasets add NAME {table} --classes {classes}")
-    if strict and (failures := found.failures(protocol)):
+    failures = [*([no_split] if no_split else []), *found.failures(protocol)]
+    if strict and failures:
         for line in failures:
             note(f"strict: {line}")
         raise typer.Exit(EXIT_FAILURE)

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from biigma_cli.errors import DataError, UsageError
-from biigma_cli.storage import home, is_file, is_folder, is_there, sha256_lines, write_json
+from biigma_cli.storage import (
+    check_home,
+    home,
+    is_file,
+    is_folder,
+    is_there,
+    sha256_lines,
+    write_json,
+)
 from biigma_cli.taxonomy import (
     SYNTHETIC,
     TAXONOMIES,
@@ -157,6 +165,7 @@ def load_manifest(dataset: str) -> Manifest:
         again = f"run: biigma datasets add {base} FOLDER"
     if is_path(base) or not is_file(path):
         check_known(base)
+        check_home()
         raise DataError(f"the data set {base} is not on this machine yet", fix=again)
     manifest = read_record(path, again=again)
     if manifest.dataset != (SYNTHETIC.dataset if drawn else base):

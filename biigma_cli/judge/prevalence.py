@@ -178,22 +178,20 @@ def judge_at(
     own = [found[0] for found in figures(np.ones((1, len(names))))]
     blocks = [figures(weights) for weights in resample_weights(len(names), resamples, seed)]
     drawn = [np.concatenate([b[i] for b in blocks] or [v[None][:0]]) for i, v in enumerate(own)]
-    columns = len(_ANSWER_FIGURES)
     shown = [n for n in _ANSWER_FIGURES if n != "malignancy" or malignant_Y is not None]
-    found = {
-        kind: {n: with_interval(own[0][i * columns + _ANSWER_FIGURES.index(n)],
-                                drawn[0][:, i * columns + _ANSWER_FIGURES.index(n)])
-               for n in shown}
-        for i, kind in enumerate(kinds)
-    }  # fmt: skip
+
+    def answered(own_f: Floats, drawn_bf: Floats) -> dict[str, Figure]:
+        columns = [_ANSWER_FIGURES.index(n) for n in shown]
+        return {
+            n: with_interval(own_f[i], drawn_bf[:, i]) for n, i in zip(shown, columns, strict=True)
+        }
+
+    own_kf = own[0].reshape(len(kinds), -1)
+    drawn_bkf = drawn[0].reshape(len(drawn[0]), *own_kf.shape)
+    found = {kind: answered(own_kf[k], drawn_bkf[:, k]) for k, kind in enumerate(kinds)}
     difference = {}
     if CORRECTED in kinds:
-        less = [x[..., columns:] - x[..., :columns] for x in (own[0], drawn[0])]
-        difference = {
-            n: with_interval(less[0][_ANSWER_FIGURES.index(n)],
-                             less[1][:, _ANSWER_FIGURES.index(n)])
-            for n in shown
-        }  # fmt: skip
+        difference = answered(own_kf[1] - own_kf[0], drawn_bkf[:, 1] - drawn_bkf[:, 0])
     weight_n = np.divide(share_Y, count_Y, out=np.zeros(len(codes)), where=count_Y > 0)[label_n]
     share = None if malignant_Y is None else float(share_Y[malignant_Y].sum())
     told: tuple[Call, ...] = ()

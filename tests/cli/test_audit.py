@@ -184,6 +184,26 @@ def test_strict_lets_a_clean_set_pass(home: Path) -> None:
     assert "two sides of the paper split" in leaky.err
 
 
+def test_strict_fails_parts_that_are_no_split(tmp_path: Path) -> None:
+    """`train` refuses them without `--protocol`; by one that is asked for they are judged."""
+    top = tmp_path / "images"
+    paint_classes(top, {"MEL": 12, "NV": 12})
+    lines = ["image,label,split"]
+    for n, path in enumerate(sorted(top.rglob("*.jpg"))):
+        part = "test" if n % 4 == 0 else ""
+        lines.append(f"{path.relative_to(top).as_posix()},{path.parent.name},{part}")
+    table = top / "labels.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with using_home(tmp_path / "home"):
+        assert call("datasets", "add", "own", table).code == 0
+        done = call("audit", "own", "--strict")
+        assert done.code == 1
+        assert "strict: the parts of own are no split" in done.err
+        assert "train asks for --protocol" in done.err
+        assert call("audit", "own").code == 0
+        assert call("audit", "own", "--strict", "--protocol", "lesion").code == 0
+
+
 def test_strict_judges_what_train_takes(tmp_path: Path) -> None:
     """A set with parts of its own is trained by them: a leak between them fails."""
     top = tmp_path / "images"

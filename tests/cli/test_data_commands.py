@@ -465,11 +465,16 @@ def test_cache_list_and_clear(fresh: Path, mine: Path, mine_parted: Path) -> Non
     assert nothing_in(fresh / "cache")
 
 
-@pytest.mark.parametrize("command", [("datasets",), ("cache", "list"), ("cache", "clear")])
+@pytest.mark.parametrize(
+    "command",
+    [("datasets",), ("cache", "list"), ("cache", "clear"), ("audit", "isic18"), ("eval",)],
+)
 def test_a_data_folder_that_is_a_file(command: tuple[str, ...], tmp_path: Path) -> None:
-    """It does not seem to be empty."""
+    """It does not seem to be empty, nor does a folder below it."""
     (tmp_path / "file").write_bytes(b"")
     refused(call(*command, "--data-dir", tmp_path / "file"), 2, "is no folder")
+    done = call(*command, "--data-dir", tmp_path / "file" / "sub")
+    refused(done, 2, f"sub is no folder: {tmp_path / 'file'} is none")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from biigma_cli.cli.predict_pictures import Pictures
 from biigma_cli.metrics import ClassPrior, at_prevalence
 from biigma_cli.report.card import model_card
 from biigma_cli.runtime.limits import Stated
@@ -115,16 +117,28 @@ def test_spellings(model: Path, pictures: Path) -> None:
     assert "the shares sum to 1.000003" in done.err
 
 
-def test_each_form(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_each_form(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The page and the pictures show the answer that the row has."""
     page = tmp_path / "page.html"
+    drawn: list[str] = []
+    plain = Pictures.add
+
+    def told(self: Pictures, items: Any, results: Any) -> Any:
+        """The class whose evidence is drawn is the most probable one of what comes here."""
+        drawn.extend(CODES[int(r.probabilities_Y.argmax())] for r in results)
+        return plain(self, items, results)
+
+    monkeypatch.setattr(Pictures, "add", told)
     words = ("--prevalence", "MEL=0.01,BCC=0.9")
     done = ask(model, pictures, *words, "--report", page, "--format", "jsonl")
     assert done.code == 0, done.err
-    told = [json.loads(line) for line in done.out.splitlines()]
+    told_rows = [json.loads(line) for line in done.out.splitlines()]
+    assert drawn == [row["label"] for row in told_rows]
     text = page.read_text(encoding="utf-8")
     assert "a prevalence of MEL 0.01, a prevalence of BCC 0.9" in text
-    for row in told:
+    for row in told_rows:
         assert f"answered {row['label']}" in text
         assert row["settings"] == {"prevalence_MEL": 0.01, "prevalence_BCC": 0.9}
 
