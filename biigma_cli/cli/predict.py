@@ -227,9 +227,7 @@ def predict(
     )
     info = predictor.info
     thresholds = asked.choose(info, input_check=input_check)
-    mix = None
-    if named is not None:
-        mix = Prevalence.choose(named, info, promised=min_sensitivity is not None)
+    mix = None if named is None else Prevalence.choose(named, info, thresholds)
     wants_pictures = saliency is not None or report is not None
     local = predictor if isinstance(predictor, Predictor) else None
     maps = shown_maps(local, saliency) if wants_pictures and local is not None else None

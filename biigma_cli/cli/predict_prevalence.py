@@ -10,6 +10,7 @@ from biigma_cli.cli.boundary import note
 from biigma_cli.cli.prevalence import MALIGNANT, parse_shares, told_shares, whole_shares
 
 if TYPE_CHECKING:
+    from biigma_cli.cli.predict_limits import Thresholds
     from biigma_cli.metrics import Floats
     from biigma_cli.runtime.pipeline import Result
     from biigma_cli.runtime.session import ModelInfo
@@ -56,11 +57,11 @@ class Prevalence(NamedTuple):
     weights_Y: Floats
 
     @classmethod
-    def choose(cls, named: dict[str, float], info: ModelInfo, *, promised: bool = False) -> Self:
+    def choose(cls, named: dict[str, float], info: ModelInfo, thresholds: Thresholds) -> Self:
         """Those of a model; says what they are, and what the model's own are.
 
         Args:
-            promised: whether a sensitivity to all malignant images together is to be kept.
+            thresholds: of `predict`; a promised sensitivity is to be kept.
 
         Raises:
             UsageError: it states none, has no such class, the shares are too many or too few, or
@@ -70,6 +71,7 @@ class Prevalence(NamedTuple):
         from biigma_cli.errors import UsageError
         from biigma_cli.runtime.limits import prior_of
 
+        promised = thresholds.min_sensitivity is not None
         prior = prior_of(info)
         if prior is None:
             raise UsageError(
@@ -86,6 +88,11 @@ class Prevalence(NamedTuple):
         )
         if promised:
             note("suspicious or not is judged by the model's own probabilities, not by these")
+        elif thresholds.suspicious_from is None and _rarer(info, prior.shares, shares):
+            note(
+                "answers are the most probable class, so the rarer malignant images are, the more "
+                "of them are called benign; --min-sensitivity finds them"
+            )
         # In one order, so that rows of the same shares are of the same settings.
         order = (*info.classes, MALIGNANT)
         named = {code: named[code] for code in order if code in named}
@@ -105,6 +112,18 @@ class Prevalence(NamedTuple):
             return result
         found_Y = at_prevalence(result.probabilities_Y, self.weights_Y)
         return result._replace(probabilities_Y=found_Y.astype(np.float32))
+
+
+def _rarer(info: ModelInfo, own: tuple[float, ...], shares: tuple[float, ...]) -> bool:
+    """Whether malignant images are less than on the validation part, where it is known."""
+    from biigma_cli.metrics import malignant_classes
+
+    if malignant_classes(info.malignant) is None:
+        return False
+    ours, theirs = (
+        sum(s for s, m in zip(side, info.malignant, strict=True) if m) for side in (own, shares)
+    )
+    return theirs < ours
 
 
 def _check_mix(info: ModelInfo, own: tuple[float, ...], shares: tuple[float, ...]) -> None:

@@ -99,6 +99,20 @@ def test_a_promise_holds_for_the_mix_of_malignant_classes(
         assert "of at least 90.0% and is of the model&#39;s own probabilities" in page.read_text()
 
 
+def test_what_answers_alone_miss_is_said(model: Path, pictures: Path) -> None:
+    """Where malignant images are rarer and nothing else looks for them."""
+    words = "so the rarer malignant images are, the more of them are called benign"
+    for mix, more, said in (
+        ("malignant=0.02", (), True),
+        ("malignant=0.02", ("--min-sensitivity", "0.9"), False),
+        ("malignant=0.02", ("--suspicious-from", "0.1"), False),
+        ("malignant=0.6", (), False),
+    ):
+        done = ask(model, pictures, "--prevalence", mix, *more, "--format", "csv")
+        assert done.code == 0, done.err
+        assert (words in done.err) == said, (mix, more)
+
+
 def test_spellings(model: Path, pictures: Path) -> None:
     """Rows of the same shares say the same, and a slip gets the name that was meant."""
     one = ask(model, pictures, "--prevalence", "BCC=-0,MEL=0.1", "--format", "csv")
