@@ -160,6 +160,8 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         make_readable(Path(temporary))
         Path(temporary).replace(target)
+    except BrokenPipeError:  # whoever read a pipe has gone
+        raise
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -302,6 +304,10 @@ def check_writable(path: Path) -> None:
         long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
         fix = f"choose {'a shorter' if long else 'another'} name"
         raise UsageError(f"cannot write {path}: {why}", fix=fix) from None
+    if is_special(path):  # nothing is made beside it
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"cannot write {path}", fix="choose a place you may write to")
+        return
     folder = path.parent
     while not is_there(folder) and folder != folder.parent:
         folder = folder.parent

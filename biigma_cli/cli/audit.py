@@ -108,6 +108,7 @@ def audit(
     from biigma_cli.storage import (
         atomic_write_text,
         check_writable,
+        is_special,
         real_path,
         write_json,
     )
@@ -136,6 +137,11 @@ def audit(
         check_writable(page)
     check_ending("--html", html, ".html", ".htm")
     check_ending("--table", table, ".csv")
+    if table is not None and is_special(table):
+        raise UsageError(
+            f"--table {table} is no file, and the paths in it are relative to its folder",
+            fix="give a name that ends in .csv",
+        )
     if table is not None and not may_be_replaced(table):
         raise UsageError(
             f"--table {table} is there, and is no table of this command",

@@ -139,6 +139,7 @@ def score(
     first = matched[0]
     for other, file in zip(matched[1:], files[1:], strict=True):
         _check_classes(first, other, predictions, file.path)
+    shares = None if named is None else _shares(named, first)
     tasks = {name: _assessed(name, task, resamples, seed) for name, task in _tasks(first)}
     others = {
         name: _assessed(name, task, resamples, seed)
@@ -148,7 +149,9 @@ def score(
     differences = {name: compare(tasks[name], other) for name, other in others.items()}
     _notes(first, tasks, others)
     limits = _limits(first, abstain_below, suspicious_from, resamples, seed)
-    rarer = {} if named is None else _at_prevalence(named, first, suspicious_from, resamples, seed)
+    rarer = {}
+    if shares is not None:
+        rarer = _at_prevalence(shares, first, suspicious_from, resamples, seed)
     if json_:
         import json
 
@@ -261,14 +264,8 @@ def _limits(
     return plain
 
 
-def _at_prevalence(
-    named: dict[str, float],
-    matched: Matched,
-    suspicious_from: float | None,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Figures where classes have other shares, as for JSON.
+def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
+    """Of all classes, those not named as in the truth.
 
     Raises:
         UsageError: shares that cannot be, or no probabilities to judge.
@@ -277,7 +274,6 @@ def _at_prevalence(
 
     from biigma_cli.cli.prevalence import check_images, whole_shares
     from biigma_cli.errors import UsageError
-    from biigma_cli.judge.prevalence import judge_at
     from biigma_cli.taxonomy import lesion_class
 
     if matched.binary:
@@ -291,15 +287,30 @@ def _at_prevalence(
             "1",
             fix="add --normalise, which divides each row by its sum",
         )
-    counted, groups = matched.counted, matched.groups or matched.ids
-    label_n = matched.label_n[counted]
+    label_n = matched.label_n[matched.counted]
     images = np.bincount(label_n, minlength=len(matched.codes)).tolist()
     malignant = [lesion_class(code).malignant for code in matched.codes]
     own = [n / len(label_n) for n in images]
     shares = whole_shares(named, matched.codes, malignant, own, "the truth")
     check_images(matched.codes, shares, images, "the truth")
+    return shares
+
+
+def _at_prevalence(
+    shares: tuple[float, ...],
+    matched: Matched,
+    suspicious_from: float | None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Figures where classes have such shares, as for JSON."""
+    from biigma_cli.judge.prevalence import judge_at
+    from biigma_cli.taxonomy import lesion_class
+
+    counted, groups = matched.counted, matched.groups or matched.ids
     found = judge_at(
-        shares, label_n, matched.score_nY[counted], matched.codes, malignant,
+        shares, matched.label_n[counted], matched.score_nY[counted], matched.codes,
+        [lesion_class(code).malignant for code in matched.codes],
         [g for g, c in zip(groups, counted, strict=True) if c],
         limits=[] if suspicious_from is None else [(None, suspicious_from)],
         resamples=resamples, seed=seed,

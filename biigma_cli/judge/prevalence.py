@@ -30,6 +30,8 @@ from biigma_cli.metrics.selective import effective_size, error_bound
 #: Kinds of probabilities: as judged, and as `predict --prevalence` takes them.
 AS_JUDGED, CORRECTED = "as judged", "corrected"
 ANSWER = "the answer"
+#: Lesions of a class below which no interval is worth much.
+FEWEST = 10
 _ANSWER_FIGURES = ("accuracy", "log_loss", "brier", "malignancy")
 
 
@@ -82,10 +84,12 @@ class AtPrevalence:
         malignant: share of the malignant classes; None where it is not known which they are.
         images: judged.
         worth: how many images of one weight they are worth, at most (Kish).
+        few: classes with a share but fewer than `FEWEST` lesions here, with their images: their
+            figures hang on so few that the intervals say too little.
         answers: by kind of probabilities: `accuracy`, `log_loss`, `brier`, and `malignancy`, the
             malignant classes' mean probability (where these are known).
         difference: corrected minus as judged, likewise; empty without correction.
-        calls: without the images that the input check flags; none where it is not known which
+        calls: of the images that the input check does not flag; none where it is not known which
             classes are malignant, or where all are or none is.
     """
 
@@ -94,6 +98,7 @@ class AtPrevalence:
     malignant: float | None
     images: int
     worth: float
+    few: Mapping[str, int]
     answers: Mapping[str, Mapping[str, Figure]]
     difference: Mapping[str, Figure]
     calls: tuple[Call, ...]
@@ -109,6 +114,7 @@ class AtPrevalence:
             "malignant": self.malignant,
             "images": self.images,
             "worth": self.worth,
+            "few": dict(self.few),
             "answers": {kind: plain(figures) for kind, figures in self.answers.items()},
             "difference": plain(self.difference),
             "calls": [call.to_dict() for call in self.calls],
@@ -168,17 +174,26 @@ def judge_at(
     ways, called = _ways(kinds, limits, malignant_Y)
     there_n = every_n if flagged_n is None else ~flagged_n
     calls = per_class(called, there_n)
+    # Of the images that get an answer: a class that is flagged more often is rarer among them.
+    passed_Y = ratio(
+        np.bincount(label_n[there_n], minlength=len(codes)).astype(np.float64),
+        count_Y.astype(np.float64),
+    )
+    left_Y = share_Y * np.where(count_Y > 0, passed_Y, 0)
+    left_Y = left_Y / (left_Y.sum() or 1)
 
     def figures(weight_bG: Floats) -> tuple[Floats, ...]:
         return (
             answers.mean(weight_bG, share_Y),
-            *(() if malignant_Y is None else _rates(calls, weight_bG, share_Y, malignant_Y)),
+            *(() if malignant_Y is None else _rates(calls, weight_bG, left_Y, malignant_Y)),
         )
 
     own = [found[0] for found in figures(np.ones((1, len(names))))]
     blocks = [figures(weights) for weights in resample_weights(len(names), resamples, seed)]
     drawn = [np.concatenate([b[i] for b in blocks] or [v[None][:0]]) for i, v in enumerate(own)]
     shown = [n for n in _ANSWER_FIGURES if n != "malignancy" or malignant_Y is not None]
+
+    weight_n = np.divide(share_Y, count_Y, out=np.zeros(len(codes)), where=count_Y > 0)[label_n]
 
     def answered(own_f: Floats, drawn_bf: Floats) -> dict[str, Figure]:
         columns = [_ANSWER_FIGURES.index(n) for n in shown]
@@ -189,19 +204,20 @@ def judge_at(
     own_kf = own[0].reshape(len(kinds), -1)
     drawn_bkf = drawn[0].reshape(len(drawn[0]), *own_kf.shape)
     found = {kind: answered(own_kf[k], drawn_bkf[:, k]) for k, kind in enumerate(kinds)}
+    for figures_ in found.values():
+        figures_["accuracy"] = _with_end(figures_["accuracy"], _worth(weight_n, group_n, every_n))
     difference = {}
     if CORRECTED in kinds:
         difference = answered(own_kf[1] - own_kf[0], drawn_bkf[:, 1] - drawn_bkf[:, 0])
-    weight_n = np.divide(share_Y, count_Y, out=np.zeros(len(codes)), where=count_Y > 0)[label_n]
     share = None if malignant_Y is None else float(share_Y[malignant_Y].sum())
     told: tuple[Call, ...] = ()
-    if malignant_Y is not None and share is not None and 0 < share < 1:
+    if malignant_Y is not None and 0 < (left := float(left_Y[malignant_Y].sum())) < 1:
         sides = [
-            _worth(weight_n, group_n, there_n & (malignant_Y[label_n] == side))
-            for side in (True, False)
+            _worth(weight_n, group_n, there_n & side_n)
+            for side_n in (malignant_Y[label_n], ~malignant_Y[label_n], every_n)
         ]
         told = tuple(
-            _call(way, share, [v[t] for v in own[1:]], [d[:, t] for d in drawn[1:]], sides)
+            _call(way, left, [v[t] for v in own[1:]], [d[:, t] for d in drawn[1:]], sides)
             for t, way in enumerate(ways)
         )
     return AtPrevalence(
@@ -210,6 +226,11 @@ def judge_at(
         malignant=share,
         images=len(label_n),
         worth=float(weight_n.sum() ** 2 / (weight_n**2).sum()),
+        few={
+            code: int(count_Y[c])
+            for c, code in enumerate(codes)
+            if share_Y[c] > 0 and len(np.unique(group_n[label_n == c])) < FEWEST
+        },
         answers=found,
         difference=difference,
         calls=told,
@@ -315,7 +336,14 @@ def _call(
     drawn: Sequence[Floats],
     worth: Sequence[float],
 ) -> Call:
-    """One row. A rate of 0 or 1 is so in each resample: its other end is Clopper and Pearson's."""
+    """One row.
+
+    Args:
+        share: malignant images of those that get an answer.
+        own: sensitivity, specificity, PPV, NPV and the share that is called malignant.
+        drawn: `(b,)` each, likewise.
+        worth: how many independent malignant, benign and all images there are, at least.
+    """
     if way["by"] != ANSWER and way["threshold"] is None:
         none = Figure(value=None, why="no limit promises so much")
         return Call(**way, sensitivity=none, specificity=none, ppv=none, npv=none, called=none)
@@ -323,14 +351,10 @@ def _call(
     def told(i: int, why: str = "") -> Figure:
         return Figure(value=None, why=why) if np.isnan(own[i]) else with_interval(own[i], drawn[i])
 
-    def rate(i: int) -> Figure:
-        figure = told(i, "all are flagged as no dermoscopy")
-        if figure.low is None or figure.value not in (0.0, 1.0):
-            return figure
-        end = error_bound(0, worth[i], 0.975)
-        return replace(figure, low=1 - end) if figure.value else replace(figure, high=end)
+    def rate(i: int, of: int) -> Figure:
+        return _with_end(told(i), worth[of])
 
-    sensitivity, specificity = rate(0), rate(1)
+    sensitivity, specificity = rate(0, 0), rate(1, 1)
     ends = [
         [np.array(np.nan if f.low is None else getattr(f, end)) for f in (sensitivity, specificity)]
         for end in ("low", "high")
@@ -338,12 +362,29 @@ def _call(
     values = []
     for i, why in ((2, "none is called malignant"), (3, "all are called malignant")):
         figure = told(i, why)
-        if figure.low is not None and figure.value in (0.0, 1.0):
-            # So in each resample, too: by the ends of both rates, which is wide enough.
+        if {sensitivity.value, specificity.value} & {0.0, 1.0}:
+            # That rate is the same in each resample, so these are too narrow: at least as wide as
+            # by the ends of both rates.
             low, high = (float(predictive(sens, spec, share)[i - 2]) for sens, spec in ends)
-            figure = replace(figure, low=low) if figure.value else replace(figure, high=high)
+            figure = _widened(figure, low, high)
         values.append(figure)
     return Call(
         **way, sensitivity=sensitivity, specificity=specificity, ppv=values[0], npv=values[1],
-        called=told(4),
+        called=rate(4, 2),
     )  # fmt: skip
+
+
+def _widened(figure: Figure, low: float, high: float) -> Figure:
+    """It, with an interval that holds these, too; NaN widens nothing."""
+    if figure.low is None or figure.high is None:
+        return figure
+    low, high = float(np.fmin(figure.low, low)), float(np.fmax(figure.high, high))
+    return replace(figure, low=low, high=high)
+
+
+def _with_end(figure: Figure, worth: float) -> Figure:
+    """A share that is 0 or 1 is so in each resample: its other end is Clopper and Pearson's."""
+    if figure.low is None or figure.value not in (0.0, 1.0):
+        return figure
+    end = error_bound(0, worth, 0.975)
+    return replace(figure, low=1 - end) if figure.value else replace(figure, high=end)

@@ -89,7 +89,7 @@ def complete_shares(own: Sequence[float], named: Mapping[int, float]) -> tuple[f
     others = sum(s for i, s in enumerate(own) if i not in named)
     if left < -1e-6 or (left > 1e-6 and not others):
         raise ValueError(f"the shares sum to {1 - left:.9g}")
-    scale = max(left, 0.0) / others if others else 0.0
+    scale = left / others if left > 1e-6 else 0.0  # what rounding leaves is nobody's
     return tuple(named.get(i, s * scale) for i, s in enumerate(own))
 
 

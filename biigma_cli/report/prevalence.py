@@ -29,12 +29,15 @@ _KINDS = {"as judged": "probabilities as judged", "corrected": "predict --preval
 def prevalence_title(found: Mapping[str, Any]) -> str:
     """Of `judge.prevalence.AtPrevalence.to_dict`: the shares, and what is left of the images."""
     shares = ", ".join(f"{code} {share:.2%}" for code, share in found["shares"].items())
-    together = ""
+    together, few = "", ""
+    if found["few"]:
+        each = ", ".join(f"{code} ({images})" for code, images in found["few"].items())
+        few = f"; intervals say too little, for few images are of {each}"
     if found["malignant"] is not None:
         together = f", {found['malignant']:.2%} malignant"
     return (
         f"where {shares}{together}: {found['images']} images, worth {found['worth']:.0f} of one "
-        "weight"
+        f"weight{few}"
     )
 
 

@@ -21,7 +21,7 @@ from biigma_cli.data.splits import make_split
 from biigma_cli.data.submission import read_predictions
 from biigma_cli.errors import CheckpointMismatch, DeviceError
 from biigma_cli.judge import judge, open_candidate
-from biigma_cli.metrics import OVERALL, PER_CLASS
+from biigma_cli.metrics import OVERALL, PER_CLASS, at_prevalence
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
@@ -541,6 +541,17 @@ def test_where_classes_are_rarer(tiny_onnx: Path, tmp_path: Path) -> None:
     # It states no class shares, or they are used.
     stated = Predictor(tiny_onnx, device="cpu").info.metadata.get("prior")
     assert ("corrected" in rarer["answers"]) == (stated is not None)
+    if stated is not None:
+        table = tmp_path / "p.csv"
+        assert call("eval", "--model", tiny_onnx, *FAST, "--predictions-out", table).code == 0
+        answers, records = read_predictions(table), load_manifest("isic18").by_id()
+        label = np.array([CODES.index(records[i].label) for i in answers.ids])
+        share = np.array([rarer["shares"][code] for code in CODES])
+        new = at_prevalence(answers.score_nY, share / np.array(stated["implied"]))
+        loss = -np.log(new[np.arange(len(label)), label])
+        wanted = sum(s * loss[label == c].mean() for c, s in enumerate(share))
+        found = rarer["answers"]["corrected"]["log_loss"]["value"]
+        assert found == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_runs_judgement_is_of_the_part_alone(tiny_run: Path) -> None:

@@ -476,7 +476,20 @@ def test_where_classes_are_rarer(tmp_path: Path) -> None:
 def test_shares_that_cannot_be(tmp_path: Path, said: str, words: tuple[str, ...]) -> None:
     """One message, before anything is resampled."""
     predictions, truth = make(tmp_path)
-    refused(call("score", predictions, truth, "--prevalence", said), *words, code=2)
+    done = call("score", predictions, truth, "--prevalence", said)
+    refused(done, *words, code=2)
+    assert "resamples" not in done.err
+
+
+def test_all_shares_named(tmp_path: Path) -> None:
+    """What rounding leaves of their sum is no share of the classes that are not."""
+    predictions, truth = make(tmp_path)
+    words = ("--prevalence", "MEL=0.7,BCC=0.3", *FAST, "--json")
+    done = call("score", predictions, truth, *words)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["prevalence"]
+    assert found["shares"] == {"MEL": 0.7, "NV": 0, "BCC": 0.3}
+    assert found["calls"] == []
 
 
 def test_a_share_without_an_image(tmp_path: Path) -> None:

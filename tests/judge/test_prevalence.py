@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss
 from biigma_cli.judge.prevalence import AS_JUDGED, CORRECTED, Call, judge_at
 from biigma_cli.judge.screening import screen
 from biigma_cli.metrics import Figure, at_prevalence
+from biigma_cli.report.prevalence import prevalence_title
 
 CODES = ("MEL", "NV", "BCC")
 MALIGNANT = (True, False, True)
@@ -67,7 +68,6 @@ def test_as_if_images_came_several_times() -> None:
     flagged = np.arange(len(label)) % 11 == 0
     times = np.array([1, 5, 2])[label]
     more = np.repeat(np.arange(len(label)), times)
-    # The input check flags the same share of a class wherever it is.
     shares = np.bincount(label[more], minlength=3) / len(more)
     found = judge_at(
         shares, label, proba, CODES, MALIGNANT, groups, limits=LIMITS[:2],
@@ -100,9 +100,48 @@ def test_as_if_images_came_several_times() -> None:
     less = judge_at(shares, label, proba, CODES, MALIGNANT, groups, flagged_n=flagged, resamples=0)
     assert less.answers[AS_JUDGED] == found.answers[AS_JUDGED]
     called, there = ways[0], ~flagged
-    of_class = [called[there & (label == c)].mean() for c in range(3)]
-    wanted = np.average([of_class[0], of_class[2]], weights=[shares[0], shares[2]])
+    wanted = called[more][(there & is_malignant)[more]].mean()
     assert value(less.calls[0].sensitivity) == pytest.approx(wanted)
+    wanted = is_malignant[more][(there & called)[more]].mean()
+    assert value(less.calls[0].ppv) == pytest.approx(wanted)
+
+
+def test_flagged_images_have_no_share_in_the_calls() -> None:
+    """At the part's own shares they are those of `screen`, whatever class is flagged most."""
+    label, proba, groups = drawn()
+    own = np.bincount(label, minlength=3) / len(label)
+    flagged = (label == 0) & (np.arange(len(label)) % 2 == 0)
+    flagged |= label == 2  # throughout
+    found = judge_at(
+        own, label, proba, CODES, MALIGNANT, groups, limits=LIMITS[:1], flagged_n=flagged,
+        resamples=100,
+    )  # fmt: skip
+    plain = screen(LIMITS[:1], label, proba, MALIGNANT, groups, flagged_n=flagged, resamples=100)
+    assert plain is not None
+    for name in ("sensitivity", "specificity", "ppv"):
+        here, there = getattr(found.calls[1], name), getattr(plain.limits[0], name)
+        assert value(here) == pytest.approx(value(there))
+    called = (1 - proba[:, 1] >= 0.2)[~flagged]
+    assert value(found.calls[1].called) == pytest.approx(called.mean())
+    every = judge_at(
+        own, label, proba, CODES, MALIGNANT, groups, flagged_n=label != 1, resamples=100
+    )
+    assert every.calls == ()
+
+
+def test_few_images_of_a_class_are_named() -> None:
+    """Their figures hang on what no resample tells."""
+    label, proba, groups = drawn()
+    kept = (label != 0) | (np.arange(len(label)) < 20)
+    found = judge_at(
+        (0.5, 0.4, 0.1), label[kept], proba[kept], CODES, MALIGNANT,
+        [g for g, k in zip(groups, kept, strict=True) if k], resamples=100,
+    )  # fmt: skip
+    assert found.few == {"MEL": int((label[:20] == 0).sum())}
+    assert f"few images are of MEL ({found.few['MEL']})" in prevalence_title(found.to_dict())
+    none = judge_at((0.5, 0.4, 0.1), label, proba, CODES, MALIGNANT, groups, resamples=100)
+    assert not none.few
+    assert "few images" not in prevalence_title(none.to_dict())
 
 
 def test_ppv_falls_with_the_share() -> None:
@@ -163,6 +202,11 @@ def test_nothing_called() -> None:
     assert 0 < row.sensitivity.high < 0.1
     assert row.ppv.why == "none is called malignant"
     assert value(row.npv) == pytest.approx(own[1])
+    assert row.npv.high is not None
+    assert row.npv.high > own[1] + 0.001
+    assert row.called.value == 0
+    assert row.called.high is not None
+    assert row.called.high > 0
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -97,6 +97,7 @@ def test_shares_of_all() -> None:
     assert complete_shares(PLAIN.shares, {0: 0.01}) == pytest.approx(
         (0.01, 0.99 * 7 / 9, 0.99 * 2 / 9)
     )
+    assert complete_shares((0.2, 0.3, 0.1, 0.4), {0: 0.7, 1: 0.2, 2: 0.1})[3] == 0
     assert complete_shares(PLAIN.shares, {}) == pytest.approx(PLAIN.shares)
     assert complete_shares(PLAIN.shares, {0: 0.5, 1: 0.5}) == pytest.approx((0.5, 0.5, 0))
     assert complete_shares(PLAIN.shares, {0: 0.1, 1: 0.2, 2: 0.7}) == pytest.approx((0.1, 0.2, 0.7))
