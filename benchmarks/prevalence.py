@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from biigma_cli.cli.prevalence import MALIGNANT, whole_shares
 from biigma_cli.data.manifest import load_manifest
 from biigma_cli.data.submission import read_predictions
 from biigma_cli.errors import BiigmaError
@@ -95,9 +96,9 @@ def main() -> None:
         if share is None:
             wanted = np.bincount(truth, minlength=len(codes)) / len(truth)
         else:
-            own = np.array(prior.shares)
-            wanted = np.where(malignant, share * own / own[malignant].sum(),
-                              (1 - share) * own / own[~malignant].sum())  # fmt: skip
+            named = {MALIGNANT: share}
+            shares = whole_shares(named, codes, malignant.tolist(), prior.shares, args.dataset)
+            wanted = np.array(shares)
         found = judge_at(
             wanted.tolist(), truth, test, codes, malignant.tolist(), group.astype(str).tolist(),
             weight_Y=prior.weights(wanted.tolist()), resamples=RESAMPLES,

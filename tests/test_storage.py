@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import platformdirs
@@ -301,3 +302,14 @@ def test_sha256_lines() -> None:
 def test_paths_are_shortened(text: str, shortened: str) -> None:
     """Nobody's folders, but enough to tell one run's checkpoint from another's."""
     assert without_folders(text) == shortened
+
+
+def test_a_reader_that_has_gone(tmp_path: Path) -> None:
+    """Of a pipe: no disk is full, and the command ends as it does behind `| head`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    threading.Timer(0.2, os.close, (reader,)).start()
+    with pytest.raises(BrokenPipeError):
+        atomic_write_bytes(pipe, bytes(1 << 20))
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]

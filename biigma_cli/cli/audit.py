@@ -108,7 +108,6 @@ def audit(
     from biigma_cli.storage import (
         atomic_write_text,
         check_writable,
-        is_special,
         real_path,
         write_json,
     )
@@ -137,11 +136,6 @@ def audit(
         check_writable(page)
     check_ending("--html", html, ".html", ".htm")
     check_ending("--table", table, ".csv")
-    if table is not None and is_special(table):
-        raise UsageError(
-            f"--table {table} is no file, and the paths in it are relative to its folder",
-            fix="give a name that ends in .csv",
-        )
     if table is not None and not may_be_replaced(table):
         raise UsageError(
             f"--table {table} is there, and is no table of this command",
@@ -226,8 +220,7 @@ def audit(
             note(line)
         classes = ",".join(manifest.taxonomy.codes)
         note(f"next: biigma datasets add NAME {table} --classes {classes}")
-    failures = [*([no_split] if no_split else []), *found.failures(protocol)]
-    if strict and failures:
+    if strict and (failures := [*filter(None, [no_split]), *found.failures(protocol)]):
         for line in failures:
             note(f"strict: {line}")
         raise typer.Exit(EXIT_FAILURE)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biigma_cli.cli.boundary import boundary, note
-from biigma_cli.cli.evaluate_prevalence import PrevalenceOption
 from biigma_cli.cli.options import DataDirOption, RunsOption
+from biigma_cli.cli.prevalence import JudgedPrevalenceOption, parse_shares
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,7 +117,7 @@ def evaluate(
             help="Show every perturbation of a few images there (.png).",
         ),
     ] = None,
-    prevalence: PrevalenceOption = None,
+    prevalence: JudgedPrevalenceOption = None,
     tta: Annotated[
         bool,
         typer.Option(
@@ -159,7 +159,6 @@ def evaluate(
     probabilities, a checkpoint on those it was trained to. Without --run and --model: the newest
     run in runs/, else the shipped model.
     """
-    from biigma_cli.cli.prevalence import parse_shares
     from biigma_cli.cli.progress import Progress
     from biigma_cli.cli.targets import check_distinct, check_ending
     from biigma_cli.data.splits import PARTS

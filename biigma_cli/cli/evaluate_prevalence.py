@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from biigma_cli.cli.prevalence import check_images, whole_shares
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from biigma_cli.data.manifest import Manifest
     from biigma_cli.judge import Candidate, Judgement
-
-PrevalenceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prevalence",
-        metavar="CODE=SHARE,...",
-        help="Also the figures where classes have such shares, as MEL=0.01,BCC=0.02 or "
-        "malignant=0.03, PPV and NPV among them; the other classes share the rest as in the data.",
-    ),
-]
 
 
 def shares_for(
@@ -31,7 +21,6 @@ def shares_for(
 
     Raises `UsageError` where they cannot be, or the part has no image of a class that has one.
     """
-    from biigma_cli.cli.prevalence import check_images, whole_shares
     from biigma_cli.judge import split_of
 
     if named is None:

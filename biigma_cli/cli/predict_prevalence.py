@@ -80,15 +80,16 @@ class Prevalence(NamedTuple):
                 "on the validation images where these have each class",
             )
         shares = whole_shares(named, info.classes, info.malignant, prior.shares, info.name)
+        ours, theirs = _malignant(info, prior.shares), _malignant(info, shares)
         if promised:
-            _check_mix(info, prior.shares, shares)
+            _check_mix(ours, theirs)
         note(
             f"probabilities where {told_shares(info.classes, shares)}; the model's validation "
             f"images are {told_shares(info.classes, prior.shares)}"
         )
         if promised:
             note("suspicious or not is judged by the model's own probabilities, not by these")
-        elif thresholds.suspicious_from is None and _rarer(info, prior.shares, shares):
+        elif thresholds.suspicious_from is None and sum(theirs) < sum(ours):
             note(
                 "answers are the most probable class, so the rarer malignant images are, the more "
                 "of them are called benign; --min-sensitivity finds them"
@@ -114,31 +115,32 @@ class Prevalence(NamedTuple):
         return result._replace(probabilities_Y=found_Y.astype(np.float32))
 
 
-def _rarer(info: ModelInfo, own: tuple[float, ...], shares: tuple[float, ...]) -> bool:
-    """Whether malignant images are less than on the validation part, where it is known."""
+def _malignant(info: ModelInfo, shares: tuple[float, ...]) -> list[float]:
+    """Those of the malignant classes; none where it is not known which they are."""
     from biigma_cli.metrics import malignant_classes
 
     if malignant_classes(info.malignant) is None:
-        return False
-    ours, theirs = (
-        sum(s for s, m in zip(side, info.malignant, strict=True) if m) for side in (own, shares)
-    )
-    return theirs < ours
+        return []
+    return [share for share, m in zip(shares, info.malignant, strict=True) if m]
 
 
-def _check_mix(info: ModelInfo, own: tuple[float, ...], shares: tuple[float, ...]) -> None:
+def _check_mix(ours: list[float], theirs: list[float]) -> None:
     """Raise `UsageError` where the malignant classes have other shares of all malignant images.
 
     A model finds more of one class than of another, so its sensitivity to all hangs on them.
+
+    Args:
+        ours: shares of the malignant classes on the validation part.
+        theirs: those that were given.
     """
     from biigma_cli.errors import UsageError
 
-    pairs = [p for p, m in zip(zip(own, shares, strict=True), info.malignant, strict=True) if m]
-    ours, theirs = (sum(side) for side in zip(*pairs, strict=True))
-    if theirs and any(abs(o / ours - t / theirs) > 1e-6 for o, t in pairs):
+    here, there = sum(ours), sum(theirs)
+    pairs = zip(ours, theirs, strict=True)
+    if there and any(abs(o / here - t / there) > 1e-6 for o, t in pairs):
         raise UsageError(
             "the limits of --min-sensitivity hold for the malignant classes in the shares that "
             "they have of each other on the validation images, not for others",
-            fix=f"give them together, as --prevalence {MALIGNANT}={theirs:.4g}, or give a limit "
+            fix=f"give them together, as --prevalence {MALIGNANT}={there:.4g}, or give a limit "
             "with --suspicious-from",
         )

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Annotated
 
+import typer
+
+#: Of the commands that judge.
+JudgedPrevalenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prevalence",
+        metavar="CODE=SHARE,...",
+        help="Also the figures where classes have such shares, as MEL=0.01,BCC=0.02 or "
+        "malignant=0.03, PPV and NPV among them; the other classes share the rest as in the data.",
+    ),
+]
 #: All malignant and pre-malignant classes together.
 MALIGNANT = "malignant"
 _EXAMPLE = "write it as MEL=0.01,BCC=0.02, shares from 0 to 1"

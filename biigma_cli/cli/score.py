@@ -11,12 +11,13 @@ import typer
 
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import JsonOption
+from biigma_cli.cli.prevalence import JudgedPrevalenceOption, parse_shares
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from biigma_cli.data.submission import Matched
-    from biigma_cli.metrics import Assessment, Difference
+    from biigma_cli.metrics import Assessment, Difference, Floats, Ints
 
 MEAN_AUC = "mean of the two AUCs (the ranking of ISIC 2017)"
 
@@ -80,15 +81,7 @@ def score(
             help="Also say what calling images suspicious from P on does, likewise.",
         ),
     ] = None,
-    prevalence: Annotated[
-        str | None,
-        typer.Option(
-            "--prevalence",
-            metavar="CODE=SHARE,...",
-            help="Also the figures where classes have such shares, as MEL=0.01,BCC=0.02 or "
-            "malignant=0.03, PPV and NPV among them; the others share the rest as in the truth.",
-        ),
-    ] = None,
+    prevalence: JudgedPrevalenceOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Judge predictions in the ISIC submission form, or those of biigma predict.
@@ -99,7 +92,6 @@ def score(
     Brier score and calibration error then need --normalise. The image that the official scorer
     leaves out, ISIC_0035068, is left out here, too.
     """
-    from biigma_cli.cli.prevalence import parse_shares
     from biigma_cli.data.submission import (
         common,
         match,
@@ -211,6 +203,20 @@ def _assessed(name: str, task: Matched, resamples: int, seed: int) -> Assessment
         )
 
 
+def _judged(matched: Matched) -> tuple[Ints, Floats, list[bool | None], list[str]]:
+    """Of the images that count labels, scores and lesions; of the classes, which are malignant."""
+    from biigma_cli.taxonomy import lesion_class
+
+    counted = matched.counted
+    groups = zip(matched.groups or matched.ids, counted, strict=True)
+    return (
+        matched.label_n[counted],
+        matched.score_nY[counted],
+        [lesion_class(code).malignant for code in matched.codes],
+        [group for group, counts in groups if counts],
+    )
+
+
 def _limits(
     matched: Matched,
     abstain_below: float | None,
@@ -226,7 +232,6 @@ def _limits(
     from biigma_cli.errors import UsageError
     from biigma_cli.judge.abstention import abstentions
     from biigma_cli.judge.screening import screen
-    from biigma_cli.taxonomy import lesion_class
 
     limits = {"--abstain-below": abstain_below, "--suspicious-from": suspicious_from}
     if matched.binary:
@@ -237,11 +242,7 @@ def _limits(
                     fix="leave it out",
                 )
         return {}
-    counted = matched.counted
-    groups = matched.groups or matched.ids
-    label_n, score_nY = matched.label_n[counted], matched.score_nY[counted]
-    own = [g for g, c in zip(groups, counted, strict=True) if c]
-    malignant = [lesion_class(code).malignant for code in matched.codes]
+    label_n, score_nY, malignant, own = _judged(matched)
     plain: dict[str, Any] = {}
     if abstain_below is not None:
         kept = abstentions(
@@ -274,7 +275,6 @@ def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
 
     from biigma_cli.cli.prevalence import check_images, whole_shares
     from biigma_cli.errors import UsageError
-    from biigma_cli.taxonomy import lesion_class
 
     if matched.binary:
         raise UsageError(
@@ -287,9 +287,8 @@ def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
             "1",
             fix="add --normalise, which divides each row by its sum",
         )
-    label_n = matched.label_n[matched.counted]
+    label_n, _, malignant, _ = _judged(matched)
     images = np.bincount(label_n, minlength=len(matched.codes)).tolist()
-    malignant = [lesion_class(code).malignant for code in matched.codes]
     own = [n / len(label_n) for n in images]
     shares = whole_shares(named, matched.codes, malignant, own, "the truth")
     check_images(matched.codes, shares, images, "the truth")
@@ -305,13 +304,10 @@ def _at_prevalence(
 ) -> dict[str, Any]:
     """Figures where classes have such shares, as for JSON."""
     from biigma_cli.judge.prevalence import judge_at
-    from biigma_cli.taxonomy import lesion_class
 
-    counted, groups = matched.counted, matched.groups or matched.ids
+    label_n, score_nY, malignant, own = _judged(matched)
     found = judge_at(
-        shares, matched.label_n[counted], matched.score_nY[counted], matched.codes,
-        [lesion_class(code).malignant for code in matched.codes],
-        [g for g, c in zip(groups, counted, strict=True) if c],
+        shares, label_n, score_nY, matched.codes, malignant, own,
         limits=[] if suspicious_from is None else [(None, suspicious_from)],
         resamples=resamples, seed=seed,
     )  # fmt: skip

@@ -51,7 +51,7 @@ from biigma_cli.data.preprocess import load_image, map_threads, read_header
 from biigma_cli.data.scan import delimiter_of
 from biigma_cli.data.splits import PARTS, Split, make_split, part_counts
 from biigma_cli.errors import DataError, ImageError
-from biigma_cli.storage import available_cpus, content_digest, is_file
+from biigma_cli.storage import available_cpus, content_digest, is_file, is_there
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -774,9 +774,12 @@ def lesion_table(audit: Audit, folder: Path) -> str:
 
 
 def may_be_replaced(path: Path) -> bool:
-    """Whether there is no file, or one that begins as `lesion_table` does; or a device."""
+    """Whether nothing is there, or a file that begins as `lesion_table` does.
+
+    A device or a pipe is no place for paths that are relative to the table's folder.
+    """
     if not is_file(path):
-        return True
+        return not is_there(path)
     begin = ",".join(f'"{name}"' for name in ("image", "label", "lesion_id")).encode()
     try:
         with path.open("rb") as file:

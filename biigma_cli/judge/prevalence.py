@@ -22,10 +22,10 @@ from biigma_cli.metrics import (
     malignancy,
     malignant_classes,
 )
-from biigma_cli.metrics.assess import with_interval
+from biigma_cli.metrics.assess import with_end, with_interval
 from biigma_cli.metrics.confusion import resample_weights
 from biigma_cli.metrics.ranks import ratio
-from biigma_cli.metrics.selective import effective_size, error_bound
+from biigma_cli.metrics.selective import effective_size
 
 #: Kinds of probabilities: as judged, and as `predict --prevalence` takes them.
 AS_JUDGED, CORRECTED = "as judged", "corrected"
@@ -191,21 +191,18 @@ def judge_at(
     own = [found[0] for found in figures(np.ones((1, len(names))))]
     blocks = [figures(weights) for weights in resample_weights(len(names), resamples, seed)]
     drawn = [np.concatenate([b[i] for b in blocks] or [v[None][:0]]) for i, v in enumerate(own)]
-    shown = [n for n in _ANSWER_FIGURES if n != "malignancy" or malignant_Y is not None]
-
     weight_n = np.divide(share_Y, count_Y, out=np.zeros(len(codes)), where=count_Y > 0)[label_n]
 
     def answered(own_f: Floats, drawn_bf: Floats) -> dict[str, Figure]:
-        columns = [_ANSWER_FIGURES.index(n) for n in shown]
-        return {
-            n: with_interval(own_f[i], drawn_bf[:, i]) for n, i in zip(shown, columns, strict=True)
-        }
+        # Without malignancy where it is not known.
+        columns = zip(_ANSWER_FIGURES, own_f, drawn_bf.T, strict=False)
+        return {name: with_interval(value, drawn_b) for name, value, drawn_b in columns}
 
     own_kf = own[0].reshape(len(kinds), -1)
     drawn_bkf = drawn[0].reshape(len(drawn[0]), *own_kf.shape)
     found = {kind: answered(own_kf[k], drawn_bkf[:, k]) for k, kind in enumerate(kinds)}
     for figures_ in found.values():
-        figures_["accuracy"] = _with_end(figures_["accuracy"], _worth(weight_n, group_n, every_n))
+        figures_["accuracy"] = with_end(figures_["accuracy"], _worth(weight_n, group_n, every_n))
     difference = {}
     if CORRECTED in kinds:
         difference = answered(own_kf[1] - own_kf[0], drawn_bkf[:, 1] - drawn_bkf[:, 0])
@@ -268,18 +265,16 @@ class _ClassMeans:
 def _answer_values(
     proba_nY: Floats, label_n: Ints, malignant_Y: npt.NDArray[np.bool_] | None
 ) -> Floats:
-    """`(n, 4)`, the values whose means are `_ANSWER_FIGURES`."""
+    """`(n, 4)`, the values whose means are `_ANSWER_FIGURES`; `(n, 3)` without malignancy."""
     rows, truth_nY = np.arange(len(label_n)), np.eye(proba_nY.shape[1])[label_n]
-    summed = np.zeros(len(label_n)) if malignant_Y is None else malignancy(proba_nY, malignant_Y)
-    return np.stack(
-        [
-            (proba_nY.argmax(1) == label_n).astype(np.float64),
-            -log_probability(proba_nY)[rows, label_n],
-            ((proba_nY - truth_nY) ** 2).sum(1),
-            summed,
-        ],
-        1,
-    )
+    values = [
+        (proba_nY.argmax(1) == label_n).astype(np.float64),
+        -log_probability(proba_nY)[rows, label_n],
+        ((proba_nY - truth_nY) ** 2).sum(1),
+    ]
+    if malignant_Y is not None:
+        values.append(malignancy(proba_nY, malignant_Y))
+    return np.stack(values, 1)
 
 
 def _ways(
@@ -352,7 +347,7 @@ def _call(
         return Figure(value=None, why=why) if np.isnan(own[i]) else with_interval(own[i], drawn[i])
 
     def rate(i: int, of: int) -> Figure:
-        return _with_end(told(i), worth[of])
+        return with_end(told(i), worth[of])
 
     sensitivity, specificity = rate(0, 0), rate(1, 1)
     ends = [
@@ -380,11 +375,3 @@ def _widened(figure: Figure, low: float, high: float) -> Figure:
         return figure
     low, high = float(np.fmin(figure.low, low)), float(np.fmax(figure.high, high))
     return replace(figure, low=low, high=high)
-
-
-def _with_end(figure: Figure, worth: float) -> Figure:
-    """A share that is 0 or 1 is so in each resample: its other end is Clopper and Pearson's."""
-    if figure.low is None or figure.value not in (0.0, 1.0):
-        return figure
-    end = error_bound(0, worth, 0.975)
-    return replace(figure, low=1 - end) if figure.value else replace(figure, high=end)

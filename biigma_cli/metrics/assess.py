@@ -395,11 +395,15 @@ def share_figure(value: np.float64, drawn: Floats, group_n: npt.NDArray[np.intp]
         drawn: `(b,)`, the share in each resample.
         group_n: group of each image that it is a share of.
     """
-    figure = with_interval(value, drawn)
-    if figure.low is None or 0 < value < 1:
+    return with_end(with_interval(value, drawn), effective_size(group_n))
+
+
+def with_end(figure: Figure, worth: float) -> Figure:
+    """A share's figure; of 0 or 1 with Clopper and Pearson's other end, for so many images."""
+    if figure.low is None or figure.value not in (0.0, 1.0):
         return figure
-    end = error_bound(0, effective_size(group_n), 0.975)
-    return replace(figure, low=1 - end) if value == 1 else replace(figure, high=end)
+    end = error_bound(0, worth, 0.975)
+    return replace(figure, low=1 - end) if figure.value else replace(figure, high=end)
 
 
 def _shares_of(

@@ -18,7 +18,7 @@ ANSWER_TITLES = {
 CALL_COLUMNS = ("called malignant by", "sensitivity", "specificity", "PPV", "1 - NPV", "called so")
 CALL_NOTE = (
     "PPV: share of those called malignant that are; 1 - NPV: share of the others that are; called "
-    "so: share of all images"
+    "so: share of all that get an answer"
 )
 PREVALENCE_NOTE = (
     "Each class is weighted by its share there, which presumes that its images are like those here."

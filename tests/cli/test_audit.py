@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,7 @@ def test_a_table_is_not_written_over(searched: Path, tmp_path: Path) -> None:
     assert own.read_text() == "image,label,lesion_id\n"
     assert may_be_replaced(searched / "joined.csv")
     assert may_be_replaced(tmp_path / "new.csv")
+    assert not may_be_replaced(Path(os.devnull))
 
 
 def test_report_is_no_folder(planted_home: Path, tmp_path: Path) -> None:

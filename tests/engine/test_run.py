@@ -42,6 +42,7 @@ from biigma_cli.errors import (
     Interrupted,
     ModelFileError,
     TrainingDiverged,
+    UsageError,
 )
 from biigma_cli.runtime.export import export_onnx
 from tests.conftest import TINY, call
@@ -370,6 +371,15 @@ def test_a_damaged_checkpoint_replaces_none(
     assert f"the checkpoint before it, {previous}, is whole" in caught.value.message
     assert f"--resume {run}" in caught.value.fix
     assert previous.read_bytes() == before
+    assert not isinstance(caught.value, UsageError)
+
+    def unwritable(*_: Any) -> None:
+        raise UsageError("cannot write: read-only file system", fix="choose another place")
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", unwritable)
+    with pytest.raises(UsageError, match="read-only file system") as caught:
+        train(often, small, run, device=CPU, resume=True)
+    assert f"make it writable, then: biigma train --resume {run}" in caught.value.fix
     monkeypatch.undo()
     with pytest.raises(KeyboardInterrupt):
         train(often, small, run, device=CPU, resume=True, on_event=stopper(2, 3))
