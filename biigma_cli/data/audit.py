@@ -46,6 +46,7 @@ import numpy.typing as npt
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.alike import AlikePair, AlikeSearch
+from biigma_cli.data.jpeg import check_jpeg
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image, map_threads, read_header
 from biigma_cli.data.scan import delimiter_of
@@ -391,9 +392,9 @@ def _scan(path: Path, record: Record) -> _Scan | Unreadable:
         problems.append(f"mode {mode}, not RGB")
     if orientation not in (0, 1):
         problems.append(f"EXIF orientation {orientation}")
-    # Entropy-coded data cannot hold this marker, so its absence means a cut, if a late one.
-    if kind == "JPEG" and b"\xff\xd9" not in content[len(content) // 2 :]:
-        problems.append("no end marker: cut short")
+    if kind == "JPEG":
+        checked = check_jpeg(content)
+        problems += filter(None, (checked.fault, checked.note))
     values = square.astype(np.float32)
     mean, spread = float(values.mean()), float(values.std((0, 1)).max())
     if mean < 12:

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from biigma_cli.data.jpeg import Checked, check_jpeg
 from biigma_cli.errors import ImageError
 
 INSTALL = 'pip install "biigma[dicom]"'
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+# Baseline and extended.
+_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _HEAD = 1 << 14  # bytes within which a file says how it is written
 # pydicom's remarks on files that bend the standard: what matters is raised.
 warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
@@ -31,7 +34,8 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
         label: what to call it in errors.
 
     Raises:
-        ImageError: pydicom is not installed, or the file is damaged, holds no picture, is larger
+        ImageError: pydicom is not installed, or the file is damaged (also where only a part of its
+            JPEG data is, see `jpeg.check_jpeg`), holds no picture, is larger
             than `preprocess.MAX_PIXELS`, or is compressed in a way that nothing here decodes.
     """
     from biigma_cli.data import preprocess
@@ -59,6 +63,9 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
         if int(data.Rows) * int(data.Columns) > preprocess.MAX_PIXELS:
             raise preprocess.too_large(label)
         values = np.asarray(decoders.pixel_array(data, index=0))
+        checked = _check_frame(data, frames)
+        if checked.fault:
+            raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
         colour = int(data.get("SamplesPerPixel", 1)) > 1
         if data.PhotometricInterpretation == "PALETTE COLOR":
             values, colour = decoders.apply_color_lut(values, data), True
@@ -72,8 +79,16 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
             f"{label} is a DICOM file that cannot be decoded: {why[:300]}",
             fix="get the file again, or save it as JPEG or PNG",
         ) from error
-    note = f"the first of {frames} frames" if frames > 1 else ""
-    return Image.fromarray(np.ascontiguousarray(pixels)), note
+    notes = (f"the first of {frames} frames" if frames > 1 else "", checked.note)
+    return Image.fromarray(np.ascontiguousarray(pixels)), "; ".join(filter(None, notes))
+
+
+def _check_frame(data: Any, frames: int) -> Checked:
+    """What is wrong with the first frame's JPEG data, where it is stored as such."""
+    if data.file_meta.TransferSyntaxUID not in _JPEG:
+        return Checked()
+    encaps = importlib.import_module("pydicom.encaps")
+    return check_jpeg(encaps.get_frame(data.PixelData, 0, number_of_frames=frames))
 
 
 def _eight_bits(values: npt.NDArray[Any], data: Any) -> npt.NDArray[np.uint8]:

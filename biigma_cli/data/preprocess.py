@@ -1,7 +1,8 @@
 """The one preprocessing: a file to a uint8 RGB square, with Pillow and numpy, never torch.
 
-Training, evaluation, export and `predict` all call `load_image`, so they cannot differ. The
-network itself scales and normalises (see `core.model`), in torch and in the exported graph alike.
+Training, evaluation and export call `load_image`, `predict` and `explain` `decode_image`, which is
+the same but for what it refuses, so they cannot differ. The network itself scales and normalises
+(see `core.model`), in torch and in the exported graph alike.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from biigma_cli.data.jpeg import MAX_BYTES, check_jpeg
 from biigma_cli.errors import ImageError
 from biigma_cli.storage import is_folder
 
@@ -95,12 +97,17 @@ class Decoded(NamedTuple):
 def load_image(
     source: Path | bytes, side: int, *, rule: str = "squash", name: str | None = None
 ) -> Pixels:
-    """`decode_image` without its note."""
-    return decode_image(source, side, rule=rule, name=name).pixels
+    """`decode_image` without its note, and as data sets are read: not strict."""
+    return decode_image(source, side, rule=rule, name=name, strict=False).pixels
 
 
 def decode_image(
-    source: Path | bytes, side: int, *, rule: str = "squash", name: str | None = None
+    source: Path | bytes,
+    side: int,
+    *,
+    rule: str = "squash",
+    name: str | None = None,
+    strict: bool = True,
 ) -> Decoded:
     """Decode, upright by EXIF, to RGB, resized to `(side, side, 3)` with antialiasing.
 
@@ -113,6 +120,8 @@ def decode_image(
         rule: `squash` (aspect ratio given up: the paper's), `crop` (short side to `side`, centre
             kept) or `pad` (long side to `side`, on black).
         name: what to call it in errors; default: the path.
+        strict: refuse a JPEG of which a part is wrong or missing, see `jpeg.check_jpeg`, and note
+            where one may be; otherwise such a part is grey, or whatever comes of it.
 
     Raises:
         ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
@@ -128,6 +137,8 @@ def decode_image(
                     _silence_libtiff()
                 elif image.format in ("JPEG", "MPO"):
                     _refuse_many_scans(image, file, label)
+                    if strict:
+                        image, note = _whole_jpeg(image, file, label)
                 image.load()
                 return Decoded(np.array(_square(to_rgb(_upright(image)), side, rule)), note)
         except ImageError:
@@ -304,6 +315,25 @@ def _refuse_many_scans(image: Image.Image, file: BinaryIO, label: str) -> None:
     file.seek(place)
     if scans > _MAX_SCANS:
         raise ImageError(f"{label} has {scans} scans to decode", fix="save it as a plain JPEG")
+
+
+def _whole_jpeg(image: Image.Image, file: BinaryIO, label: str) -> tuple[Image.Image, str]:
+    """The same picture, decoded and upright where simplejpeg can do it, and a note.
+
+    Raises `ImageError` where a part is wrong or missing.
+    """
+    place = file.tell()
+    file.seek(0)
+    content = file.read(MAX_BYTES + 1)
+    file.seek(place)
+    # Pillow has other modes to itself, such as CMYK as Adobe stores it.
+    checked = check_jpeg(content, image.size if image.mode == "RGB" else None)
+    if checked.fault:
+        raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
+    if checked.pixels is None:
+        return image, checked.note
+    decoded, turn = Image.fromarray(checked.pixels), _turn(image)
+    return decoded if turn is None else decoded.transpose(turn), checked.note
 
 
 @functools.cache
