@@ -39,7 +39,7 @@ from biigma_cli.storage import (
 )
 from biigma_cli.taxonomy import SYNTHETIC, base_of
 
-FORMAT = "biigma-cache-1"
+FORMAT = "biigma-cache-2"
 # NAME-SIDE-RULE-KEY; with a dot before and something behind while it is made.
 _ENTRY = re.compile(
     r"\.?(?P<name>(?P<dataset>.+)-(?P<side>\d+)-(?P<rule>[a-z]+)-[0-9a-f]{12})(\..*~)?"

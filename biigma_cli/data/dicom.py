@@ -69,6 +69,7 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
         colour = int(data.get("SamplesPerPixel", 1)) > 1
         if data.PhotometricInterpretation == "PALETTE COLOR":
             values, colour = decoders.apply_color_lut(values, data), True
+        profile = data.get("ICCProfile")
         pixels = _eight_bits(values, data) if colour else _grey(decoders, values, data)
     except ImageError:
         raise
@@ -80,7 +81,10 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
             fix="get the file again, or save it as JPEG or PNG",
         ) from error
     notes = (f"the first of {frames} frames" if frames > 1 else "", checked.note)
-    return Image.fromarray(np.ascontiguousarray(pixels)), "; ".join(filter(None, notes))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if profile:
+        image.info["icc_profile"] = profile
+    return image, "; ".join(filter(None, notes))
 
 
 def _check_frame(data: Any, frames: int) -> Checked:

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from biigma_cli.data.colour import to_srgb
 from biigma_cli.data.jpeg import MAX_BYTES, check_jpeg
 from biigma_cli.errors import ImageError
 from biigma_cli.storage import is_folder
@@ -109,7 +110,7 @@ def decode_image(
     name: str | None = None,
     strict: bool = True,
 ) -> Decoded:
-    """Decode, upright by EXIF, to RGB, resized to `(side, side, 3)` with antialiasing.
+    """Decode, upright by EXIF, to sRGB, resized to `(side, side, 3)` with antialiasing.
 
     JPEGs much larger than needed are decoded at a reduced scale, never under twice the side; this
     changes pixels by less than 1 of 255 on average. Of an animation or a file of several pages the
@@ -132,6 +133,7 @@ def decode_image(
     with _open(source, label) as file:
         try:
             image, note = _read(file, side, label)
+            profile = image.info.get("icc_profile")
             with image, _room(image.width * image.height):
                 if image.format == "TIFF":
                     _silence_libtiff()
@@ -140,7 +142,8 @@ def decode_image(
                     if strict:
                         image, note = _whole_jpeg(image, file, label)
                 image.load()
-                return Decoded(np.array(_square(to_rgb(_upright(image)), side, rule)), note)
+                square, remark = to_srgb(_square(to_rgb(_upright(image)), side, rule), profile)
+                return Decoded(np.array(square), "; ".join(filter(None, (note, remark))))
         except ImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
