@@ -185,7 +185,7 @@ def evaluate(
         evaluate_store,
     )
 
-    named = None if prevalence is None else parse_shares(prevalence)
+    named = parse_shares(prevalence) if prevalence else None
     evaluate_maps.check_picture(heads)
     evaluate_robustness.check_options(
         robustness, robustness_images, robustness_figure, robustness_sheet

@@ -183,7 +183,7 @@ def predict(
     asked = Thresholds(abstain_below, max_error, suspicious_from, min_sensitivity)
     asked.check(tta=tta)
     named = None
-    if prevalence is not None:
+    if prevalence:
         named = parse_prevalence(prevalence, tta=tta, max_error=max_error)
     if resume and (target is None or form not in RESUMABLE):
         raise UsageError(

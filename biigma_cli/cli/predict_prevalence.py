@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 
 import typer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from biigma_cli.runtime.session import ModelInfo
 
 PrevalenceOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--prevalence",
         metavar="CODE=SHARE,...",
@@ -27,8 +28,10 @@ PrevalenceOption = Annotated[
 ]
 
 
-def parse_prevalence(text: str, *, tta: bool, max_error: float | None) -> dict[str, float]:
-    """Shares by class code, as the option gives them. Raises `UsageError` where it cannot be."""
+def parse_prevalence(
+    texts: Sequence[str], *, tta: bool, max_error: float | None
+) -> dict[str, float]:
+    """Shares by class code, as the options give them. Raises `UsageError` where it cannot be."""
     from biigma_cli.errors import UsageError
 
     if max_error is not None:
@@ -42,7 +45,7 @@ def parse_prevalence(text: str, *, tta: bool, max_error: float | None) -> dict[s
             "--prevalence corrects the probabilities of one view, not those of --tta",
             fix="leave one of the two out",
         )
-    return parse_shares(text)
+    return parse_shares(texts)
 
 
 class Prevalence(NamedTuple):

@@ -10,7 +10,7 @@ import typer
 
 #: Of the commands that judge.
 JudgedPrevalenceOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--prevalence",
         metavar="CODE=SHARE,...",
@@ -23,12 +23,15 @@ MALIGNANT = "malignant"
 _EXAMPLE = "write it as MEL=0.01,BCC=0.02, shares from 0 to 1"
 
 
-def parse_shares(text: str) -> dict[str, float]:
-    """Shares by class code. Raises `UsageError` where it cannot be."""
+def parse_shares(texts: Sequence[str]) -> dict[str, float]:
+    """Shares by class code, of an option that may be given several times.
+
+    Raises `UsageError` where it cannot be.
+    """
     from biigma_cli.errors import UsageError
 
     named: dict[str, float] = {}
-    for item in text.split(","):
+    for item in (item for text in texts for item in _items(text)):
         code, equals, share = (part.strip() for part in item.rpartition("="))
         try:
             value = float(share) + 0.0  # -0 is 0
@@ -40,6 +43,17 @@ def parse_shares(text: str) -> dict[str, float]:
             raise UsageError(f"--prevalence names {code} twice", fix="name each class once")
         named[code] = value
     return named
+
+
+def _items(text: str) -> list[str]:
+    """Split at the commas behind a share; others belong to a class code."""
+    items = [""]
+    for piece in text.split(","):
+        if "=" in items[-1]:
+            items.append(piece)
+        else:
+            items[-1] += f",{piece}" if items[-1] else piece
+    return items
 
 
 def whole_shares(

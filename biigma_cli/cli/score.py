@@ -102,7 +102,7 @@ def score(
     from biigma_cli.errors import DataError
     from biigma_cli.metrics import compare
 
-    named = None if prevalence is None else parse_shares(prevalence)
+    named = parse_shares(prevalence) if prevalence else None
     known = read_truth(truth)
     files = [read_predictions(path) for path in (predictions, against) if path is not None]
     for file in files:

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from biigma_cli.data.preprocess import READABLE
 from biigma_cli.data.preprocess import shown as shown
-from biigma_cli.errors import DataError
+from biigma_cli.errors import DataError, UsageError
 from biigma_cli.storage import is_folder, is_there, write_error
 
 _PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -81,6 +81,7 @@ def expand(
     Raises:
         DataError: a folder without an image, or a pattern that matches nothing; at once, not
             at its turn.
+        UsageError: an empty name, at once, too.
     """
     for argument in arguments:
         _check(argument, skip)
@@ -465,6 +466,8 @@ def _is_pattern(argument: str) -> bool:
 
 def _check(argument: str, skip: str) -> None:
     """Raise where nothing can come of an argument."""
+    if not argument:  # a shell's variable that was never set
+        raise UsageError("the name of an image is empty", fix="name a file or a folder")
     if "\0" in argument:
         return
     if is_folder(argument):

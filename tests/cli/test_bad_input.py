@@ -177,6 +177,14 @@ def test_output_is_a_folder(tiny_onnx: Path, picture: Path, tmp_path: Path) -> N
     assert not files_below(tmp_path)
 
 
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_an_empty_name(command: str, tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
+    """What a script's variable leaves that was never set: no folder, and nothing is begun."""
+    done = call(command, picture, "", "--model", tiny_onnx, "-o", tmp_path / "out.json")
+    refused(done, 2, "the name of an image is empty")
+    assert not files_below(tmp_path)
+
+
 def test_output_called_like_a_folder(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
     """A slash at the end says that a folder is meant, there or not."""
     done = call("predict", picture, "--model", tiny_onnx, "--format", "csv", "-o", f"{tmp_path}/a/")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from biigma_cli.cli.predict_pictures import Pictures
+from biigma_cli.cli.prevalence import parse_shares
 from biigma_cli.metrics import ClassPrior, at_prevalence
 from biigma_cli.report.card import model_card
 from biigma_cli.runtime.limits import Stated
@@ -157,6 +158,22 @@ def test_each_form(
         assert row["settings"] == {"prevalence_MEL": 0.01, "prevalence_BCC": 0.9}
 
 
+def test_given_several_times(model: Path, pictures: Path) -> None:
+    """As if all were given at once."""
+    once = ask(model, pictures, "--prevalence", "MEL=0.01,BCC=0.9", "--format", "csv")
+    several = ask(
+        model, pictures, "--prevalence", "MEL=0.01", "--prevalence", "BCC=0.9", "--format", "csv"
+    )
+    assert (several.code, several.out) == (0, once.out)
+
+
+def test_a_code_with_a_comma() -> None:
+    """Commas stand between classes only behind a share."""
+    assert parse_shares(["a, b=0.1,c=0.2"]) == {"a, b": 0.1, "c": 0.2}
+    assert parse_shares(["c=0.2, a, b, c = 0.1"]) == {"c": 0.2, "a, b, c": 0.1}
+    assert parse_shares(["a=b=0.1"]) == {"a=b": 0.1}
+
+
 def test_resumed_with_other_shares(model: Path, pictures: Path, tmp_path: Path) -> None:
     """Rows made for others are refused."""
     target = tmp_path / "a.csv"
@@ -177,6 +194,8 @@ def test_resumed_with_other_shares(model: Path, pictures: Path, tmp_path: Path) 
         (("MEL=1.5",), "shares from 0 to 1"),
         (("MEL=nan",), "'MEL=nan'"),
         (("MEL=.1,MEL=.2",), "names MEL twice"),
+        (("MEL=.1", "--prevalence", "MEL=.1"), "names MEL twice"),
+        (("MEL=.1,",), "'' is no share of a class"),
         (("mel=.1",), "did you mean MEL?"),
         (("XYZ=.1",), "choose from: MEL, NV, BCC"),
         (("MEL=.6,NV=.6",), "the shares sum to 1.2"),

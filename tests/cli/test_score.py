@@ -467,6 +467,7 @@ def test_where_classes_are_rarer(tmp_path: Path) -> None:
     ("said", "words"),
     [
         ("MEL", ("'MEL' is no share of a class",)),
+        ("", ("'' is no share of a class",)),
         ("MEL=1.5", ("'MEL=1.5' is no share",)),
         ("mel=0.1", ("the truth has no class 'mel'", "did you mean MEL?")),
         ("MEL=0.7,NV=0.7", ("the shares sum to 1.4",)),
