@@ -144,6 +144,7 @@ def predict(
             "--batch-size",
             "-b",
             min=1,
+            max=1024,  # some gigabytes; far beyond what makes a GPU faster
             help="Images run together.  [default: 8, on a GPU 64]",
         ),
     ] = None,
