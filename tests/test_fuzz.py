@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from biigma_cli.data import preprocess
+from biigma_cli.data import colour, preprocess
 from biigma_cli.data.preprocess import Pixels, decode_image
 from biigma_cli.errors import ImageError
 from tests.data.samples import encode, noise
@@ -303,7 +303,7 @@ def test_large_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     content = encode(noise(60, 60))
     monkeypatch.setattr(preprocess, "PIXELS_AT_ONCE", 8000)
     seen: list[int] = []
-    to_rgb = preprocess.to_rgb
+    to_rgb = colour.to_rgb
 
     def spy(image: Image.Image) -> Image.Image:
         seen.append(preprocess._ROOM.used)
@@ -333,10 +333,10 @@ def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         rgba.convert("RGB").convert("CMYK"),
     ]  # fmt: skip
     samples[3].info["transparency"] = 2
-    whole = [np.asarray(preprocess.to_rgb(s)) for s in samples]
-    monkeypatch.setattr(preprocess, "_STRIP", 20 * 7)
+    whole = [np.asarray(colour.to_rgb(s)) for s in samples]
+    monkeypatch.setattr(colour, "_STRIP", 20 * 7)
     for sample, wanted in zip(samples, whole, strict=True):
-        assert np.array_equal(preprocess.to_rgb(sample), wanted)
+        assert np.array_equal(colour.to_rgb(sample), wanted)
         assert len(np.unique(wanted)) > 5
 
 

@@ -24,6 +24,10 @@ _WRONG = re.compile(
 )
 # Of the markers those that stand behind a scan or within one: EOI, RST, and the next scan's.
 _LEFT = re.compile(r"(\d+) extraneous bytes before marker 0x(d[0-7]|d9|da|c4)")
+# One that begins something; those within a scan, stuffed bytes and padding do not.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+# Frames of Huffman and of arithmetic coding.
+_PROGRESSIVE = (b"\xff\xc2", b"\xff\xca")
 # Cameras leave a few bytes behind the last block; many are what blocks did not take that should.
 _FEW = 32
 _UNENDED = re.compile("premature end of JPEG file", re.IGNORECASE)
@@ -67,6 +71,12 @@ def check_jpeg(content: bytes, decode: tuple[int, int] | None = None) -> Checked
         )
     except ValueError as error:
         return _verdict(str(error), content)
+    try:
+        lacking = _lacks_scans(content)
+    except (LookupError, ValueError):  # a header that is odd, but that libjpeg could use
+        lacking = False
+    if lacking:
+        return Checked(fault="part of the picture is missing (its last scans)")
     return Checked(pixels if decode and pixels.shape == (height, width, 3) else None)
 
 
@@ -82,6 +92,30 @@ def _verdict(warning: str, content: bytes) -> Checked:
     if _UNENDED.search(warning):
         return Checked(note="no end marker: it may be cut short")
     return Checked()  # not for libjpeg to judge: Pillow reads it or refuses it
+
+
+def _lacks_scans(content: bytes) -> bool:
+    """Whether a progressive JPEG ends before each bit of each coefficient has come.
+
+    Libjpeg takes what has come by then for a coarse picture, and warns of nothing.
+    """
+    lowest: dict[int, list[int]] = {}  # the last bit that has come of 64 coefficients, by component
+    place = 2
+    while (found := _MARKER.search(content, place)) and found[0] != b"\xff\xd9":
+        place = found.end()
+        length = int.from_bytes(content[place : place + 2], "big")
+        body = content[place + 2 : place + length]
+        place += length
+        if found[0] in _PROGRESSIVE:
+            lowest = {component: [1] * 64 for component in body[6::3]}
+        elif found[0] == b"\xff\xda" and not lowest:
+            return False
+        elif found[0] == b"\xff\xda":
+            count = body[0]
+            first, last, bits = body[1 + 2 * count : 4 + 2 * count]
+            for component in body[1 : 1 + 2 * count : 2]:
+                lowest[component][first : last + 1] = [bits & 15] * (last + 1 - first)
+    return any(any(bits) for bits in lowest.values())
 
 
 def _padded(content: bytes, count: int) -> bool:

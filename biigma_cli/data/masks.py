@@ -11,12 +11,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from biigma_cli.data.cache import recorded_again
+from biigma_cli.data.colour import to_rgb
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import (
     _upright,
     map_threads,
     opened,
-    to_rgb,
     upright_size,
 )
 from biigma_cli.data.scan import first

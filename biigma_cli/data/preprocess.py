@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from biigma_cli.data.colour import to_srgb
-from biigma_cli.data.jpeg import MAX_BYTES, check_jpeg
+from biigma_cli.data.colour import remarks, to_rgb, to_srgb
+from biigma_cli.data.jpeg import MAX_BYTES, Checked, check_jpeg
+from biigma_cli.data.tiff import check_tiff, grey_as_meant
 from biigma_cli.errors import ImageError
 from biigma_cli.storage import is_folder
 
@@ -75,8 +76,6 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Decoded at the same time by all threads together; a larger image is decoded alone.
 PIXELS_AT_ONCE = 64_000_000
-# Larger images change their mode in strips, so that the steps between cost no whole copies.
-_STRIP = 4_000_000
 # A progressive JPEG is decoded once per scan: ten are usual, thousands an attack.
 _MAX_SCANS = 200
 
@@ -122,7 +121,8 @@ def decode_image(
             kept) or `pad` (long side to `side`, on black).
         name: what to call it in errors; default: the path.
         strict: refuse a JPEG of which a part is wrong or missing, see `jpeg.check_jpeg`, and note
-            where one may be; otherwise such a part is grey, or whatever comes of it.
+            where one may be, and what is doubtful of its colours; otherwise such a part is grey, or
+            whatever comes of it.
 
     Raises:
         ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
@@ -135,15 +135,25 @@ def decode_image(
             image, note = _read(file, side, label)
             profile = image.info.get("icc_profile")
             with image, _room(image.width * image.height):
+                notes = [note]
+                # Of colours, Pillow keeps the upper 8 bits.
+                sixteen = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
                 if image.format == "TIFF":
                     _silence_libtiff()
+                    if strict:
+                        _refuse(check_tiff(image, file), label)
+                    image.load()
+                    image = grey_as_meant(image)
                 elif image.format in ("JPEG", "MPO"):
                     _refuse_many_scans(image, file, label)
                     if strict:
                         image, note = _whole_jpeg(image, file, label)
+                        notes.append(note)
                 image.load()
-                square, remark = to_srgb(_square(to_rgb(_upright(image)), side, rule), profile)
-                return Decoded(np.array(square), "; ".join(filter(None, (note, remark))))
+                if strict:
+                    notes.append(remarks(image, sixteen=sixteen and image.mode[:2] != "I;"))
+                square, note = to_srgb(_square(to_rgb(_upright(image)), side, rule), profile)
+                return Decoded(np.array(square), "; ".join(filter(None, (*notes, note))))
         except ImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -320,6 +330,12 @@ def _refuse_many_scans(image: Image.Image, file: BinaryIO, label: str) -> None:
         raise ImageError(f"{label} has {scans} scans to decode", fix="save it as a plain JPEG")
 
 
+def _refuse(checked: Checked, label: str) -> None:
+    """Raise `ImageError` where something is certainly wrong."""
+    if checked.fault:
+        raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
+
+
 def _whole_jpeg(image: Image.Image, file: BinaryIO, label: str) -> tuple[Image.Image, str]:
     """The same picture, decoded and upright where simplejpeg can do it, and a note.
 
@@ -331,8 +347,7 @@ def _whole_jpeg(image: Image.Image, file: BinaryIO, label: str) -> tuple[Image.I
     file.seek(place)
     # Pillow has other modes to itself, such as CMYK as Adobe stores it.
     checked = check_jpeg(content, image.size if image.mode == "RGB" else None)
-    if checked.fault:
-        raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
+    _refuse(checked, label)
     if checked.pixels is None:
         return image, checked.note
     decoded, turn = Image.fromarray(checked.pixels), _turn(image)
@@ -419,68 +434,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # a header that is none; the pixels are decoded by themselves
         return 1
     return orientation if isinstance(orientation, int) else 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit is scaled, transparency laid on white.
-
-    Whole numbers above 255 are taken as 16-bit; floats up to 1 as parts of white.
-    """
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    strips = _Strips(image)
-    scale = 1.0
-    if image.mode.startswith("I;16"):
-        scale = 255 / 65535
-    elif image.mode in ("I", "F"):
-        top = max(float(_values(strip).max(initial=0)) for strip in strips)
-        if top > 255:
-            scale = 255 / 65535
-        elif image.mode == "F" and top <= 1:
-            scale = 255.0
-    if len(strips) == 1:
-        return _strip_to_rgb(image, scale)
-    whole = Image.new("RGB", image.size)
-    top = 0
-    for strip in strips:
-        whole.paste(_strip_to_rgb(strip, scale), (0, top))
-        top += strip.height
-    return whole
-
-
-class _Strips:
-    """A large image in strips, cut out when asked for."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self.image = image
-        self.rows = max(1, _STRIP // max(1, image.width))
-
-    def __len__(self) -> int:
-        return -(-self.image.height // self.rows)
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        width, height = self.image.size
-        if len(self) == 1:
-            yield self.image
-            return
-        for top in range(0, height, self.rows):
-            yield self.image.crop((0, top, width, min(height, top + self.rows)))
-
-
-def _values(image: Image.Image) -> npt.NDArray[np.float32]:
-    return np.nan_to_num(np.asarray(image, dtype=np.float32))
-
-
-def _strip_to_rgb(image: Image.Image, scale: float) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = _values(image) * np.float32(scale)
-        grey = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
-        return grey.convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def map_threads(

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from biigma_cli.data import colour
 from biigma_cli.data.preprocess import decode_image, load_image
-from tests.data.samples import encode, noise
+from tests.data.samples import encode, noise, png
 from tests.data.test_preprocess import dicom
 
 UNREADABLE = "its colour profile cannot be read: its colours are taken as sRGB"
@@ -134,6 +134,29 @@ def test_nothing_to_do(profile: bytes) -> None:
     found = decode_image(encode(SKIN, icc_profile=profile), 32)
     assert found.note == ""
     assert np.array_equal(found.pixels, load_image(encode(SKIN), 32))
+
+
+def test_a_linear_space_that_is_called_srgb() -> None:
+    """What it does counts, not its name."""
+    linear = matrix_profile(
+        "Linear sRGB", 1.0, (0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708),
+        (0.14307, 0.06061, 0.71410),
+    )  # fmt: skip
+    other = written_in(linear)
+    whole = load_image(encode(SKIN), 32).astype(int)
+    assert np.abs(load_image(encode(other), 32) - whole).mean() > 20
+    assert np.abs(load_image(encode(other, icc_profile=linear), 32) - whole).mean() < 2
+
+
+def test_sixteen_bits_of_colour_that_use_few() -> None:
+    """Pillow keeps the upper 8, so what is dark there was dark in 16."""
+    values = np.linspace(0, 4095, 16 * 16 * 3).astype(np.uint16).reshape(16, 16, 3)
+    for shift, note in (
+        (0, "its 16-bit values reach only 4095 of 65535: it may be too dark"),
+        (4, ""),
+    ):
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values << shift)
+        assert decode_image(png(16, 16, 16, rows), 16).note == note
 
 
 @pytest.mark.parametrize(

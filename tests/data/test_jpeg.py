@@ -148,6 +148,22 @@ def test_data_sets_are_read_as_pillow_reads_them(spoil: Callable[[bytes, int], b
     assert check_jpeg(content, (200, 150)).fault.startswith(words)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_later_scans_that_never_came(mode: str) -> None:
+    """A progressive picture cut between two scans and closed: coarse, and nothing warns."""
+    content = encode(grain(200, 150).convert(mode), "JPEG", progressive=True)
+    scans = [n.start() for n in re.finditer(b"\xff\xda", content)]
+    assert len(scans) > 3
+    for scan in scans[1:]:
+        cut = content[: content.rindex(b"\xff\xc4", 0, scan)] + END
+        with Image.open(io.BytesIO(cut)) as image:
+            image.load()
+        with pytest.raises(ImageError, match="last scans"):
+            decode_image(cut, 64)
+        assert check_jpeg(cut + content).fault  # what lies behind the picture does not count
+    assert decode_image(content + content[:900], 64).note == ""
+
+
 def test_a_restart_interval_that_is_gone() -> None:
     """The blocks behind it stand where others belong."""
     content = encode(grain(200, 150), "JPEG", restart_marker_blocks=5)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from biigma_cli.data import preprocess
+from biigma_cli.data import colour, preprocess
 from biigma_cli.data.preprocess import (
     MAX_PIXELS,
     decode_image,
@@ -28,7 +27,7 @@ from biigma_cli.data.preprocess import (
     upright_size,
 )
 from biigma_cli.errors import EXIT_DATA, ImageError
-from tests.data.samples import encode, noise, oriented, pixels
+from tests.data.samples import encode, noise, oriented, pixels, png
 
 Transpose = Image.Transpose
 # How a camera that is held so stores an upright scene.
@@ -53,15 +52,7 @@ def orientation(value: int) -> Image.Exif:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has next to no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(bytes(16))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+    return png(width, height, 8, bytes(16))
 
 
 # --- what comes out --------------------------------------------------------------------------
@@ -180,7 +171,7 @@ def test_a_large_jpeg_is_decoded_at_reduced_scale(monkeypatch: pytest.MonkeyPatc
     """Less than the full size, never under twice the side, and nearly the same pixels."""
     content = encode(noise(1600, 1200), "JPEG", quality=92)
     sizes: list[tuple[int, int]] = []
-    to_rgb = preprocess.to_rgb
+    to_rgb = colour.to_rgb
 
     def spy(image: Image.Image) -> Image.Image:
         sizes.append(image.size)
