@@ -11,6 +11,7 @@ import heapq
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,11 @@ from biigma_cli.storage import is_folder, is_there, write_error
 
 _PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
+# Pictures that nothing here reads: in a folder they are passed over, and named.
+_FOREIGN = (
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3",
+    ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".pdf", ".svg",
+)  # fmt: skip
 
 #: Largest image taken from standard input, in bytes.
 MAX_STDIN = 512 << 20
@@ -72,7 +78,9 @@ def expand(
 ) -> Iterator[Source]:
     """Files as given, folders as the images below them, patterns as what they match.
 
-    A folder's images come in the order of their names, depth first. Links to files are followed,
+    A folder's images are the files with an image's ending, and those without any that begin as an
+    image does; `warn` is told of pictures that cannot be read. They come in the order of their
+    names, depth first. Links to files are followed,
     links to folders below an argument are not, so that no loop can form; `warn` is told. Nor does
     `**` follow them, or what stands behind it. However often a pattern matches a file, it comes
     once. A file that is not there comes all the same: it is answered with an error. Of a folder
@@ -146,10 +154,15 @@ def within(path: str, folder: str) -> bool:
 def below(folder: str, *, warn: Callable[[str], None], skip: str = "") -> Iterator[Source]:
     """The images below a folder. One that may not be opened is a `Source` with its error."""
     links = 0
+    foreign: Counter[str] = Counter()
     stack: list[Iterator[str]] = []
+
+    def passed(suffix: str) -> None:
+        foreign[suffix] += 1
+
     path = [folder]
     try:
-        stack.append(_listed(folder))
+        stack.append(_listed(folder, passed))
     except OSError as error:
         yield _unopened(folder, error)
         return
@@ -169,12 +182,17 @@ def below(folder: str, *, warn: Callable[[str], None], skip: str = "") -> Iterat
         if within(full, skip):
             continue
         try:
-            stack.append(_listed(full))
+            stack.append(_listed(full, passed))
             path.append(full)
         except OSError as error:
             yield _unopened(full, error)
     if links:
         warn(f"{shown(folder)}: {links} links to folders were not followed")
+    if foreign:
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(foreign.items()))
+        warn(
+            f"{shown(folder)}: passed over, as nothing here reads them: {kinds}; save them as JPEG"
+        )
 
 
 def count(arguments: Sequence[str], stop: Callable[[], bool], skip: str = "") -> int | None:
@@ -329,8 +347,11 @@ _FOLDER = "\0"
 _LINK = "\0l"
 
 
-def _scan(folder: str) -> Iterator[str]:
-    """Names of images, folders and links to folders in a folder, marked, in no order."""
+def _scan(folder: str, passed: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """Names of images, folders and links to folders in a folder, marked, in no order.
+
+    `passed` is told the ending of each picture that cannot be read.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -338,8 +359,10 @@ def _scan(folder: str) -> Iterator[str]:
                 continue
             if entry.is_symlink() and _leads_to_folder(entry):
                 yield entry.name + _LINK
-            elif _is_image(entry.name):
+            elif _is_image(_join(folder, entry.name)):
                 yield entry.name
+            elif not entry.name.startswith(".") and entry.name.lower().endswith(_FOREIGN):
+                passed(Path(entry.name).suffix.lower())
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -348,8 +371,8 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _listed(folder: str) -> Iterator[str]:
-    return _sorted_names(_scan(folder))
+def _listed(folder: str, passed: Callable[[str], None]) -> Iterator[str]:
+    return _sorted_names(_scan(folder, passed))
 
 
 def _sorted_names(names: Iterable[str]) -> Iterator[str]:
@@ -388,9 +411,21 @@ def _spilled(file: BinaryIO) -> Iterator[str]:
             yield os.fsdecode(file.read(int.from_bytes(size, "big")))
 
 
-def _is_image(name: str) -> bool:
-    # `._NAME` is what macOS leaves beside a file on foreign disks.
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
+def _is_image(path: str) -> bool:
+    """Whether a file in a folder counts as an image: by its ending, else by how it begins."""
+    name = os.path.basename(path)  # noqa: PTH119
+    suffix = Path(name).suffix.lower()
+    if suffix in SUFFIXES:
+        # `._NAME` is what macOS leaves beside a file on foreign disks.
+        return not name.startswith("._")
+    # Archives of DICOM name files IM000001, or by a UID, which ends in a number.
+    if name.startswith(".") or (suffix and not suffix[1:].isdecimal()):
+        return False
+    with suppress(OSError):
+        if Path(path).is_file():  # a pipe would never end
+            with open(path, "rb") as file:  # noqa: PTH123
+                return looks_like_image(file.read(HEAD))
+    return False
 
 
 def _join(folder: str, name: str) -> str:

@@ -58,6 +58,43 @@ def test_a_folder_is_its_images_in_the_order_of_paths(tree: Path) -> None:
     assert len(wanted) == 7
 
 
+def test_files_without_an_ending(tmp_path: Path) -> None:
+    """As archives of DICOM name them: what they begin with decides, and nothing comes twice."""
+    picture = encode(noise(20, 20), "JPEG")
+    for name, content in {
+        "IM000001": bytes(128) + b"DICM", "1.2.840.55": picture, "notes": b"hello", "none": b"",
+        ".hidden": picture, "x.txt": picture, "b/IM2": picture, "b/y.jpg": picture,
+    }.items():  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    wanted = [str(tmp_path / n) for n in ("1.2.840.55", "IM000001", "b/IM2", "b/y.jpg")]
+    assert names(tmp_path) == wanted
+    assert names(tmp_path / "b", tmp_path / "b" / "**")[:2] == wanted[2:]
+    assert sorted(set(names(tmp_path / "**"))) == sorted(names(tmp_path / "**"))
+
+
+@posix
+def test_a_pipe_without_an_ending(tmp_path: Path) -> None:
+    """It is not opened: it would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.jpg").touch()
+    assert names(tmp_path) == [str(tmp_path / "a.jpg")]
+
+
+def test_pictures_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    """Once for a folder, in all folders below it together."""
+    for name in ("a.jpg", "b.HEIC", "c/d.heic", "c/e.cr2", "c/f.txt", "c/.g.heic"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    said: list[str] = []
+    assert [s.name for s in expand([str(tmp_path)], warn=said.append)] == [str(tmp_path / "a.jpg")]
+    assert said == [
+        f"{tmp_path}: passed over, as nothing here reads them: 1 .cr2, 2 .heic; save them as JPEG"
+    ]
+
+
 def test_large_folders_are_sorted_through_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
