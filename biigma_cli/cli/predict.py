@@ -8,7 +8,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 
@@ -123,14 +123,14 @@ def predict(
         ),
     ] = None,
     report_images: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--report-images",
             metavar="N",
             min=1,
-            help="Pictures on the page: the N most malignant.",
+            help="Pictures on the page: the N most malignant.  [default: 500]",
         ),
-    ] = 500,
+    ] = None,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over flips and quarter turns: 8 times the work.")
     ] = False,
@@ -193,6 +193,8 @@ def predict(
         )
     if retry_failed and not resume:
         raise UsageError("--retry-failed goes with --resume", fix="add --resume")
+    if report_images is not None and report is None:
+        raise UsageError("--report-images goes with --report", fix="add --report FILE.html")
     from biigma_cli.cli.predict_pictures import Pictures, check_targets, shown_maps, write_page
 
     check_targets(saliency, report, target)
@@ -214,7 +216,7 @@ def predict(
     from biigma_cli.runtime.pipeline import VIEWS, classify
     from biigma_cli.runtime.providers import batch_size as default_batch_size
     from biigma_cli.runtime.session import Predictor, find_model
-    from biigma_cli.storage import available_cpus
+    from biigma_cli.storage import available_cpus, is_there
 
     predictor = context.with_resource(
         opened(
@@ -271,11 +273,12 @@ def predict(
     if report is not None:
         from biigma_cli.report.prediction_page import PredictionPage
 
-        page = PredictionPage(labels, most=report_images, earlier=answered.labels)
+        page = PredictionPage(labels, most=report_images or 500, earlier=answered.labels)
     pictures = None
     if maps is not None:
         pictures = Pictures(predictor.id, info.classes, maps, folder=saliency, page=page, tta=tta)
-    new = (s for s in sources if not answered.take(s.name))
+    earlier = _Earlier(answered, sink.answered_at)
+    new = earlier.without(sources)
     if isinstance(predictor, Predictor):
         batches = classify(predictor, new, batch_size=size, workers=threads, tta=tta)
     else:
@@ -295,9 +298,12 @@ def predict(
                 tally.add(items, batch)
                 progress(tally.done)
         tally.end()
+        # With nothing new there is no picture, and the earlier page has some.
+        same = is_there(report or "") and bool(len(answered)) and tally.done == len(answered)
         if page is not None and report is not None and pictures is not None and tally.begun:
             assert local is not None
-            write_page(page, report, made, local, notes=pictures.notes, topk=topk)
+            if not same:
+                write_page(page, report, made, local, notes=pictures.notes, topk=topk)
     except BaseException as error:
         batches.close()
         if not isinstance(error, OSError):  # the reader has gone, or the disk is full
@@ -306,14 +312,18 @@ def predict(
         if kept is not None:
             note(f"what was answered is in {kept}; --resume goes on with it")
         raise
-    where = "field" if form in ("json", "jsonl") else "column"
+    where = {"json": "error field", "jsonl": "error field", "table": "answer column"}.get(
+        form, "error column"
+    )
     if tally.failed and tally.failed == tally.done:
         if tally.done == 1 and tally.alone is not None:
             raise tally.alone
         raise ImageError(
             f"none of {tally.failed} images could be read",
-            fix=f"the error {where} says why" if tally.begun else "see the lines above",
+            fix=f"the {where} says why" if tally.begun else "see the lines above",
         )
+    if earlier.changed:
+        note(f"{earlier.changed} files have changed since they were answered; their rows are older")
     if tally.flagged:
         note(flagged_note(tally.flagged))
     if thresholds.suspicious_from is not None:
@@ -321,12 +331,17 @@ def predict(
     if saliency is not None:
         note(f"pictures in {saliency}")
     if report is not None:
-        note(f"page in {report}" if tally.begun else f"nothing to show: {report} was not written")
+        if same:
+            note(f"{report} stays as it was: nothing new was answered")
+        elif tally.begun:
+            note(f"page in {report}")
+        else:
+            note(f"nothing to show: {report} was not written")
     note(DISCLAIMER)
     if tally.failed:
         raise PartialFailure(
             f"{tally.done - tally.failed} ok, {tally.failed} failed",
-            fix=f"the error {where} says why",
+            fix=f"the {where} says why",
         )
 
 
@@ -569,6 +584,32 @@ def _record(
         if thresholds.min_sensitivity is None or own.probabilities_Y is None
         else own.probabilities_Y.tolist(),
     )  # fmt: skip
+
+
+class _Earlier:
+    """Takes out what an earlier run has answered."""
+
+    def __init__(self, answered: Answered, when: float) -> None:
+        self.answered = answered
+        self.when = when
+        #: Answered files that were written since.
+        self.changed = 0
+
+    def without(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """What is left. Raises `UsageError` for an image on standard input, which has no name."""
+        from biigma_cli.errors import UsageError
+
+        for source in sources:
+            if not self.answered.take(source.name):
+                yield source
+            elif isinstance(source.content, bytes):
+                raise UsageError(
+                    "an image on standard input cannot be told from the one that was answered",
+                    fix="name its file, or choose another -o",
+                )
+            else:
+                with contextlib.suppress(OSError):
+                    self.changed += source.content.stat().st_mtime > self.when
 
 
 class _Tally:

@@ -200,7 +200,7 @@ class CsvWriter:
         self.asked = made.asks_suspicion
         behind = [BEHIND[0], *[SUSPICIOUS] * self.asked, *BEHIND[1:]]
         self.columns = [*BEFORE, *labels.codes, *behind]
-        settings = " ".join(f"{k}={v:g}" for k, v in made.settings.items())
+        settings = " ".join(f"{k}={v:.12g}" for k, v in made.settings.items())
         self._made = [made.model, made.version, made.provider, settings]
 
     def head(self) -> str:
@@ -506,6 +506,7 @@ class Output:
 
     Attributes:
         begun: whether there is something of an interrupted run to go on with.
+        answered_at: when what it goes on with was last written, in seconds since the epoch.
 
     Raises:
         UsageError: the target cannot be written, another process is writing it, or another part
@@ -531,6 +532,7 @@ class Output:
         self.part: Path | None = None
         self.file: io.FileIO | None = None
         self.begun = False
+        self.answered_at = 0.0
         self._whole = 0
         self._made: list[Path] = []
         if self.target is None:
@@ -599,6 +601,8 @@ class Output:
         if self.target is None or self.part is None or self.file is None:
             raise UsageError("nothing to resume", fix="name the file with -o")
         with _writing(self.part):
+            if self._whole or self.target.exists():
+                self.answered_at = (self.part if self._whole else self.target).stat().st_mtime
             if self._whole and not retry:
                 self._whole = whole = _scan(self.part, writer, answered)
                 self.file.truncate(whole)

@@ -209,6 +209,20 @@ def test_resumed(toy: Path, folder: Path, tmp_path: Path, form: str) -> None:
     assert summary(text) == summary(whole)
 
 
+def test_resumed_with_nothing_new(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """The page of the run that answered has the pictures, so it stays."""
+    target, page = tmp_path / "a.csv", tmp_path / "page.html"
+    common = (folder, "-o", target, "--report", page)
+    assert predict(toy, *common).code == 5
+    whole = page.read_bytes()
+    done = predict(toy, *common, "--resume")
+    assert done.code == 5
+    assert page.read_bytes() == whole
+    page.unlink()
+    assert predict(toy, *common, "--resume").code == 5
+    assert "were answered in an earlier run" in text_of(page)
+
+
 def test_nothing_could_be_read(toy: Path, tmp_path: Path) -> None:
     """As no rows are left, no page is."""
     page = tmp_path / "page.html"
@@ -221,6 +235,7 @@ def test_nothing_could_be_read(toy: Path, tmp_path: Path) -> None:
     ("arguments", "word"),
     [
         (["--report", "a.jpg"], ".html"),
+        (["--report-images", "3"], "add --report FILE.html"),
         (["--report", "{here}/folder.html"], "is a folder"),
         (["--report", "{here}/a.html", "-o", "{here}/../{name}/a.html", "--format", "csv"], "-o"),
         (["--report", "/dev/null/a.html"], "cannot write"),

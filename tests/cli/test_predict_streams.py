@@ -388,7 +388,8 @@ def test_only_failures_leave_an_older_result(
         assert done.code == 3
         assert "none of 9" in done.err
         assert "see the lines above" not in done.err
-        assert f"the error {'field' if 'json' in form else 'column'} says why" in done.err
+        where = "answer column" if form == "table" else "error column"
+        assert f"the {'error field' if 'json' in form else where} says why" in done.err
         assert all(f"gone{i}.png" in target.read_text() for i in range(9))
     assert left(tmp_path) == ["old.csv", "old.json", "old.jsonl", "old.table"]
     assert [bool(r["error"]) for r in rows((tmp_path / "old.csv").read_text())] == [True] * 9
@@ -463,6 +464,44 @@ def test_resumed_equals_uninterrupted(
         assert "29 ok, 1 failed" in done.err
         assert target.read_bytes() == whole
         assert left(tmp_path) == [target.name]
+
+
+def test_another_image_on_stdin(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """Its answer is not that of the one before, which has no other name."""
+    target = tmp_path / "out.csv"
+    first, second = ((folder / n).read_bytes() for n in ("00.png", "01.png"))
+    assert predict(toy, "-", "-o", target, stdin=first).code == 0
+    whole = target.read_bytes()
+    done = predict(toy, "-", "-o", target, "--resume", stdin=second)
+    assert done.code == 2
+    assert "an image on standard input cannot be told" in done.err
+    assert [p for p in left(tmp_path) if not p.endswith(".part")] == ["out.csv"]
+    assert target.read_bytes() == whole
+
+
+def test_files_that_have_changed_since(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """They keep their rows, and their number is said."""
+    target = tmp_path / "out.csv"
+    assert predict(toy, folder, "-o", target).code == 5
+    whole = target.read_bytes()
+    done = predict(toy, folder, "-o", target, "--resume")
+    assert "have changed" not in done.err
+    later = target.stat().st_mtime + 10
+    for name in ("03.png", "04.png"):
+        os.utime(folder / name, (later, later))
+    done = predict(toy, folder, "-o", target, "--resume")
+    assert "2 files have changed since they were answered" in done.err
+    assert target.read_bytes() == whole
+
+
+def test_settings_that_differ_by_little(toy: Path, folder: Path, tmp_path: Path) -> None:
+    """A limit is told from another whatever digit they differ in."""
+    target = tmp_path / "out.csv"
+    assert predict(toy, folder, "-o", target, "--abstain-below", "0.12345678").code == 5
+    assert rows(target.read_text())[0]["settings"] == "abstain_below=0.12345678"
+    done = predict(toy, folder, "-o", target, "--resume", "--abstain-below", "0.12345699")
+    assert done.code == 3
+    assert "settings" in done.err
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
