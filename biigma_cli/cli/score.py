@@ -318,6 +318,7 @@ def _notes(
     matched: Matched, tasks: Mapping[str, Assessment], others: Mapping[str, Assessment]
 ) -> None:
     """What the reader must know of how it was judged, on stderr."""
+    from biigma_cli.data.scan import big_lesion
     from biigma_cli.report.tables import NO_LESIONS, remarks
 
     if matched.dropped:
@@ -328,8 +329,19 @@ def _notes(
     for line in dict.fromkeys(line for a in others.values() for line in remarks(a)):
         if line not in told:
             note(f"the other predictions: {line}")
-    if matched.groups is None and next(iter(tasks.values())).resamples:
+    if not next(iter(tasks.values())).resamples:
+        return
+    if matched.groups is None:
         note(f"{NO_LESIONS} (--groups)")
+        return
+    found = big_lesion(
+        g for g, counts in zip(matched.groups, matched.counted, strict=True) if counts
+    )
+    if found is not None:
+        note(
+            f"lesion_id {found[0]!r} has {found[1]} of {matched.counted.sum()} images, which are "
+            "resampled as one; if it means that the lesion is unknown, leave the cell empty"
+        )
 
 
 def _result(

@@ -24,6 +24,10 @@ JPEG = (".jpg", ".jpeg")
 IMAGES = (*JPEG, ".png", ".tif", ".tiff", ".bmp", ".webp")
 #: Read where a table names them, but not looked for in folders: films, and whole studies.
 OTHER_IMAGES = (".gif", ".dcm")
+#: What people and programs write where they do not know.
+NOTHING = frozenset(
+    ("", "unknown", "unk", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "-", "?")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,27 @@ def resolved(path: Path, *, fix: str) -> Path:
 def composed(text: str) -> str:
     """In Unicode's composed form: file systems and spreadsheets differ in how they spell `é`."""
     return unicodedata.normalize("NFC", text)
+
+
+def known_value(text: str) -> str:
+    """What a cell says, composed and without space around; empty where it says "unknown"."""
+    text = composed(text.strip())
+    return "" if text.casefold() in NOTHING else text
+
+
+def big_lesion(lesions: Iterable[str]) -> tuple[str, int] | None:
+    """A lesion that may be a placeholder, and its images; None where there is none.
+
+    That is one with all images, or a tenth and more than 20.
+
+    Args:
+        lesions: of each image; empty where unknown.
+    """
+    lesions = list(lesions)
+    for lesion, count in Counter(filter(None, lesions)).most_common(1):
+        if count > max(20, len(lesions) / 10) or count == len(lesions) > 1:
+            return lesion, count
+    return None
 
 
 def walk_files(folders: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:

@@ -122,6 +122,39 @@ def test_groups(tmp_path: Path) -> None:
     assert json.loads(grouped.out)["groups"] == 30
 
 
+def test_a_placeholder_is_no_lesion(tmp_path: Path) -> None:
+    """In the truth and with --groups: images are drawn, with intervals as without the column."""
+    predictions, truth = make(tmp_path)
+    bare = tmp_path / "bare.csv"
+    bare.write_text("\n".join(r.rsplit(",", 1)[0] for r in truth.read_text().splitlines()))
+    loose = call("score", predictions, bare, "--json", *FAST)
+    head, *rows = bare.read_text().splitlines()
+    said = tmp_path / "said.csv"
+    said.write_text("\n".join([f"{head},lesion_id", *(f"{row},unknown" for row in rows)]))
+    for words in ((said,), (bare, "--groups", said)):
+        done = call("score", predictions, *words, "--json", *FAST)
+        assert done.code == 0, done.err
+        assert "no lesions known" in done.err
+        found, wanted = json.loads(done.out), json.loads(loose.out)
+        assert found["overall"] == wanted["overall"]
+        assert found["groups"] == 60
+
+
+@pytest.mark.parametrize(("big", "told"), [(20, False), (21, True), (60, True)])
+def test_a_lesion_of_many_images(tmp_path: Path, big: int, told: bool) -> None:
+    """More than 20 images and a tenth are told of, in the truth and with --groups."""
+    predictions, truth = make(tmp_path)
+    head, *rows = truth.read_text().splitlines()
+    rows = [f"{r.rsplit(',', 1)[0]},{'none yet' if n < big else n}" for n, r in enumerate(rows)]
+    truth.write_text("\n".join([head, *rows]))
+    for words in ((), ("--groups", truth)):
+        done = call("score", predictions, truth, *words, *FAST)
+        assert done.code == 0, done.err
+        line = f"lesion_id 'none yet' has {big} of 60 images, which are resampled as one"
+        assert (line in done.err) is told
+    assert "lesion_id" not in call("score", predictions, truth, "--resamples", "0").err
+
+
 def test_the_2017_form(tmp_path: Path) -> None:
     """Two tasks with the official threshold, and the mean AUC."""
     rng = np.random.default_rng(0)

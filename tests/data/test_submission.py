@@ -212,6 +212,19 @@ def test_truth_by_name(tmp_path: Path) -> None:
     assert truth.lesions == ("L1", "L2", "ISIC_3")
 
 
+@pytest.mark.parametrize("word", ["unknown", " NaN ", "n/a", "NULL", "-", "unk", "?", "#N/A"])
+def test_words_for_an_unknown_lesion(tmp_path: Path, word: str) -> None:
+    """They are no lesion; where all say so, no lesions are known."""
+    truth = labelled(tmp_path, NAMED.replace("L1", word))
+    assert truth.lesions == ("ISIC_1", "L2", "ISIC_3")
+    nothing = NAMED.replace("L1", word).replace("L2", word)
+    assert labelled(tmp_path, nothing).lesions is None
+    ids = ("ISIC_2", "ISIC_1")
+    groups = save(tmp_path, NAMED.replace("L1", word), "groups.csv")
+    assert read_groups(groups, ids) == ("L2", "ISIC_1")
+    assert read_groups(save(tmp_path, nothing, "groups.csv"), ids) is None
+
+
 def test_truth_of_2017(tmp_path: Path) -> None:
     """Neither of the two is a nevus."""
     truth = labelled(tmp_path, LABELLED_17)

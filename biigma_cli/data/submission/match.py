@@ -128,7 +128,7 @@ def match(
     label_n = np.array([codes.index(truth.codes[truth.label_n[n]]) for n in common], np.int64)
     ids = tuple(truth.ids[n] for n in common)
     if groups is not None:
-        lesions: tuple[str, ...] | None = read_groups(groups, ids)
+        lesions = read_groups(groups, ids)
     else:
         lesions = None if truth.lesions is None else tuple(truth.lesions[n] for n in common)
     return Matched(
