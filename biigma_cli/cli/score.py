@@ -12,6 +12,7 @@ import typer
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import JsonOption
 from biigma_cli.cli.prevalence import JudgedPrevalenceOption, parse_shares
+from biigma_cli.cli.score_kinds import check_tells_malignant, images_by_class, kinds, tell_kinds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,14 +206,12 @@ def _assessed(name: str, task: Matched, resamples: int, seed: int) -> Assessment
 
 def _judged(matched: Matched) -> tuple[Ints, Floats, list[bool | None], list[str]]:
     """Of the images that count labels, scores and lesions; of the classes, which are malignant."""
-    from biigma_cli.taxonomy import lesion_class
-
     counted = matched.counted
     groups = zip(matched.groups or matched.ids, counted, strict=True)
     return (
         matched.label_n[counted],
         matched.score_nY[counted],
-        [lesion_class(code).malignant for code in matched.codes],
+        kinds(matched),
         [group for group, counts in groups if counts],
     )
 
@@ -227,7 +226,7 @@ def _limits(
     """What limits do, and malignant against benign where that is known, as for JSON.
 
     Raises:
-        UsageError: a limit is asked for where it means nothing.
+        UsageError: a limit is asked for where it means nothing or nothing can be said of it.
     """
     from biigma_cli.errors import UsageError
     from biigma_cli.judge.abstention import abstentions
@@ -242,6 +241,8 @@ def _limits(
                     fix="leave it out",
                 )
         return {}
+    if suspicious_from is not None:
+        check_tells_malignant(matched, "--suspicious-from")
     label_n, score_nY, malignant, own = _judged(matched)
     plain: dict[str, Any] = {}
     if abstain_below is not None:
@@ -256,12 +257,7 @@ def _limits(
     )  # fmt: skip
     if found is not None:
         plain["malignancy"] = found.to_dict()
-    elif suspicious_from is not None:
-        raise UsageError(
-            "--suspicious-from needs malignant and benign images, of classes known to be either: "
-            f"here are {', '.join(matched.codes)}",
-            fix="leave it out",
-        )
+    tell_kinds(matched, judged=bool(plain))
     return plain
 
 
@@ -271,9 +267,7 @@ def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
     Raises:
         UsageError: shares that cannot be, or no probabilities to judge.
     """
-    import numpy as np
-
-    from biigma_cli.cli.prevalence import check_images, whole_shares
+    from biigma_cli.cli.prevalence import MALIGNANT, check_images, whole_shares
     from biigma_cli.errors import UsageError
 
     if matched.binary:
@@ -287,9 +281,11 @@ def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
             "1",
             fix="add --normalise, which divides each row by its sum",
         )
-    label_n, _, malignant, _ = _judged(matched)
-    images = np.bincount(label_n, minlength=len(matched.codes)).tolist()
-    own = [n / len(label_n) for n in images]
+    if MALIGNANT in named and MALIGNANT not in matched.codes:
+        check_tells_malignant(matched, f"--prevalence {MALIGNANT}")
+    _, _, malignant, _ = _judged(matched)
+    images = list(images_by_class(matched).values())
+    own = [n / sum(images) for n in images]
     shares = whole_shares(named, matched.codes, malignant, own, "the truth")
     check_images(matched.codes, shares, images, "the truth")
     return shares

@@ -356,6 +356,93 @@ def test_limits(tmp_path: Path) -> None:
             assert call(*words, option, wrong).code == 2
 
 
+def with_unk(predictions: Path, *, share: float = 0.0) -> Path:
+    """The same predictions with a class UNK that takes such a share of each."""
+    head, *rows = predictions.read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    text = [f"{i},{','.join(str(float(v) * (1 - share)) for v in vs)},{share}" for i, *vs in cells]
+    path = predictions.with_name("unk.csv")
+    path.write_text("\n".join([f"{head},UNK", *text]))
+    return path
+
+
+def test_a_class_of_unknown_kind_without_an_image(tmp_path: Path) -> None:
+    """It counts as not malignant, which is said once; the figures are those without its column."""
+    predictions, truth = make(tmp_path)
+    options = ("--suspicious-from", "0.3", "--prevalence", "malignant=0.02", *FAST, "--json")
+    plain = call("score", predictions, truth, *options)
+    assert "not known" not in plain.err
+    done = call("score", with_unk(predictions), truth, *options)
+    assert done.code == 0, done.err
+    assert done.err.count("its probability counts as not malignant") == 1
+    assert "no image of UNK, of which it is not known" in done.err
+    found, wanted = json.loads(done.out), json.loads(plain.out)
+    assert found["malignancy"] == wanted["malignancy"]
+    assert found["prevalence"]["shares"] == {**wanted["prevalence"]["shares"], "UNK": 0}
+    for ours, theirs in zip(
+        found["prevalence"]["calls"], wanted["prevalence"]["calls"], strict=True
+    ):
+        assert ours["ppv"] == pytest.approx(theirs["ppv"])
+
+    half = json.loads(call("score", with_unk(predictions, share=0.5), truth, *options).out)
+    low = json.loads(
+        call("score", predictions, truth, "--suspicious-from", "0.6", *FAST, "--json").out
+    )
+    assert half["malignancy"]["auc"] == low["malignancy"]["auc"]
+    (ours,), (theirs,) = (f["malignancy"]["limits"] for f in (half, low))
+    assert ours["sensitivity"] == theirs["sensitivity"]
+
+    # The truth of ISIC 2019 has the column, too.
+    columns = "image,MEL,NV,BCC,UNK\n"
+    ones = "".join(f"I{i:02},{i % 3 == 0:d},{i % 3 == 1:d},{i % 3 == 2:d},0\n" for i in range(60))
+    truth.write_text(columns + ones)
+    done = call("score", with_unk(predictions), truth, *options)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["malignancy"]["malignant"] == 40
+
+
+def test_a_class_of_unknown_kind_with_images(tmp_path: Path) -> None:
+    """It is named, with its images, as what is in the way; what needs it is refused."""
+    predictions, truth = make(tmp_path)
+    text = truth.read_text().splitlines()
+    text[1] = text[1].replace(",mel,", ",UNK,")
+    truth.write_text("\n".join(text))
+    own = with_unk(predictions)
+    done = call("score", own, truth, *FAST, "--json")
+    assert done.code == 0, done.err
+    assert "malignancy" not in json.loads(done.out)
+    assert "malignant against benign is not judged: of UNK (1 images) it is not" in done.err
+    for option, value in (("--suspicious-from", "0.3"), ("--prevalence", "malignant=0.02")):
+        done = call("score", own, truth, option, value, *FAST)
+        refused(done, option, "of UNK (1 images) it is not known", "--subset", code=2)
+        assert "another model" not in done.err
+    # As the fix says.
+    truth.write_text("\n".join([text[0], *text[2:]]))
+    done = call("score", own, truth, "--subset", "--suspicious-from", "0.3", *FAST)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("kept", "kind"), [((",mel,", ",bcc,"), "malignant"), ((",nv,", ",df,"), "benign")]
+)
+def test_images_of_one_kind(tmp_path: Path, kept: tuple[str, ...], kind: str) -> None:
+    """Nothing to tell apart: no word of it, and a refusal where it is asked for."""
+    predictions, truth = make(tmp_path)
+    if kind == "benign":
+        for path, old in ((predictions, "BCC"), (truth, "bcc")):
+            path.write_text(path.read_text().replace(old, "DF"))
+    head, *rows = truth.read_text().casefold().splitlines()
+    truth.write_text("\n".join([head, *(r for r in rows if any(k in r for k in kept))]))
+    text = predictions.read_text().replace("image", "IMAGE").casefold()
+    predictions.write_text(text)
+    done = call("score", predictions, truth, "--subset", *FAST)
+    assert done.code == 0, done.err
+    assert "malignant" not in done.err
+    for option, value in (("--suspicious-from", "0.3"), ("--prevalence", "malignant=0.02")):
+        done = call("score", predictions, truth, "--subset", option, value, *FAST)
+        refused(done, f"needs malignant and benign images: all here are {kind}", code=2)
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 
