@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -220,17 +221,42 @@ def _from_csv(
         )
     if missing and not allow_missing:
         raise DataError(
-            f"{len(missing)} of {len(rows)} rows of {path} have no image: {first(missing)}",
-            fix="paths are relative to the CSV; or pass --allow-missing",
+            f"{len(missing)} of {len(rows)} rows of {path} have no image: {first(missing)}"
+            f"{_cased(missing, path.parent)}",
+            fix=f"{_slashes(missing)}paths are relative to the CSV; or pass --allow-missing",
         )
     if unmasked and not allow_missing:
         raise DataError(
-            f"{len(unmasked)} masks that {path} names are not there: {first(unmasked)}",
-            fix="paths are relative to the CSV; or pass --allow-missing to go without them",
+            f"{len(unmasked)} masks that {path} names are not there: {first(unmasked)}"
+            f"{_cased(unmasked, path.parent)}",
+            fix=f"{_slashes(unmasked)}paths are relative to the CSV; or pass --allow-missing to go "
+            "without them",
         )
     if not drafts:
-        raise DataError(f"no image of {path} was found", fix="paths are relative to the CSV")
+        raise DataError(
+            f"no image of {path} was found{_cased(missing, path.parent)}",
+            fix=f"{_slashes(missing)}paths are relative to the CSV",
+        )
     return drafts, missing
+
+
+def _cased(names: Sequence[str], top: Path) -> str:
+    """Which of the files that are not there are there in another case, to show."""
+    there: dict[str, str] = {}
+    for path in walk_files([top], IMAGES):
+        below = path.relative_to(top)
+        for form in (below, below.with_suffix(""), Path(below.name), Path(below.stem)):
+            there.setdefault(composed(form.as_posix()).casefold(), below.as_posix())
+    spelt = {n: there.get(composed(Path(n).as_posix()).casefold()) for n in names}
+    found = [f"{n} is called {other}" for n, other in spelt.items() if other is not None]
+    return f"; names differ in case: {first(found, 3)}" if found else ""
+
+
+def _slashes(names: Sequence[str]) -> str:
+    """The remedy for backslashes where they separate no folders."""
+    if os.sep != "/" or not any("\\" in n for n in names):
+        return ""
+    return "write / in place of \\, which separates folders on Windows alone; "
 
 
 def _from_folders(top: Path, *, warn: Warn | None) -> list[Draft]:

@@ -91,11 +91,14 @@ def test_predictions(tmp_path: Path) -> None:
         PREDICTED.replace("image", "image_id").replace("ISIC_2", "ISIC_2.jpg"),
         PREDICTED.replace("ISIC_1,", " ISIC_1.JPG ,").replace("0.7", "7e-1"),
         PREDICTED.replace("\n", ",,\n"),
+        "sep=;\n" + PREDICTED.replace(",", ";").replace(".", ","),
+        '\ufeff"sep=,"\r\n' + PREDICTED.replace("\n", "\r\n"),
         PREDICTED.replace("ISIC_3", "\n\nISIC_3"),
         re.sub(r"(ISIC_\d)", r'"\1"', PREDICTED),
     ],
     ids=["bom", "crlf", "cr", "semicolon", "decimal comma", "tab", "spaces", "no last newline",
-         "case", "jpg", "white space", "empty columns", "empty lines", "quotes"],
+         "case", "jpg", "white space", "empty columns", "excel's line",
+         "excel's line, quoted", "empty lines", "quotes"],
 )  # fmt: skip
 def test_the_same_predictions(tmp_path: Path, text: str | bytes) -> None:
     """What spreadsheets and people do to a file changes nothing."""
@@ -140,6 +143,8 @@ def test_what_float32_makes_of_one(tmp_path: Path) -> None:
         ("", ("no column image", "it has: nothing")),
         (b"image,MEL,NV\nISIC_1,0.5,\xff\n", ("cannot read",)),
         ('image,MEL,NV\n"ISIC_1,0.5,0.5\n', ("line 2",)),
+        ("sep=,\n" + PREDICTED.replace("0.8", "NaN"), ("line 4, NV: 'NaN'",)),
+        (PREDICTED.replace("ISIC_2", "ISIC\0_2"), ("line 3: a NUL byte in 'ISIC\\x00_2'",)),
     ],
 )
 def test_faults_of_predictions(tmp_path: Path, text: str | bytes, words: tuple[str, ...]) -> None:

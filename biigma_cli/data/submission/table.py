@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
-from biigma_cli.data.scan import composed, first
+from biigma_cli.data.scan import begin_table, composed, first, refuse_nul
 from biigma_cli.errors import DataError
 
 ID_COLUMNS = ("image", "image_id", "isic_id")
@@ -63,6 +63,7 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter, above = begin_table(file)
             text = file.read()
     except FileNotFoundError:
         raise DataError(f"nothing at {path}", fix="check the path") from None
@@ -70,8 +71,6 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
         raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", fix="check the path") from error
-    head, _, _ = text.partition("\n")
-    delimiter = max(",;\t", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header = [composed(c.strip()) for c in next(reader, [])]
@@ -97,7 +96,8 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
         for cells in reader:
             if not any(c.strip() for c in cells):
                 continue
-            line = reader.line_num
+            line = reader.line_num + above
+            refuse_nul(path, line, cells)
             if len(cells) < len(names) or any(c.strip() for c in cells[len(names) :]):
                 raise DataError(
                     f"{path}, line {line}: {len(cells)} cells, and {len(names)} columns",
@@ -108,7 +108,9 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
                 raise DataError(f"{path}, line {line}: no image id", fix="mend that line")
             rows.append(Row(line, row))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}", fix="mend that line") from error
+        raise DataError(
+            f"{path}, line {reader.line_num + above}: {error}", fix="mend that line"
+        ) from error
     if not rows:
         raise DataError(f"{path} has no rows", fix="there must be one per image")
     kept = classes or {*names} - {key}
