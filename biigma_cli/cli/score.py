@@ -94,6 +94,7 @@ def score(
     leaves out, ISIC_0035068, is left out here, too.
     """
     from biigma_cli.data.submission import (
+        by_name,
         common,
         match,
         normalised,
@@ -114,6 +115,12 @@ def score(
             f"{predictions} and {against} are of different forms",
             fix="give both with the same columns",
         )
+    for n, file in enumerate(files):
+        files[n], renamed = by_name(file, known)
+        if renamed:
+            here, there = next(iter(renamed.items()))
+            note(f"{file.path}: {len(renamed)} images are found in {truth} by the names of their "
+                 f"files alone, in other folders ({here} for {there})")  # fmt: skip
     if subset:
         known, left = common(known, files)
         if left:

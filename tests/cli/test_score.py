@@ -322,6 +322,47 @@ def test_what_predict_writes_of_suspicion(tmp_path: Path) -> None:
     assert json.loads(found.out)["classes"] == list(CODES)
 
 
+def test_the_truth_names_folders(tmp_path: Path) -> None:
+    """Answers of `predict` go by files' names, and are found so where only the folder differs."""
+    predictions, truth = make(tmp_path)
+    own = answers(predictions)
+    plain = json.loads(call("score", own, truth, "--json", *FAST).out)
+    # A CSV that `datasets add` takes: most images lie in a folder.
+    head, *rows = truth.read_text().splitlines()
+    paths = [f"img/{r.replace(',', '.jpg,', 1)}" if n > 4 else r for n, r in enumerate(rows)]
+    truth.write_text("\n".join([head, *paths]))
+    for subset in ((), ("--subset",)):
+        for other in ((), ("--against", predictions)):
+            done = call("score", own, truth, *subset, *other, "--json", *FAST)
+            assert done.code == 0, done.err
+            assert "55 images are found in" in done.err
+            assert "(I05 for img/I05)" in done.err
+            assert "in every file" not in done.err
+            found = json.loads(done.out)
+            assert found["overall"] == plain["overall"]
+            assert done.err.count("by the names of their files alone") == 1 + bool(other)
+    lesions = tmp_path / "lesions.csv"
+    lesions.write_text("image_id,dx,lesion_id\n" + "\n".join(rows))
+    done = call("score", own, truth, "--groups", lesions)
+    refused(done, "no row for 55 of 60 images", "img/I05 and I05 differ in their folder alone")
+
+    # Another image of that name: which one is meant is nobody's guess.
+    truth.write_text("\n".join([head, *paths, "img2/I06,nv,L99"]))
+    done = call("score", own, truth)
+    refused(done, "no row for 2 of 61", "I06 and img2/I06 differ in their folder alone")
+    assert "names without folders count where no two images share one" in done.err
+    truth.write_text("\n".join([head, paths[6], "img2/I06,nv,L99"]))
+    refused(call("score", own, truth, "--subset"), "no image is in", "differ in their folder alone")
+
+
+def test_answers_of_files_with_one_name(tmp_path: Path) -> None:
+    """They are named with their folders."""
+    predictions, truth = make(tmp_path)
+    own = answers(predictions)
+    own.write_text(own.read_text().replace("a, b/I04.PNG", "c/I03.PNG"))
+    refused(call("score", own, truth), "a, b/I03.PNG and c/I03.PNG are both called I03")
+
+
 def test_limits(tmp_path: Path) -> None:
     """What a limit of `predict` does on one's own images, as counted by hand."""
     predictions, truth = make(tmp_path)

@@ -16,6 +16,7 @@ from biigma_cli.data.submission import (
     Predictions,
     Truth,
     binary_tasks,
+    by_name,
     common,
     image_id,
     match,
@@ -366,6 +367,31 @@ def test_classes_never_predicted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         joined(tmp_path, truth=empty.replace("0.0,1.0,0.0,0.0", "0.0,0.0,0.0,1.0"))
     refused(caught, "no column for UNK (1 images)", "it has: MEL, NV, BCC")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "wanted"),
+    [
+        (["a"], ["x/a"], {"a": "x/a"}),
+        (["x/a"], ["a"], {"x/a": "a"}),
+        (["x\\a", "b"], ["y/a", "b"], {"x\\a": "y/a"}),
+        (["a", "b"], ["a", "x/a", "y/b"], {"b": "y/b"}),
+        (["a", "x/a"], ["y/a"], {}),
+        (["a"], ["x/a", "y/a"], {}),
+        (["x/a"], ["x/a", "b"], {}),
+        (["a"], ["x/A"], {}),
+    ],
+)
+def test_by_name(
+    tmp_path: Path, ours: list[str], theirs: list[str], wanted: dict[str, str]
+) -> None:
+    """Where nothing but the folder differs, and no other image of either file is called so."""
+    predictions = predicted(tmp_path, "image,MEL,NV\n" + "".join(f"{i},0.4,0.6\n" for i in ours))
+    truth = labelled(tmp_path, "image,MEL,NV\n" + "".join(f"{i},0,1\n" for i in theirs))
+    found, changed = by_name(predictions, truth)
+    assert changed == wanted
+    assert found.ids == tuple(wanted.get(i, i) for i in ours)
+    assert (found.score_nY == predictions.score_nY).all()
 
 
 def many(start: int, stop: int, tail: str) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from biigma_cli.data.scan import alike_in_case, composed, first, known_value
 from biigma_cli.data.submission.table import (
     Table,
+    folders_apart,
     listed,
     read_table,
     refuse_doubles,
@@ -100,6 +101,7 @@ def read_predictions(path: Path) -> Predictions:
             f"{path} has {len(columns)} columns of scores: {', '.join(columns) or 'none'}",
             fix="beside `image` there must be one column per class, two at least",
         )
+    _refuse_shared_names(table)
     refuse_doubles(path, table.ids())
     score_nY, faults = np.zeros((len(table.rows), len(columns))), []
     for n, row in enumerate(table.rows):
@@ -182,9 +184,12 @@ def read_groups(path: Path, ids: Sequence[str]) -> tuple[str, ...] | None:
         )
     absent = [i for i in ids if i not in lesions]
     if absent:
+        apart = folders_apart(absent, list(lesions))
         raise DataError(
-            f"{path} has no row for {len(absent)} of {len(ids)} images: {first(absent)}",
-            fix="give a file that names every image; an unknown lesion_id may be empty",
+            f"{path} has no row for {len(absent)} of {len(ids)} images: {first(absent)}{apart}",
+            fix="call the images there as the truth does"
+            if apart
+            else "give a file that names every image; an unknown lesion_id may be empty",
         )
     return None if of_rows is None else tuple(lesions[i] for i in ids)
 
@@ -238,6 +243,22 @@ def in_order(codes: Sequence[str]) -> tuple[str, ...]:
         if set(codes) <= set(known.codes):
             return tuple(sorted(codes, key=known.codes.index))
     return tuple(codes)
+
+
+def _refuse_shared_names(table: Table) -> None:
+    """The answers of `biigma predict` go by the names of files; those of two folders may be one."""
+    if not table.answers:
+        return
+    paths: dict[str, str] = {}
+    for row, image in zip(table.rows, table.ids(), strict=True):
+        path = row.cells[table.key].strip()
+        other = paths.setdefault(image, path)
+        if other != path:
+            raise DataError(
+                f"{table.path}: {other} and {path} are both called {image}, as images go by the "
+                "names of their files",
+                fix="rename one, or predict and score each folder by itself",
+            )
 
 
 def _lesions(table: Table, column: str) -> tuple[str, ...] | None:
