@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 Warn = Callable[[str], None]
 
 # Excel's own way to say what separates the cells; saved again, the line is filled up with those.
-_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[,;\s]*', re.IGNORECASE)
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"\0]|\t)"?[,;\s]*', re.IGNORECASE)
 JPEG = (".jpg", ".jpeg")
 IMAGES = (*JPEG, ".png", ".tif", ".tiff", ".bmp", ".webp")
 #: Read where a table names them, but not looked for in folders: films, and whole studies.

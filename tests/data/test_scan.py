@@ -224,6 +224,13 @@ def test_rows(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("above", ["sep=\0", 'sep="', "sep=x", "sep=", "sep=;;id"])
+def test_lines_that_are_not_excels(above: str, tmp_path: Path) -> None:
+    """No separator is taken from them: they are the header."""
+    with pytest.raises(DataError, match=r"has no column .*label; it has: sep="):
+        read_csv(table(tmp_path, f"{above}\nid;label\n1;a\n"), ("id", "label"), delimiter=None)
+
+
 def test_columns_however_they_are_spelt(tmp_path: Path) -> None:
     """In any case, with spaces, composed or not; one that is nearly known is told of."""
     path = table(tmp_path, "Id, LABEL ,Lesion ID,site\u0301\n1,a,b,c\n")
