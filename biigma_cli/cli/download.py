@@ -161,7 +161,10 @@ def show_recorded(manifest: Manifest) -> None:
     """Record a checked data set, and say what it holds."""
     from biigma_cli.data.manifest import save_manifest
 
+    replaced = _replaced(manifest)
     path = save_manifest(manifest)
+    if replaced:
+        note(replaced)
     records = manifest.records
     with_lesion = [r.lesion_id for r in records if r.lesion_id]
     lesions = f" of {len(set(with_lesion))} lesions" if len(with_lesion) == len(records) else ""
@@ -176,6 +179,32 @@ def show_recorded(manifest: Manifest) -> None:
     cite = f". Please cite: {manifest.citation}" if manifest.citation else ""
     typer.echo(f"licence: {manifest.licence}{cite}")
     note(f"recorded in {path}")
+
+
+def _replaced(manifest: Manifest) -> str:
+    """What the record of that name held so far, to show; empty where it held the same.
+
+    A folder that has moved, and a record that can no longer be read, are not told of.
+    """
+    from biigma_cli.data.manifest import read_record, record_path
+    from biigma_cli.errors import DataError
+    from biigma_cli.storage import is_file
+
+    path = record_path(manifest.dataset)
+    if not is_file(path):
+        return ""
+    try:
+        old = read_record(path, again="")
+    except DataError:
+        return ""
+    if old.same_content(manifest):
+        return ""
+    before, now = (
+        f"{len(m.records)} images ({', '.join(f'{c} {n}' for c, n in m.class_counts().items())})"
+        for m in (old, manifest)
+    )
+    text = f"the record of {manifest.dataset} is replaced: it held {before}, "
+    return text + (f"now {now}" if now != before else "now as many, which differ")
 
 
 def _parts(text: str) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import JsonOption
 from biigma_cli.cli.prevalence import JudgedPrevalenceOption, parse_shares
+from biigma_cli.cli.score_kinds import check_tells_malignant, images_by_class, kinds, tell_kinds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,6 +94,7 @@ def score(
     leaves out, ISIC_0035068, is left out here, too.
     """
     from biigma_cli.data.submission import (
+        by_name,
         common,
         match,
         normalised,
@@ -113,6 +115,12 @@ def score(
             f"{predictions} and {against} are of different forms",
             fix="give both with the same columns",
         )
+    for n, file in enumerate(files):
+        files[n], renamed = by_name(file, known)
+        if renamed:
+            here, there = next(iter(renamed.items()))
+            note(f"{file.path}: {len(renamed)} images are found in {truth} by the names of their "
+                 f"files alone, in other folders ({here} for {there})")  # fmt: skip
     if subset:
         known, left = common(known, files)
         if left:
@@ -205,14 +213,12 @@ def _assessed(name: str, task: Matched, resamples: int, seed: int) -> Assessment
 
 def _judged(matched: Matched) -> tuple[Ints, Floats, list[bool | None], list[str]]:
     """Of the images that count labels, scores and lesions; of the classes, which are malignant."""
-    from biigma_cli.taxonomy import lesion_class
-
     counted = matched.counted
     groups = zip(matched.groups or matched.ids, counted, strict=True)
     return (
         matched.label_n[counted],
         matched.score_nY[counted],
-        [lesion_class(code).malignant for code in matched.codes],
+        kinds(matched),
         [group for group, counts in groups if counts],
     )
 
@@ -227,7 +233,7 @@ def _limits(
     """What limits do, and malignant against benign where that is known, as for JSON.
 
     Raises:
-        UsageError: a limit is asked for where it means nothing.
+        UsageError: a limit is asked for where it means nothing or nothing can be said of it.
     """
     from biigma_cli.errors import UsageError
     from biigma_cli.judge.abstention import abstentions
@@ -242,6 +248,8 @@ def _limits(
                     fix="leave it out",
                 )
         return {}
+    if suspicious_from is not None:
+        check_tells_malignant(matched, "--suspicious-from")
     label_n, score_nY, malignant, own = _judged(matched)
     plain: dict[str, Any] = {}
     if abstain_below is not None:
@@ -256,12 +264,7 @@ def _limits(
     )  # fmt: skip
     if found is not None:
         plain["malignancy"] = found.to_dict()
-    elif suspicious_from is not None:
-        raise UsageError(
-            "--suspicious-from needs malignant and benign images, of classes known to be either: "
-            f"here are {', '.join(matched.codes)}",
-            fix="leave it out",
-        )
+    tell_kinds(matched, judged=bool(plain))
     return plain
 
 
@@ -271,9 +274,7 @@ def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
     Raises:
         UsageError: shares that cannot be, or no probabilities to judge.
     """
-    import numpy as np
-
-    from biigma_cli.cli.prevalence import check_images, whole_shares
+    from biigma_cli.cli.prevalence import MALIGNANT, check_images, whole_shares
     from biigma_cli.errors import UsageError
 
     if matched.binary:
@@ -287,9 +288,11 @@ def _shares(named: dict[str, float], matched: Matched) -> tuple[float, ...]:
             "1",
             fix="add --normalise, which divides each row by its sum",
         )
-    label_n, _, malignant, _ = _judged(matched)
-    images = np.bincount(label_n, minlength=len(matched.codes)).tolist()
-    own = [n / len(label_n) for n in images]
+    if MALIGNANT in named and MALIGNANT not in matched.codes:
+        check_tells_malignant(matched, f"--prevalence {MALIGNANT}")
+    _, _, malignant, _ = _judged(matched)
+    images = list(images_by_class(matched).values())
+    own = [n / sum(images) for n in images]
     shares = whole_shares(named, matched.codes, malignant, own, "the truth")
     check_images(matched.codes, shares, images, "the truth")
     return shares
@@ -318,6 +321,7 @@ def _notes(
     matched: Matched, tasks: Mapping[str, Assessment], others: Mapping[str, Assessment]
 ) -> None:
     """What the reader must know of how it was judged, on stderr."""
+    from biigma_cli.data.scan import big_lesion
     from biigma_cli.report.tables import NO_LESIONS, remarks
 
     if matched.dropped:
@@ -328,8 +332,19 @@ def _notes(
     for line in dict.fromkeys(line for a in others.values() for line in remarks(a)):
         if line not in told:
             note(f"the other predictions: {line}")
-    if matched.groups is None and next(iter(tasks.values())).resamples:
+    if not next(iter(tasks.values())).resamples:
+        return
+    if matched.groups is None:
         note(f"{NO_LESIONS} (--groups)")
+        return
+    found = big_lesion(
+        g for g, counts in zip(matched.groups, matched.counted, strict=True) if counts
+    )
+    if found is not None:
+        note(
+            f"lesion_id {found[0]!r} has {found[1]} of {matched.counted.sum()} images, which are "
+            "resampled as one; if it means that the lesion is unknown, leave the cell empty"
+        )
 
 
 def _result(

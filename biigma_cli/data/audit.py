@@ -49,7 +49,7 @@ from biigma_cli.data.alike import AlikePair, AlikeSearch
 from biigma_cli.data.jpeg import check_jpeg
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image, map_threads, read_header
-from biigma_cli.data.scan import delimiter_of
+from biigma_cli.data.scan import begin_table
 from biigma_cli.data.splits import PARTS, Split, make_split, part_counts
 from biigma_cli.errors import DataError, ImageError
 from biigma_cli.storage import available_cpus, content_digest, is_file, is_there
@@ -713,8 +713,7 @@ def _rows_without_image(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     for path in sorted(tables):
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
-                separator = delimiter_of(file.readline())
-                file.seek(0)
+                separator, _ = begin_table(file)
                 reader = csv.DictReader(file, delimiter=separator)
                 column = next((c for c in _ID_COLUMNS if c in (reader.fieldnames or ())), None)
                 ids = [row[column] for row in reader if row[column]] if column else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from biigma_cli.data.scan import (
     Progress,
     Warn,
     alike_in_case,
+    big_lesion,
     check_images,
     composed,
     first,
+    known_value,
     read_csv,
     resolved,
     walk_files,
@@ -30,8 +33,6 @@ from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, l
 
 COLUMNS = ("image", "label")
 OPTIONAL = ("lesion_id", "split", "mask", "age", "sex", "site")
-# What stands for no lesion id, or no age, in tables of other programs.
-_NOTHING = ("", "unknown", "nan", "na", "n/a", "none", "null", "-", "?")
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -140,20 +141,17 @@ def _refuse_doubles(drafts: Sequence[Draft], where: Path) -> None:
 
 def _tell_big_lesions(drafts: Sequence[Draft], warn: Warn) -> None:
     """A lesion with a tenth of all images, which goes to one part whole, may be a placeholder."""
-    counts = Counter(d.lesion_id for d in drafts if d.lesion_id)
-    for lesion, count in counts.most_common(1):
-        if count > max(20, len(drafts) / 10):
-            warn(
-                f"lesion_id {lesion!r} has {count} of {len(drafts)} images, which all go to one "
-                "part; if it means that the lesion is unknown, leave the cell empty"
-            )
+    found = big_lesion(d.lesion_id for d in drafts)
+    if found is not None:
+        warn(
+            f"lesion_id {found[0]!r} has {found[1]} of {len(drafts)} images, which all go to one "
+            "part; if it means that the lesion is unknown, leave the cell empty"
+        )
 
 
 def _tell_odd_ages(drafts: Sequence[Draft], warn: Warn) -> None:
     """What is written as an age and is none counts as unknown wherever ages are told apart."""
-    odd = [
-        repr(d.age) for d in drafts if d.age.casefold() not in _NOTHING and age_years(d.age) is None
-    ]
+    odd = [repr(d.age) for d in drafts if known_value(d.age) and age_years(d.age) is None]
     if odd:
         warn(
             f"{len(odd)} ages are no years from 0 to 130 and count as unknown: "
@@ -216,29 +214,49 @@ def _from_csv(
                 file=file,
                 label=_label(row["label"]),
                 part=PARTS.get(part, ""),
-                lesion_id=_lesion(row.get("lesion_id") or ""),
+                lesion_id=known_value(row.get("lesion_id") or ""),
                 mask=mask,
                 **{k: (row.get(k) or "").strip() for k in ("age", "sex", "site")},
             )
         )
     if missing and not allow_missing:
         raise DataError(
-            f"{len(missing)} of {len(rows)} rows of {path} have no image: {first(missing)}",
-            fix="paths are relative to the CSV; or pass --allow-missing",
+            f"{len(missing)} of {len(rows)} rows of {path} have no image: {first(missing)}"
+            f"{_cased(missing, path.parent)}",
+            fix=f"{_slashes(missing)}paths are relative to the CSV; or pass --allow-missing",
         )
     if unmasked and not allow_missing:
         raise DataError(
-            f"{len(unmasked)} masks that {path} names are not there: {first(unmasked)}",
-            fix="paths are relative to the CSV; or pass --allow-missing to go without them",
+            f"{len(unmasked)} masks that {path} names are not there: {first(unmasked)}"
+            f"{_cased(unmasked, path.parent)}",
+            fix=f"{_slashes(unmasked)}paths are relative to the CSV; or pass --allow-missing to go "
+            "without them",
         )
     if not drafts:
-        raise DataError(f"no image of {path} was found", fix="paths are relative to the CSV")
+        raise DataError(
+            f"no image of {path} was found{_cased(missing, path.parent)}",
+            fix=f"{_slashes(missing)}paths are relative to the CSV",
+        )
     return drafts, missing
 
 
-def _lesion(text: str) -> str:
-    text = composed(text.strip())
-    return "" if text.casefold() in _NOTHING else text
+def _cased(names: Sequence[str], top: Path) -> str:
+    """Which of the files that are not there are there in another case, to show."""
+    there: dict[str, str] = {}
+    for path in walk_files([top], IMAGES):
+        below = path.relative_to(top)
+        for form in (below, below.with_suffix(""), Path(below.name), Path(below.stem)):
+            there.setdefault(composed(form.as_posix()).casefold(), below.as_posix())
+    spelt = {n: there.get(composed(Path(n).as_posix()).casefold()) for n in names}
+    found = [f"{n} is called {other}" for n, other in spelt.items() if other is not None]
+    return f"; names differ in case: {first(found, 3)}" if found else ""
+
+
+def _slashes(names: Sequence[str]) -> str:
+    """The remedy for backslashes where they separate no folders."""
+    if os.sep != "/" or not any("\\" in n for n in names):
+        return ""
+    return "write / in place of \\, which separates folders on Windows alone; "
 
 
 def _from_folders(top: Path, *, warn: Warn | None) -> list[Draft]:

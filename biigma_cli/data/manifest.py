@@ -110,6 +110,14 @@ class Manifest:
         counts = Counter(r.label for r in self.records)
         return {code: counts[code] for code in self.taxonomy.codes}
 
+    def same_content(self, other: Manifest) -> bool:
+        """Whether another has the same images, and says the same of each, wherever they lie."""
+        mine, theirs = (
+            [dataclasses.replace(r, path="", mask=str(bool(r.mask))) for r in m.records]
+            for m in (self, other)
+        )
+        return mine == theirs and self.taxonomy.codes == other.taxonomy.codes
+
     def by_id(self) -> dict[str, Record]:
         """Records by image id."""
         return {r.image_id: r for r in self.records}

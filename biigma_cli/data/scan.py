@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from biigma_cli.data.manifest import Record
 from biigma_cli.data.preprocess import load_image, map_threads
@@ -20,10 +21,16 @@ from biigma_cli.storage import available_cpus, content_digest
 Progress = Callable[[int, int], None]
 Warn = Callable[[str], None]
 
+# Excel's own way to say what separates the cells; saved again, the line is filled up with those.
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"\0]|\t)"?[,;\s]*', re.IGNORECASE)
 JPEG = (".jpg", ".jpeg")
 IMAGES = (*JPEG, ".png", ".tif", ".tiff", ".bmp", ".webp")
 #: Read where a table names them, but not looked for in folders: films, and whole studies.
 OTHER_IMAGES = (".gif", ".dcm")
+#: What people and programs write where they do not know.
+NOTHING = frozenset(
+    ("", "unknown", "unk", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "-", "?")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,27 @@ def resolved(path: Path, *, fix: str) -> Path:
 def composed(text: str) -> str:
     """In Unicode's composed form: file systems and spreadsheets differ in how they spell `é`."""
     return unicodedata.normalize("NFC", text)
+
+
+def known_value(text: str) -> str:
+    """What a cell says, composed and without space around; empty where it says "unknown"."""
+    text = composed(text.strip())
+    return "" if text.casefold() in NOTHING else text
+
+
+def big_lesion(lesions: Iterable[str]) -> tuple[str, int] | None:
+    """A lesion that may be a placeholder, and its images; None where there is none.
+
+    That is one with all images, or a tenth and more than 20.
+
+    Args:
+        lesions: of each image; empty where unknown.
+    """
+    lesions = list(lesions)
+    for lesion, count in Counter(filter(None, lesions)).most_common(1):
+        if count > max(20, len(lesions) / 10) or count == len(lesions) > 1:
+            return lesion, count
+    return None
 
 
 def walk_files(folders: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
@@ -200,18 +228,21 @@ def read_csv(
         columns: those it must have, in any case and with spaces around.
         optional: those it may have, likewise.
         filled: those of them in which no cell may be empty; default: all.
-        delimiter: None: a comma, semicolon or tab, as the header has it.
+        delimiter: None: a comma, semicolon or tab, as the header has it; or what `sep=` above it
+            says.
         absent: the remedy where there is no such file.
         warn: told of a column that is none of these but nearly so.
 
+    Rows of empty cells alone, which spreadsheets leave at the end, are passed over.
+
     Raises `DataError` where it cannot be read, lacks a column or has it twice, or has an empty
-    cell or a line longer than the header.
+    cell, a NUL byte or a line longer than the header.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
+            above = 0
             if delimiter is None:
-                delimiter = delimiter_of(file.readline())
-                file.seek(0)
+                delimiter, above = begin_table(file)
             reader = csv.DictReader(file, delimiter=delimiter)
             there = [_column(name, (*columns, *optional)) for name in reader.fieldnames or []]
             reader.fieldnames = there
@@ -232,7 +263,17 @@ def read_csv(
             rows = []
             for cells in reader:
                 row = Row(cells)
-                row.line = reader.line_num
+                row.line = reader.line_num + above
+                beyond: Sequence[str] = row.get(None, ())  # type: ignore[call-overload]
+                inside = [cells[c] or "" for c in there]
+                if not any(cell.strip() for cell in (*inside, *beyond)):
+                    continue
+                refuse_nul(path, row.line, inside)
+                if any(cell.strip() for cell in beyond):
+                    raise DataError(
+                        f"{path}, line {row.line}: more cells than columns",
+                        fix="mend that line, or quote it",
+                    )
                 rows.append(row)
     except FileNotFoundError:
         raise DataError(f"no {path.name} in {path.parent}", fix=absent) from None
@@ -241,14 +282,8 @@ def read_csv(
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}", fix="get the file again") from error
     for row in rows:
-        line = row.line
         if not all((row[c] or "").strip() for c in (columns if filled is None else filled)):
-            raise DataError(f"{path}, line {line}: an empty cell", fix="mend that line")
-        beyond: Sequence[str] = row.get(None, ())  # type: ignore[call-overload]
-        if any(cell.strip() for cell in beyond):
-            raise DataError(
-                f"{path}, line {line}: more cells than columns", fix="mend that line, or quote it"
-            )
+            raise DataError(f"{path}, line {row.line}: an empty cell", fix="mend that line")
     return rows
 
 
@@ -263,6 +298,23 @@ def alike_in_case(names: Iterable[str]) -> list[str]:
 def delimiter_of(header: str) -> str:
     """What separates the cells of a table's header: a comma, a semicolon or a tab."""
     return max(",;\t", key=header.count)
+
+
+def begin_table(file: TextIO) -> tuple[str, int]:
+    """Go to a table's header. Returns what separates its cells, and how many lines are above it."""
+    head = file.readline()
+    said = _SEPARATOR.fullmatch(head)
+    if said is not None:
+        return said[1], 1
+    file.seek(0)
+    return delimiter_of(head), 0
+
+
+def refuse_nul(path: Path, line: int, cells: Iterable[str]) -> None:
+    """Raise `DataError` where a cell holds a NUL byte, which no name or label has."""
+    odd = next((cell for cell in cells if "\0" in cell), None)
+    if odd is not None:
+        raise DataError(f"{path}, line {line}: a NUL byte in {odd[:40]!r}", fix="mend that line")
 
 
 def _column(name: str, known: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from biigma_cli.data.manifest import Manifest, Record, age_years
+from biigma_cli.data.scan import known_value
 from biigma_cli.judge.judgement import Judgement
 from biigma_cli.metrics import score_weight
 from biigma_cli.metrics.subgroups import Subgroup, assess_subgroups
@@ -18,8 +19,8 @@ UNKNOWN = "unknown"
 LEAK = "lesion in train"
 #: First year after the band, and its name.
 AGE_BANDS = ((30, "<30"), (45, "30-44"), (60, "45-59"), (75, "60-74"), (np.inf, "75+"))
-# What publishers write where they do not know.
-_NOTHING = {"", "unknown", "unk", "nan", "na", "n/a", "none", "null", "-"}
+# As the ISIC archive and HAM10000 write them.
+_SEXES = {"m": "male", "man": "male", "f": "female", "woman": "female"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def judge_subgroups(
     counted_n = score_weight(judged.ids)
     kept = [records[image] for image, c in zip(judged.ids, counted_n, strict=True) if c]
     values = {
-        "sex": [_word(r.sex) for r in kept],
+        "sex": [_sex(r.sex) for r in kept],
         "age": [age_band(r.age) for r in kept],
         "site": [_word(r.site) for r in kept],
     }
@@ -123,8 +124,12 @@ def age_band(age: str) -> str:
 
 def _word(text: str) -> str:
     """A value in lower case; `unknown` for the ways of saying so."""
-    word = " ".join(text.lower().split())
-    return UNKNOWN if word in _NOTHING else word
+    return " ".join(known_value(text).lower().split()) or UNKNOWN
+
+
+def _sex(text: str) -> str:
+    word = _word(text)
+    return _SEXES.get(word, word)
 
 
 def _order(row: Subgroup, by: list[str]) -> tuple[int, bool, int, str]:

@@ -151,6 +151,41 @@ def test_add_list_remove(fresh: Path, mine: Path) -> None:
     refused(call("datasets", "remove", "spitzoid"), 2, "no data set 'spitzoid'")
 
 
+def test_a_record_that_is_replaced(fresh: Path, mine: Path, tmp_path: Path) -> None:
+    """Other content is told of with both counts; the same again, or moved, is not."""
+    copy = Path(shutil.copytree(mine, tmp_path / "copy"))
+    for source in (mine, mine, copy):
+        done = call("datasets", "add", "own", source)
+        assert done.code == 0, done.err
+        assert "the record of" not in done.err
+    shutil.rmtree(copy / "Reed")
+    paint(copy / "spitz" / "6.jpg", (1, 2, 3), 1)
+    line = "the record of own is replaced: it held 18 images (Reed 6, blue nevus 6, spitz 6), now "
+    done = call("datasets", "add", "own", copy)
+    assert f"{line}13 images (blue nevus 6, spitz 7)" in done.err
+    assert "the record of" not in done.out
+    assert len(load_manifest("own").records) == 13
+    paint(copy / "spitz" / "6.jpg", (1, 2, 3), 2)
+    done = call("datasets", "add", "own", copy)
+    assert "it held 13 images (blue nevus 6, spitz 7), now as many, which differ" in done.err
+    done = call("datasets", "add", "own", copy, "--classes", "spitz,blue nevus")
+    assert "now 13 images (spitz 7, blue nevus 6)" in done.err
+    record_path("own").write_text("{")
+    done = call("datasets", "add", "own", copy)
+    assert (done.code, "the record of" in done.err) == (0, False)
+
+
+def test_a_table_that_says_more(fresh: Path, mine: Path, tmp_path: Path) -> None:
+    """Of the same images another sex is other content."""
+    top = Path(shutil.copytree(mine, tmp_path / "copy"))
+    rows = [f"{label}/{i}.jpg,{label}" for label in CLASSES for i in range(6)]
+    for sex, told in (("", False), ("male", True), ("male", False)):
+        (top / "t.csv").write_text("image,label,sex\n" + "".join(f"{r},{sex}\n" for r in rows))
+        done = call("datasets", "add", "t", top)
+        assert done.code == 0, done.err
+        assert ("the record of t is replaced" in done.err) is told
+
+
 def test_add_with_classes_and_parts(fresh: Path, mine_parted: Path) -> None:
     """The order of classes as given; parts are counted."""
     done = call("datasets", "add", "p", mine_parted, "--classes", "spitz, Reed,blue nevus")
@@ -401,6 +436,8 @@ def test_a_part_is_added_to_a_record(
     done = call("download", "isic17", "--parts", "test", "--allow-missing")
     assert done.code == 0, done.err
     assert {r.image_id for r in load_manifest("isic17").records} == had | {"ISIC_0099999"}
+    assert f"the record of isic17 is replaced: it held {len(had)} images (" in done.err
+    assert f", now {len(had) + 1} images (" in done.err
 
 
 def test_a_part_is_added_to_several_folders(

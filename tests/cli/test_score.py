@@ -122,6 +122,39 @@ def test_groups(tmp_path: Path) -> None:
     assert json.loads(grouped.out)["groups"] == 30
 
 
+def test_a_placeholder_is_no_lesion(tmp_path: Path) -> None:
+    """In the truth and with --groups: images are drawn, with intervals as without the column."""
+    predictions, truth = make(tmp_path)
+    bare = tmp_path / "bare.csv"
+    bare.write_text("\n".join(r.rsplit(",", 1)[0] for r in truth.read_text().splitlines()))
+    loose = call("score", predictions, bare, "--json", *FAST)
+    head, *rows = bare.read_text().splitlines()
+    said = tmp_path / "said.csv"
+    said.write_text("\n".join([f"{head},lesion_id", *(f"{row},unknown" for row in rows)]))
+    for words in ((said,), (bare, "--groups", said)):
+        done = call("score", predictions, *words, "--json", *FAST)
+        assert done.code == 0, done.err
+        assert "no lesions known" in done.err
+        found, wanted = json.loads(done.out), json.loads(loose.out)
+        assert found["overall"] == wanted["overall"]
+        assert found["groups"] == 60
+
+
+@pytest.mark.parametrize(("big", "told"), [(20, False), (21, True), (60, True)])
+def test_a_lesion_of_many_images(tmp_path: Path, big: int, told: bool) -> None:
+    """More than 20 images and a tenth are told of, in the truth and with --groups."""
+    predictions, truth = make(tmp_path)
+    head, *rows = truth.read_text().splitlines()
+    rows = [f"{r.rsplit(',', 1)[0]},{'none yet' if n < big else n}" for n, r in enumerate(rows)]
+    truth.write_text("\n".join([head, *rows]))
+    for words in ((), ("--groups", truth)):
+        done = call("score", predictions, truth, *words, *FAST)
+        assert done.code == 0, done.err
+        line = f"lesion_id 'none yet' has {big} of 60 images, which are resampled as one"
+        assert (line in done.err) is told
+    assert "lesion_id" not in call("score", predictions, truth, "--resamples", "0").err
+
+
 def test_the_2017_form(tmp_path: Path) -> None:
     """Two tasks with the official threshold, and the mean AUC."""
     rng = np.random.default_rng(0)
@@ -289,6 +322,47 @@ def test_what_predict_writes_of_suspicion(tmp_path: Path) -> None:
     assert json.loads(found.out)["classes"] == list(CODES)
 
 
+def test_the_truth_names_folders(tmp_path: Path) -> None:
+    """Answers of `predict` go by files' names, and are found so where only the folder differs."""
+    predictions, truth = make(tmp_path)
+    own = answers(predictions)
+    plain = json.loads(call("score", own, truth, "--json", *FAST).out)
+    # A CSV that `datasets add` takes: most images lie in a folder.
+    head, *rows = truth.read_text().splitlines()
+    paths = [f"img/{r.replace(',', '.jpg,', 1)}" if n > 4 else r for n, r in enumerate(rows)]
+    truth.write_text("\n".join([head, *paths]))
+    for subset in ((), ("--subset",)):
+        for other in ((), ("--against", predictions)):
+            done = call("score", own, truth, *subset, *other, "--json", *FAST)
+            assert done.code == 0, done.err
+            assert "55 images are found in" in done.err
+            assert "(I05 for img/I05)" in done.err
+            assert "in every file" not in done.err
+            found = json.loads(done.out)
+            assert found["overall"] == plain["overall"]
+            assert done.err.count("by the names of their files alone") == 1 + bool(other)
+    lesions = tmp_path / "lesions.csv"
+    lesions.write_text("image_id,dx,lesion_id\n" + "\n".join(rows))
+    done = call("score", own, truth, "--groups", lesions)
+    refused(done, "no row for 55 of 60 images", "img/I05 and I05 differ in their folder alone")
+
+    # Another image of that name: which one is meant is nobody's guess.
+    truth.write_text("\n".join([head, *paths, "img2/I06,nv,L99"]))
+    done = call("score", own, truth)
+    refused(done, "no row for 2 of 61", "I06 and img2/I06 differ in their folder alone")
+    assert "names without folders count where no two images share one" in done.err
+    truth.write_text("\n".join([head, paths[6], "img2/I06,nv,L99"]))
+    refused(call("score", own, truth, "--subset"), "no image is in", "differ in their folder alone")
+
+
+def test_answers_of_files_with_one_name(tmp_path: Path) -> None:
+    """They are named with their folders."""
+    predictions, truth = make(tmp_path)
+    own = answers(predictions)
+    own.write_text(own.read_text().replace("a, b/I04.PNG", "c/I03.PNG"))
+    refused(call("score", own, truth), "a, b/I03.PNG and c/I03.PNG are both called I03")
+
+
 def test_limits(tmp_path: Path) -> None:
     """What a limit of `predict` does on one's own images, as counted by hand."""
     predictions, truth = make(tmp_path)
@@ -321,6 +395,93 @@ def test_limits(tmp_path: Path) -> None:
     for option in ("--abstain-below", "--suspicious-from"):
         for wrong in ("1.5", "-1", "nan"):
             assert call(*words, option, wrong).code == 2
+
+
+def with_unk(predictions: Path, *, share: float = 0.0) -> Path:
+    """The same predictions with a class UNK that takes such a share of each."""
+    head, *rows = predictions.read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    text = [f"{i},{','.join(str(float(v) * (1 - share)) for v in vs)},{share}" for i, *vs in cells]
+    path = predictions.with_name("unk.csv")
+    path.write_text("\n".join([f"{head},UNK", *text]))
+    return path
+
+
+def test_a_class_of_unknown_kind_without_an_image(tmp_path: Path) -> None:
+    """It counts as not malignant, which is said once; the figures are those without its column."""
+    predictions, truth = make(tmp_path)
+    options = ("--suspicious-from", "0.3", "--prevalence", "malignant=0.02", *FAST, "--json")
+    plain = call("score", predictions, truth, *options)
+    assert "not known" not in plain.err
+    done = call("score", with_unk(predictions), truth, *options)
+    assert done.code == 0, done.err
+    assert done.err.count("its probability counts as not malignant") == 1
+    assert "no image of UNK, of which it is not known" in done.err
+    found, wanted = json.loads(done.out), json.loads(plain.out)
+    assert found["malignancy"] == wanted["malignancy"]
+    assert found["prevalence"]["shares"] == {**wanted["prevalence"]["shares"], "UNK": 0}
+    for ours, theirs in zip(
+        found["prevalence"]["calls"], wanted["prevalence"]["calls"], strict=True
+    ):
+        assert ours["ppv"] == pytest.approx(theirs["ppv"])
+
+    half = json.loads(call("score", with_unk(predictions, share=0.5), truth, *options).out)
+    low = json.loads(
+        call("score", predictions, truth, "--suspicious-from", "0.6", *FAST, "--json").out
+    )
+    assert half["malignancy"]["auc"] == low["malignancy"]["auc"]
+    (ours,), (theirs,) = (f["malignancy"]["limits"] for f in (half, low))
+    assert ours["sensitivity"] == theirs["sensitivity"]
+
+    # The truth of ISIC 2019 has the column, too.
+    columns = "image,MEL,NV,BCC,UNK\n"
+    ones = "".join(f"I{i:02},{i % 3 == 0:d},{i % 3 == 1:d},{i % 3 == 2:d},0\n" for i in range(60))
+    truth.write_text(columns + ones)
+    done = call("score", with_unk(predictions), truth, *options)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["malignancy"]["malignant"] == 40
+
+
+def test_a_class_of_unknown_kind_with_images(tmp_path: Path) -> None:
+    """It is named, with its images, as what is in the way; what needs it is refused."""
+    predictions, truth = make(tmp_path)
+    text = truth.read_text().splitlines()
+    text[1] = text[1].replace(",mel,", ",UNK,")
+    truth.write_text("\n".join(text))
+    own = with_unk(predictions)
+    done = call("score", own, truth, *FAST, "--json")
+    assert done.code == 0, done.err
+    assert "malignancy" not in json.loads(done.out)
+    assert "malignant against benign is not judged: of UNK (1 images) it is not" in done.err
+    for option, value in (("--suspicious-from", "0.3"), ("--prevalence", "malignant=0.02")):
+        done = call("score", own, truth, option, value, *FAST)
+        refused(done, option, "of UNK (1 images) it is not known", "--subset", code=2)
+        assert "another model" not in done.err
+    # As the fix says.
+    truth.write_text("\n".join([text[0], *text[2:]]))
+    done = call("score", own, truth, "--subset", "--suspicious-from", "0.3", *FAST)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("kept", "kind"), [((",mel,", ",bcc,"), "malignant"), ((",nv,", ",df,"), "benign")]
+)
+def test_images_of_one_kind(tmp_path: Path, kept: tuple[str, ...], kind: str) -> None:
+    """Nothing to tell apart: no word of it, and a refusal where it is asked for."""
+    predictions, truth = make(tmp_path)
+    if kind == "benign":
+        for path, old in ((predictions, "BCC"), (truth, "bcc")):
+            path.write_text(path.read_text().replace(old, "DF"))
+    head, *rows = truth.read_text().casefold().splitlines()
+    truth.write_text("\n".join([head, *(r for r in rows if any(k in r for k in kept))]))
+    text = predictions.read_text().replace("image", "IMAGE").casefold()
+    predictions.write_text(text)
+    done = call("score", predictions, truth, "--subset", *FAST)
+    assert done.code == 0, done.err
+    assert "malignant" not in done.err
+    for option, value in (("--suspicious-from", "0.3"), ("--prevalence", "malignant=0.02")):
+        done = call("score", predictions, truth, "--subset", option, value, *FAST)
+        refused(done, f"needs malignant and benign images: all here are {kind}", code=2)
 
 
 # --- bad input -------------------------------------------------------------------------------

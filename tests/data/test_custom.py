@@ -342,7 +342,9 @@ def test_a_wrong_folder_is_not_another(tmp_path: Path) -> None:
         (("image,label,split", "a.jpg,x,7", "b.jpg,y,test"), "unknown split '7'",
          "train, val or test"),
         (("image,label", "a.jpg,x", "c.jpg,y", "d,y"), "2 of 3 rows", "--allow-missing"),
-        (("image,label", "\x00,x", "b.jpg,y"), "1 of 2 rows", "--allow-missing"),
+        (("image,label", "\x00,x", "b.jpg,y"), "line 2: a NUL byte in '\\x00'", "mend"),
+        (("image,label", "a.jpg,x", "b.jpg,y\x00"), "line 3: a NUL byte in 'y\\x00'", "mend"),
+        (("sep=;", "image;label", "a.jpg;x", "b.jpg;"), "line 4: an empty cell", "mend"),
         (("image,label,mask", "a.jpg,x,m.png", "b.jpg,y,"), "1 masks", "--allow-missing"),
     ],
 )  # fmt: skip
@@ -350,6 +352,59 @@ def test_bad_tables(lines: Sequence[str], words: str, fix: str, tmp_path: Path) 
     """Each fault has one message with its place, and a remedy."""
     top = table(pictures(tmp_path / "d", "a.jpg", "b.jpg"), *lines)
     assert fix in refused(top, words).fix
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_what_spreadsheets_leave(separator: str, tmp_path: Path) -> None:
+    """Rows of separators, and Excel's line that says which they are, quoted, filled up or not."""
+    top = pictures(tmp_path / "d", "a.jpg", "b.jpg")
+    rows = (("image", "label", "site"), ("a.jpg", "x", "arm"), ("", " ", ""), ("b.jpg", "y", ""),
+            ("", "", ""), ("", "", "", ""))  # fmt: skip
+    lines = [separator.join(row) for row in rows]
+    for above in ([], [f"sep={separator}"], [f'"SEP={separator}"{separator * 2}']):
+        for mark in ("", "\ufeff"):
+            assert labels(read(table(top, *above, *lines, mark=mark))) == {"a": "x", "b": "y"}
+
+
+def test_excels_line_counts_more_than_the_header(tmp_path: Path) -> None:
+    """Another separator than the three is taken from it."""
+    top = pictures(tmp_path / "d", "a.jpg", "b.jpg")
+    table(top, "sep=|", "image|label|site", "a.jpg|x|arm, left; upper", "b.jpg|y|")
+    assert read(top).by_id()["a"].site == "arm, left; upper"
+
+
+@pytest.mark.skipif(os.sep != "/", reason="a backslash separates folders here")
+def test_backslashes(tmp_path: Path) -> None:
+    """They are named where they separate nothing, and only then."""
+    top = pictures(tmp_path / "d", "img/a.jpg", "img/b.jpg")
+    for header, cell in (("image,label", "img\\a.jpg,x"), ("image,label,mask", "img/a.jpg,x,m\\a")):
+        table(top, header, cell, "img/b.jpg,y,")
+        assert refused(top, cell.split(",")[0 if header.endswith("label") else 2]).fix.startswith(
+            "write / in place of \\"
+        )
+    table(top, "image,label", "img\\a.jpg,x")
+    assert "\\" in refused(top, "no image of", allow_missing=True).fix
+    table(top, "image,label", "img/c.jpg,x", "img/b.jpg,y")
+    assert "\\" not in refused(top, "img/c.jpg").fix
+
+
+def test_names_in_another_case(tmp_path: Path) -> None:
+    """The file that is there is named."""
+    top = pictures(tmp_path / "d", "img/a.jpg", "b.jpg")
+    (top / "img" / "a.jpg").rename(top / "img" / "A.JPG")
+    if (top / "img" / "a.jpg").exists():
+        pytest.skip("this file system takes them for one")
+    table(top, "image,label", "img/a.jpg,x", "b.jpg,y", "c.jpg,y")
+    refused(
+        top, "2 of 3 rows", "img/a.jpg, c.jpg; names differ in case: img/a.jpg is called img/A.JPG"
+    )
+    for named in ("Img/A", "a", "a.jpg"):
+        table(top, "image,label", f"{named},x", "b.jpg,y")
+        refused(top, f"{named} is called img/A.JPG")
+    table(top, "image,label,mask", "img/A.JPG,x,B.jpg", "b.jpg,y,")
+    refused(top, "1 masks", "B.jpg is called b.jpg")
+    table(top, "image,label", "two/a.jpg,x", "b.jpg,y")
+    assert "is called" not in refused(top, "1 of 2 rows").message
 
 
 def test_missing_images(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from biigma_cli.data.scan import (
     Draft,
+    big_lesion,
     check_images,
     composed,
     first,
@@ -223,6 +224,13 @@ def test_rows(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("above", ["sep=\0", 'sep="', "sep=x", "sep=", "sep=;;id"])
+def test_lines_that_are_not_excels(above: str, tmp_path: Path) -> None:
+    """No separator is taken from them: they are the header."""
+    with pytest.raises(DataError, match=r"has no column .*label; it has: sep="):
+        read_csv(table(tmp_path, f"{above}\nid;label\n1;a\n"), ("id", "label"), delimiter=None)
+
+
 def test_columns_however_they_are_spelt(tmp_path: Path) -> None:
     """In any case, with spaces, composed or not; one that is nearly known is told of."""
     path = table(tmp_path, "Id, LABEL ,Lesion ID,site\u0301\n1,a,b,c\n")
@@ -294,6 +302,17 @@ def test_doubles_and_lists(tmp_path: Path) -> None:
         refuse_doubles(["b", "b", "b", "a", "c", "a"], tmp_path)
     assert first([str(i) for i in range(10)]).endswith("8, 9")
     assert first([str(i) for i in range(12)]).endswith("9 and 2 more")
+
+
+def test_a_big_lesion() -> None:
+    """All images, or more than 20 and a tenth; images without a lesion are none, however many."""
+    assert big_lesion(["a", "a"]) == ("a", 2)
+    assert big_lesion(["a", "a", ""]) is None
+    assert big_lesion([*["a"] * 21, *[""] * 188]) == ("a", 21)
+    assert big_lesion([*["a"] * 21, *[""] * 189]) is None
+    assert big_lesion([""] * 99) is None
+    assert big_lesion(["a"]) is None
+    assert big_lesion([]) is None
 
 
 def test_composed() -> None:

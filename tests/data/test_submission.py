@@ -16,6 +16,7 @@ from biigma_cli.data.submission import (
     Predictions,
     Truth,
     binary_tasks,
+    by_name,
     common,
     image_id,
     match,
@@ -91,11 +92,14 @@ def test_predictions(tmp_path: Path) -> None:
         PREDICTED.replace("image", "image_id").replace("ISIC_2", "ISIC_2.jpg"),
         PREDICTED.replace("ISIC_1,", " ISIC_1.JPG ,").replace("0.7", "7e-1"),
         PREDICTED.replace("\n", ",,\n"),
+        "sep=;\n" + PREDICTED.replace(",", ";").replace(".", ","),
+        '\ufeff"sep=,"\r\n' + PREDICTED.replace("\n", "\r\n"),
         PREDICTED.replace("ISIC_3", "\n\nISIC_3"),
         re.sub(r"(ISIC_\d)", r'"\1"', PREDICTED),
     ],
     ids=["bom", "crlf", "cr", "semicolon", "decimal comma", "tab", "spaces", "no last newline",
-         "case", "jpg", "white space", "empty columns", "empty lines", "quotes"],
+         "case", "jpg", "white space", "empty columns", "excel's line",
+         "excel's line, quoted", "empty lines", "quotes"],
 )  # fmt: skip
 def test_the_same_predictions(tmp_path: Path, text: str | bytes) -> None:
     """What spreadsheets and people do to a file changes nothing."""
@@ -140,6 +144,8 @@ def test_what_float32_makes_of_one(tmp_path: Path) -> None:
         ("", ("no column image", "it has: nothing")),
         (b"image,MEL,NV\nISIC_1,0.5,\xff\n", ("cannot read",)),
         ('image,MEL,NV\n"ISIC_1,0.5,0.5\n', ("line 2",)),
+        ("sep=,\n" + PREDICTED.replace("0.8", "NaN"), ("line 4, NV: 'NaN'",)),
+        (PREDICTED.replace("ISIC_2", "ISIC\0_2"), ("line 3: a NUL byte in 'ISIC\\x00_2'",)),
     ],
 )
 def test_faults_of_predictions(tmp_path: Path, text: str | bytes, words: tuple[str, ...]) -> None:
@@ -210,6 +216,19 @@ def test_truth_by_name(tmp_path: Path) -> None:
     assert truth.codes == ("MEL", "NV", "BCC")
     assert not truth.closed
     assert truth.lesions == ("L1", "L2", "ISIC_3")
+
+
+@pytest.mark.parametrize("word", ["unknown", " NaN ", "n/a", "NULL", "-", "unk", "?", "#N/A"])
+def test_words_for_an_unknown_lesion(tmp_path: Path, word: str) -> None:
+    """They are no lesion; where all say so, no lesions are known."""
+    truth = labelled(tmp_path, NAMED.replace("L1", word))
+    assert truth.lesions == ("ISIC_1", "L2", "ISIC_3")
+    nothing = NAMED.replace("L1", word).replace("L2", word)
+    assert labelled(tmp_path, nothing).lesions is None
+    ids = ("ISIC_2", "ISIC_1")
+    groups = save(tmp_path, NAMED.replace("L1", word), "groups.csv")
+    assert read_groups(groups, ids) == ("L2", "ISIC_1")
+    assert read_groups(save(tmp_path, nothing, "groups.csv"), ids) is None
 
 
 def test_truth_of_2017(tmp_path: Path) -> None:
@@ -348,6 +367,31 @@ def test_classes_never_predicted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         joined(tmp_path, truth=empty.replace("0.0,1.0,0.0,0.0", "0.0,0.0,0.0,1.0"))
     refused(caught, "no column for UNK (1 images)", "it has: MEL, NV, BCC")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "wanted"),
+    [
+        (["a"], ["x/a"], {"a": "x/a"}),
+        (["x/a"], ["a"], {"x/a": "a"}),
+        (["x\\a", "b"], ["y/a", "b"], {"x\\a": "y/a"}),
+        (["a", "b"], ["a", "x/a", "y/b"], {"b": "y/b"}),
+        (["a", "x/a"], ["y/a"], {}),
+        (["a"], ["x/a", "y/a"], {}),
+        (["x/a"], ["x/a", "b"], {}),
+        (["a"], ["x/A"], {}),
+    ],
+)
+def test_by_name(
+    tmp_path: Path, ours: list[str], theirs: list[str], wanted: dict[str, str]
+) -> None:
+    """Where nothing but the folder differs, and no other image of either file is called so."""
+    predictions = predicted(tmp_path, "image,MEL,NV\n" + "".join(f"{i},0.4,0.6\n" for i in ours))
+    truth = labelled(tmp_path, "image,MEL,NV\n" + "".join(f"{i},0,1\n" for i in theirs))
+    found, changed = by_name(predictions, truth)
+    assert changed == wanted
+    assert found.ids == tuple(wanted.get(i, i) for i in ours)
+    assert (found.score_nY == predictions.score_nY).all()
 
 
 def many(start: int, stop: int, tail: str) -> str:

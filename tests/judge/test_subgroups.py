@@ -196,6 +196,20 @@ def test_from_the_manifest(judged: tuple[Judgement, Manifest]) -> None:
     assert plain["rows"][0]["value"] == "female"
 
 
+def test_ways_of_writing_a_sex(judged: tuple[Judgement, Manifest]) -> None:
+    """Letter and word are one sex; the words for "unknown" are those of any column."""
+    made, manifest = judged
+    ways = ["M", "male", " Man", "f", "Female", "WOMAN ", "?", "#N/A", "unk", "intersex"]
+    records = tuple(
+        dataclasses.replace(r, sex=ways[i % 10], site="m") for i, r in enumerate(manifest.records)
+    )
+    found = judge_subgroups(made, dataclasses.replace(manifest, records=records), resamples=0)
+    counts = {row.value: row.images for row in found.rows if row.by == "sex"}
+    # The image of weight 0 is the last, of another sex.
+    assert counts == {"male": 24, "female": 24, "unknown": 24, "intersex": 7}
+    assert [row.value for row in found.rows if row.by == "site"] == ["m"]
+
+
 def test_leak(judged: tuple[Judgement, Manifest]) -> None:
     """Where lesions lie on both sides, those are apart from the rest; where none does, no word."""
     made, manifest = judged

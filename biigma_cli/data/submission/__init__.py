@@ -22,6 +22,7 @@ from biigma_cli.data.submission.forms import (
 from biigma_cli.data.submission.match import (
     Matched,
     binary_tasks,
+    by_name,
     common,
     match,
     normalised,
@@ -33,6 +34,7 @@ __all__ = [
     "Predictions",
     "Truth",
     "binary_tasks",
+    "by_name",
     "common",
     "image_id",
     "match",

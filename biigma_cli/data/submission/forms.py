@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from biigma_cli.data.scan import alike_in_case, composed, first
+from biigma_cli.data.scan import alike_in_case, composed, first, known_value
 from biigma_cli.data.submission.table import (
     Table,
+    folders_apart,
     listed,
     read_table,
     refuse_doubles,
@@ -65,7 +66,7 @@ class Truth:
         label_n: `(n,)` indices of `codes`.
         counted: `(n,)`, False for images of weight 0: the official one, and those that a column
             `score_weight` says.
-        lesions: lesion of each image, the image where unknown; None where the file does not say.
+        lesions: lesion of each image, the image where unknown; None where the file says none.
         closed: whether `codes` are all classes there are, rather than those that happen to occur.
     """
 
@@ -100,6 +101,7 @@ def read_predictions(path: Path) -> Predictions:
             f"{path} has {len(columns)} columns of scores: {', '.join(columns) or 'none'}",
             fix="beside `image` there must be one column per class, two at least",
         )
+    _refuse_shared_names(table)
     refuse_doubles(path, table.ids())
     score_nY, faults = np.zeros((len(table.rows), len(columns))), []
     for n, row in enumerate(table.rows):
@@ -149,19 +151,15 @@ def read_truth(path: Path) -> Truth:
         codes=codes,
         label_n=np.array([codes.index(label) for label in labels], np.int64),
         counted=weight,
-        lesions=None
-        if group is None
-        else tuple(
-            r.cells[group].strip() or image for r, image in zip(table.rows, ids, strict=True)
-        ),
+        lesions=None if group is None else _lesions(table, group),
         closed=named is None,
     )
 
 
-def read_groups(path: Path, ids: Sequence[str]) -> tuple[str, ...]:
+def read_groups(path: Path, ids: Sequence[str]) -> tuple[str, ...] | None:
     """Lesion of each of `ids`, from a CSV with an id column and `lesion_id`.
 
-    An image whose lesion is not given there stands for itself.
+    An image whose lesion is unknown stands for itself; None where all are.
 
     Raises:
         DataError: it cannot be read, lacks a column, or has no row for an image.
@@ -175,8 +173,8 @@ def read_groups(path: Path, ids: Sequence[str]) -> tuple[str, ...]:
         )
     lesions: dict[str, str] = {}
     doubtful = []
-    for image, row in zip(table.ids(), table.rows, strict=True):
-        lesion = row.cells[group].strip() or image
+    of_rows = _lesions(table, group)
+    for image, lesion in zip(table.ids(), of_rows or table.ids(), strict=True):
         if lesions.setdefault(image, lesion) != lesion:
             doubtful.append(image)
     if doubtful:
@@ -186,11 +184,14 @@ def read_groups(path: Path, ids: Sequence[str]) -> tuple[str, ...]:
         )
     absent = [i for i in ids if i not in lesions]
     if absent:
+        apart = folders_apart(absent, list(lesions))
         raise DataError(
-            f"{path} has no row for {len(absent)} of {len(ids)} images: {first(absent)}",
-            fix="give a file that names every image; an unknown lesion_id may be empty",
+            f"{path} has no row for {len(absent)} of {len(ids)} images: {first(absent)}{apart}",
+            fix="call the images there as the truth does"
+            if apart
+            else "give a file that names every image; an unknown lesion_id may be empty",
         )
-    return tuple(lesions[i] for i in ids)
+    return None if of_rows is None else tuple(lesions[i] for i in ids)
 
 
 def submission_text(
@@ -242,6 +243,30 @@ def in_order(codes: Sequence[str]) -> tuple[str, ...]:
         if set(codes) <= set(known.codes):
             return tuple(sorted(codes, key=known.codes.index))
     return tuple(codes)
+
+
+def _refuse_shared_names(table: Table) -> None:
+    """The answers of `biigma predict` go by the names of files; those of two folders may be one."""
+    if not table.answers:
+        return
+    paths: dict[str, str] = {}
+    for row, image in zip(table.rows, table.ids(), strict=True):
+        path = row.cells[table.key].strip()
+        other = paths.setdefault(image, path)
+        if other != path:
+            raise DataError(
+                f"{table.path}: {other} and {path} are both called {image}, as images go by the "
+                "names of their files",
+                fix="rename one, or predict and score each folder by itself",
+            )
+
+
+def _lesions(table: Table, column: str) -> tuple[str, ...] | None:
+    """Lesion of each row, its image where unknown; None where all are."""
+    found = [known_value(row.cells[column]) for row in table.rows]
+    if not any(found):
+        return None
+    return tuple(lesion or image for lesion, image in zip(found, table.ids(), strict=True))
 
 
 def _named_labels(table: Table, column: str) -> tuple[tuple[str, ...], list[str]]:

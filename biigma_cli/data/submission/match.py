@@ -19,9 +19,14 @@ from biigma_cli.data.submission.forms import (
     in_order,
     read_groups,
 )
+from biigma_cli.data.submission.table import folders_apart, same_files
 from biigma_cli.errors import DataError
 from biigma_cli.metrics import SUM_TOLERANCE, Floats, Ints
 from biigma_cli.taxonomy import lesion_class
+
+_NAME_ALIKE = (
+    "name the images alike in both files; names without folders count where no two images share one"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,20 @@ class Matched:
         return np.flatnonzero(away & self.counted)
 
 
+def by_name(predictions: Predictions, truth: Truth) -> tuple[Predictions, dict[str, str]]:
+    """Predictions by the truth's ids, also where these differ in their folder alone.
+
+    Only images that the other file does not name otherwise, and whose file's name no other image
+    of either has.
+
+    Returns:
+        The predictions, and of the ids so changed what they became.
+    """
+    found = same_files(predictions.ids, truth.ids)
+    ids = tuple(found.get(image, image) for image in predictions.ids)
+    return dataclasses.replace(predictions, ids=ids), found
+
+
 def common(truth: Truth, files: Sequence[Predictions]) -> tuple[Truth, int]:
     """The truth of the images that every file names, and how many images are left out.
 
@@ -64,9 +83,10 @@ def common(truth: Truth, files: Sequence[Predictions]) -> tuple[Truth, int]:
     """
     here = set(truth.ids).intersection(*(f.ids for f in files))
     if not here:
+        apart = next(filter(None, (folders_apart(f.ids, truth.ids) for f in files)), "")
         raise DataError(
-            f"no image is in {truth.path} and in {' and '.join(str(f.path) for f in files)}",
-            fix="check that they are of the same data set",
+            f"no image is in {truth.path} and in {' and '.join(str(f.path) for f in files)}{apart}",
+            fix=_NAME_ALIKE if apart else "check that they are of the same data set",
         )
     keep = np.array([n for n, image in enumerate(truth.ids) if image in here], np.intp)
     left = len({*truth.ids, *(image for f in files for image in f.ids)}) - len(keep)
@@ -103,11 +123,12 @@ def match(
     ]
     unknown = [i for i in predictions.ids if i not in known]
     common = [n for n, image in enumerate(truth.ids) if image in place]
+    apart = folders_apart(unknown, [i for i in truth.ids if i not in place])
     if not common:
         raise DataError(
             f"{predictions.path} and {truth.path} have no image in common: {first(unknown, 3)} "
-            f"and {first(truth.ids, 3)}",
-            fix="check that they are of the same data set",
+            f"and {first(truth.ids, 3)}{apart}",
+            fix=_NAME_ALIKE if apart else "check that they are of the same data set",
         )
     if (lacking or unknown) and not subset:
         parts = []
@@ -122,13 +143,15 @@ def match(
                 f"images: {first(unknown)}"
             )
         raise DataError(
-            "; ".join(parts), fix="complete the files, or judge what both name: --subset"
+            "; ".join(parts) + apart,
+            fix=(_NAME_ALIKE if apart else "complete the files")
+            + ", or judge what both name: --subset",
         )
     codes, score_nY, dropped = _match_classes(predictions, truth, common)
     label_n = np.array([codes.index(truth.codes[truth.label_n[n]]) for n in common], np.int64)
     ids = tuple(truth.ids[n] for n in common)
     if groups is not None:
-        lesions: tuple[str, ...] | None = read_groups(groups, ids)
+        lesions = read_groups(groups, ids)
     else:
         lesions = None if truth.lesions is None else tuple(truth.lesions[n] for n in common)
     return Matched(

@@ -7,12 +7,12 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
-from biigma_cli.data.scan import composed, first
+from biigma_cli.data.scan import begin_table, composed, first, refuse_nul
 from biigma_cli.errors import DataError
 
 ID_COLUMNS = ("image", "image_id", "isic_id")
@@ -40,9 +40,7 @@ class Table(NamedTuple):
 
     def ids(self) -> tuple[str, ...]:
         keys = [r.cells[self.key] for r in self.rows]
-        # Either separator: of another system's paths, too, the last part is the file.
-        names = [re.split(r"[/\\]", k)[-1] for k in keys] if self.answers else keys
-        return tuple(map(image_id, names))
+        return tuple(map(image_id, map(file_name, keys) if self.answers else keys))
 
     def number(self, row: Row, column: str) -> float | None:
         """The cell as a number; None where it is none, NaN and infinity among them."""
@@ -63,6 +61,7 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter, above = begin_table(file)
             text = file.read()
     except FileNotFoundError:
         raise DataError(f"nothing at {path}", fix="check the path") from None
@@ -70,8 +69,6 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
         raise DataError(f"cannot read {path}: {error}", fix="save it as UTF-8 text") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", fix="check the path") from error
-    head, _, _ = text.partition("\n")
-    delimiter = max(",;\t", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header = [composed(c.strip()) for c in next(reader, [])]
@@ -97,7 +94,8 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
         for cells in reader:
             if not any(c.strip() for c in cells):
                 continue
-            line = reader.line_num
+            line = reader.line_num + above
+            refuse_nul(path, line, cells)
             if len(cells) < len(names) or any(c.strip() for c in cells[len(names) :]):
                 raise DataError(
                     f"{path}, line {line}: {len(cells)} cells, and {len(names)} columns",
@@ -108,7 +106,9 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
                 raise DataError(f"{path}, line {line}: no image id", fix="mend that line")
             rows.append(Row(line, row))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}", fix="mend that line") from error
+        raise DataError(
+            f"{path}, line {reader.line_num + above}: {error}", fix="mend that line"
+        ) from error
     if not rows:
         raise DataError(f"{path} has no rows", fix="there must be one per image")
     kept = classes or {*names} - {key}
@@ -131,6 +131,38 @@ def _classes(names: Sequence[str]) -> set[str] | None:
 def image_id(text: str) -> str:
     """An image's id: without white space and without the suffix of an image file."""
     return _SUFFIX.sub("", composed(text.strip()))
+
+
+def file_name(image: str) -> str:
+    """The last part of a path with either separator, as of another system's."""
+    return re.split(r"[/\\]", image)[-1]
+
+
+def same_files(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
+    """Of ids that are in one alone, which differ in their folder only; no other image may be
+    called so.
+    """
+    mine, other = _unique_names(ours), _unique_names(theirs)
+    alone, there = {*ours} - {*theirs}, {*theirs} - {*ours}
+    return {
+        image: other[name]
+        for name, image in mine.items()
+        if image in alone and other.get(name) in there
+    }
+
+
+def _unique_names(ids: Collection[str]) -> dict[str, str]:
+    counts = Counter(map(file_name, ids))
+    return {name: image for image in ids if counts[name := file_name(image)] == 1}
+
+
+def folders_apart(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Of ids that are not the same, the first two that differ in their folder only, to show."""
+    named = {file_name(image): image for image in theirs}
+    for image in ours:
+        if file_name(image) in named:
+            return f"; {image} and {named[file_name(image)]} differ in their folder alone"
+    return ""
 
 
 def refuse_doubles(where: Path | str, ids: Sequence[str]) -> None:
