@@ -54,6 +54,10 @@ class ImageError(DataError):
     """One image that cannot be read; a batch goes on without it."""
 
 
+class MaskError(DataError):
+    """A picture where a lesion mask should be; a batch goes on without it."""
+
+
 class ModelFileError(BiigmaError):
     """A model or weights file that is missing, corrupt or not one of ours."""
 

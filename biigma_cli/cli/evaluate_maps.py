@@ -72,6 +72,7 @@ class Insight:
             "no mask": found.missing,
             "a mask without lesion": found.empty,
             "a mask without skin": found.full,
+            "a picture for a mask": found.pictures,
         }
         told = [f"{n} images with {what}" for what, n in counts.items() if n]
         return [f"left out of the figures of maps: {', '.join(told)}"] if told else []

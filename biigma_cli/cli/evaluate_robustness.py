@@ -87,7 +87,7 @@ def notes(result: Robustness | None) -> list[str]:
         told.append(f"robustness: images of the part without a lesion mask: {result.missing}")
     if result.unusable:
         told.append(
-            "robustness: masks left out, empty or with next to no background beside: "
+            "robustness: masks left out, empty, with next to no background beside or pictures: "
             f"{result.unusable}"
         )
     return told + [

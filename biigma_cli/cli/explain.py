@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from biigma_cli.cli.boundary import boundary, note
+from biigma_cli.cli.boundary import Ended, boundary, ended_by_signals, note
 from biigma_cli.cli.explain_models import Asked, chosen, open_checkpoint, open_onnx, possible
-from biigma_cli.cli.explain_records import Loaded, Target, line, load, record, save_maps
+from biigma_cli.cli.explain_output import Telling
+from biigma_cli.cli.explain_records import Loaded, Target, load, path_of, save_maps
 from biigma_cli.cli.options import InputCheckOption, JsonOption, given_path
+from biigma_cli.cli.stdin import any_of, is_stdin, open_stdin
 
 if TYPE_CHECKING:
     from biigma_cli.errors import DataError
     from biigma_cli.report.explanation import Explanation
+    from biigma_cli.runtime.inputs import Source
     from biigma_cli.runtime.session import Answer
 
 WHAT = ("both", "evidence", "saliency")
@@ -25,8 +29,13 @@ BATCH = 8
 
 @boundary
 def explain(
+    context: typer.Context,
     paths: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Images, or folders of images; - is stdin: an image, or a list.",
+        ),
     ],
     model: Annotated[
         str | None,
@@ -91,6 +100,7 @@ def explain(
     A damaged file among others costs its own line: the rest is drawn, and the exit code is 5.
     """
     from biigma_cli.cli.progress import Progress
+    from biigma_cli.engine.interrupt import stop_on_signals
     from biigma_cli.errors import DataError, ImageError, PartialFailure, UsageError
     from biigma_cli.report.explanation import draw_explanation
     from biigma_cli.report.predictions import DISCLAIMER, flagged_note
@@ -109,10 +119,13 @@ def explain(
             "the saliency map is the same for every class",
             fix="leave out --class and --contrast, or --what saliency",
         )
+    context.with_resource(ended_by_signals())
     inputs = _inputs(paths, [output] if maps is None else [output, maps])
     masks = _masks(inputs, mask)
     targets = _targets(inputs, output, maps, format_)
-    _check_targets(targets, [*inputs, *(m for m in masks if isinstance(m, Path))])
+    read = [s.content for s in inputs if isinstance(s.content, Path)]
+    read += [m for m in masks if isinstance(m, Path)]
+    _check_targets(targets, read, stdin=paths == ["-"])
     if run is not None:
         from biigma_cli.cli.evaluate import best_checkpoint
 
@@ -125,84 +138,88 @@ def explain(
     classes = chosen(asked, class_, contrast)
 
     model_name = "/".join(Path(asked.name).parts[-3:])
-    records: list[dict[str, Any]] = []
-    lines: list[str] = []
-    failures: list[DataError] = []
     flagged = 0
-    with Progress("explaining", "images") as progress:
+    with stop_on_signals() as stop, Progress("explaining", "images") as progress:
+        telling = Telling(asked.facts, len(inputs), as_json=json_, clear=progress.clear)
         answered = _answers(asked, inputs, masks)
-        for done, (item, target) in enumerate(zip(answered, targets, strict=True), 1):
-            if isinstance(item, DataError):
-                failures.append(item)
-                records.append({"path": str(inputs[done - 1]), "error": item.message})
-            else:
-                image, answer = item
-                found = _explain(asked, answer, what, classes, checked=input_check)
-                best = found.codes[found.top[0]]
-                flagged += found.label != best
-                draw_explanation(
-                    found, image.picture, image.frame, target.picture, title=image.path.name,
-                    model=model_name, answer="" if found.label == best else found.label,
-                    lesion_HW=image.lesion_HW,
-                )  # fmt: skip
-                if target.maps is not None:
-                    save_maps(found, image.frame, target.maps)
-                records.append(record(found, image, target))
-                lines.append(line(found, image, target))
-            if len(inputs) > 1:
-                progress(done, len(inputs))
-    if failures and len(inputs) == 1:
-        raise failures[0]
-    for error in failures:
-        note(f"error: {error.message}")
-    if len(failures) == len(inputs):
+        try:
+            for source, item, target in zip(inputs, answered, targets, strict=True):
+                if stop:
+                    break
+                if isinstance(item, DataError):
+                    telling.fail(path_of(source), item)
+                else:
+                    image, answer = item
+                    found = _explain(asked, answer, what, classes, checked=input_check)
+                    best = found.codes[found.top[0]]
+                    flagged += found.label != best
+                    draw_explanation(
+                        found, image.picture, image.frame, target.picture, title=image.title,
+                        model=model_name, answer="" if found.label == best else found.label,
+                        lesion_HW=image.lesion_HW,
+                    )  # fmt: skip
+                    if target.maps is not None:
+                        save_maps(found, image.frame, target.maps)
+                    telling.answer(found, image, target)
+                if len(inputs) > 1:
+                    progress(telling.explained + telling.failed, len(inputs))
+                if stop:  # before more are read
+                    break
+            telling.end(even_if_empty=bool(stop))
+        except BaseException as error:
+            if not isinstance(error, OSError):  # the reader has gone, or the disk is full
+                telling.end(even_if_empty=isinstance(error, KeyboardInterrupt))
+            raise
+        finally:
+            answered.close()
+    if telling.failed == len(inputs) and not stop:
+        if telling.failure is not None and len(inputs) == 1:
+            raise telling.failure
         raise ImageError(
             f"none of {len(inputs)} images could be explained", fix="see the lines above"
         )
-    if json_:
-        import json
-
-        told = {"model": asked.facts, "disclaimer": DISCLAIMER, "explanations": records}
-        typer.echo(json.dumps(told, indent=2))
-    else:
-        typer.echo("\n".join(lines))
     if flagged:
         note(flagged_note(flagged))
     note(f"model {asked.name}; {DISCLAIMER}")
-    if failures:
+    if stop.signum is not None:
+        note(f"{telling.explained} of {len(inputs)} images explained")
+        raise KeyboardInterrupt if stop.signum == signal.SIGINT else Ended(stop.signum)
+    if telling.failed:
         raise PartialFailure(
-            f"{len(lines)} ok, {len(failures)} failed", fix="the lines above say why"
+            f"{telling.explained} ok, {telling.failed} failed", fix="the lines above say why"
         )
 
 
 # --- files -----------------------------------------------------------------------------------
 
 
-def _inputs(arguments: Sequence[str], outputs: Sequence[Path]) -> list[Path]:
+def _inputs(arguments: Sequence[str], outputs: Sequence[Path]) -> list[Source]:
     """Files as given; of folders the images below them, but not what was drawn there before."""
     from biigma_cli.errors import DataError, UsageError
-    from biigma_cli.runtime.inputs import expand
-    from biigma_cli.storage import is_file
+    from biigma_cli.runtime.inputs import expand, read_stdin
 
-    if "-" in arguments and not is_file(Path("-")):
-        raise UsageError("explain reads no standard input", fix="save the image, and name its file")
+    if "-" in arguments:
+        if len(arguments) > 1:
+            raise UsageError("- stands for stdin, alone", fix="give - or names of files")
+        return list(any_of(read_stdin(open_stdin())))
     ours = {folder.absolute() for folder in outputs}
     found = []
     for source in expand(arguments, warn=note):
-        path = Path(source.name)
-        if source.name in arguments or not ours & set(path.absolute().parents):
-            found.append(path)
+        if source.name in arguments or not ours & set(Path(source.name).absolute().parents):
+            found.append(source)
     if not found:
         raise DataError("no image there but those in the output folder", fix="name other images")
     return found
 
 
-def _targets(inputs: Sequence[Path], output: Path, maps: Path | None, kind: str) -> list[Target]:
+def _targets(inputs: Sequence[Source], output: Path, maps: Path | None, kind: str) -> list[Target]:
     """A name of its own for each input: its stem, numbered where another has the same."""
     from biigma_cli.cli.predict_pictures import STEM
     from biigma_cli.storage import cut_name
 
-    stems = [cut_name(path.stem, STEM) for path in inputs]
+    stems = [
+        "stdin" if isinstance(s.content, bytes) else cut_name(s.content.stem, STEM) for s in inputs
+    ]
     # Case is ignored, as file systems may.
     own = {stem.casefold() for stem in stems}
     taken: set[str] = set()
@@ -219,7 +236,7 @@ def _targets(inputs: Sequence[Path], output: Path, maps: Path | None, kind: str)
     return targets
 
 
-def _check_targets(targets: Sequence[Target], sources: Sequence[Path]) -> None:
+def _check_targets(targets: Sequence[Target], sources: Sequence[Path], *, stdin: bool) -> None:
     """Raises `UsageError` where something cannot be written or would replace what is read."""
     from biigma_cli.errors import UsageError
     from biigma_cli.storage import check_writable, real_path
@@ -229,12 +246,12 @@ def _check_targets(targets: Sequence[Target], sources: Sequence[Path]) -> None:
         for path in target:
             if path is None:
                 continue
-            if real_path(path) in read:
+            if real_path(path) in read or (stdin and is_stdin(path)):
                 raise UsageError(f"{path} would be replaced", fix="choose another folder with -o")
             check_writable(path)
 
 
-def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | DataError | None]:
+def _masks(inputs: Sequence[Source], mask: Path | None) -> list[Path | DataError | None]:
     """The mask of each image, or that the folder has none."""
     from biigma_cli.errors import DataError, UsageError
     from biigma_cli.storage import is_file, is_folder
@@ -249,7 +266,13 @@ def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | DataError |
             )
         return [mask]
     found: list[Path | DataError | None] = []
-    for path in inputs:
+    for source in inputs:
+        path = source.content
+        if isinstance(path, bytes):
+            raise UsageError(
+                "an image on stdin has no name to find its mask by",
+                fix=f"give --mask the mask itself, not the folder {mask}",
+            )
         names = (f"{path.stem}_segmentation.png", f"{path.stem}.png")
         there = next((mask / name for name in names if is_file(mask / name)), None)
         lacking = DataError(
@@ -264,8 +287,8 @@ def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | DataError |
 
 
 def _answers(
-    asked: Asked, inputs: Sequence[Path], masks: Sequence[Path | DataError | None]
-) -> Iterator[tuple[Loaded, Answer] | DataError]:
+    asked: Asked, inputs: Sequence[Source], masks: Sequence[Path | DataError | None]
+) -> Generator[tuple[Loaded, Answer] | DataError, None, None]:
     """For each file, in order, its answer (a batch of one) or what was wrong with it."""
     import numpy as np
 
@@ -274,12 +297,12 @@ def _answers(
     from biigma_cli.runtime.session import Answer
     from biigma_cli.storage import available_cpus
 
-    def read(item: tuple[Path, Path | DataError | None]) -> Loaded | DataError:
-        path, mask = item
+    def read(item: tuple[Source, Path | DataError | None]) -> Loaded | DataError:
+        source, mask = item
         if isinstance(mask, DataError):
             return mask
         try:
-            return load(path, mask, asked.shows)
+            return load(source, mask, asked.shows)
         except DataError as error:
             return error
 
@@ -301,7 +324,7 @@ def _answers(
                 np.isfinite(p).all() for p in (one.logits_BY, one.novelty_B) if p is not None
             ):
                 raise ModelFileError(
-                    f"{asked.name} gives NaN or infinity for {item.path}", fix="train it again"
+                    f"{asked.name} gives NaN or infinity for {item.name}", fix="train it again"
                 )
             yield item, one
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from biigma_cli.data.preprocess import Pixels
     from biigma_cli.report.explanation import Explanation, Maps
     from biigma_cli.report.overlay import Frame
+    from biigma_cli.runtime.inputs import Source
+
+ALL_LESION = "the mask shows nothing but lesion, so shares inside it say nothing"
 
 
 class Target(NamedTuple):
@@ -25,38 +28,60 @@ class Loaded(NamedTuple):
     """One image as the network and as the reader sees it.
 
     Attributes:
+        source: where it comes from.
         pixels: `(S, S, 3)` for the network.
         picture: `(H, W, 3)`, upright, at most `DRAWN` pixels long.
         frame: where the one lies on the other.
         lesion_HW: mask in the picture's shape, or None.
         lesion_SS: share of lesion in each of the network's pixels, or None.
+        all_lesion: whether that mask shows nothing else, so that a share inside it says nothing.
         note: what a user should know of the file.
     """
 
-    path: Path
+    source: Source
     pixels: Pixels
     picture: Pixels
     frame: Frame
     lesion_HW: npt.NDArray[np.bool_] | None
     lesion_SS: npt.NDArray[np.floating] | None
+    all_lesion: bool
     note: str
 
+    @property
+    def name(self) -> str:
+        """What the image is called in records: its path, or - for standard input."""
+        return path_of(self.source)
 
-def load(path: Path, mask: Path | None, shows: Maps) -> Loaded:
+    @property
+    def title(self) -> str:
+        """What its picture is headed by."""
+        return Path(self.name).name or self.name
+
+
+def path_of(source: Source) -> str:
+    """What an image is called in records."""
+    return source.name if isinstance(source.content, bytes) else str(source.content)
+
+
+def load(source: Source, mask: Path | None, shows: Maps) -> Loaded:
     """Raises `ImageError` for a bad image, `DataError` for a mask that cannot be its."""
     import numpy as np
     from PIL import Image
 
     from biigma_cli.data.masks import cell_edges, lay_lesion, read_lesion
-    from biigma_cli.data.preprocess import decode_image
-    from biigma_cli.errors import DataError
+    from biigma_cli.data.preprocess import decode_image, shown
+    from biigma_cli.errors import DataError, ImageError
     from biigma_cli.report.explanation import load_picture
 
-    pixels, note = decode_image(path, shows.side, rule=shows.rule)
-    picture, size = load_picture(path)
+    if source.error:
+        raise ImageError(source.error, fix="check the path and its permissions")
+    content = source.content
+    name = "the image on stdin" if isinstance(content, bytes) else shown(str(content))
+    pixels, note = decode_image(content, shows.side, rule=shows.rule, name=name)
+    picture, size = load_picture(content)
     frame = shows.frame(size)
     if mask is None:
-        return Loaded(path, pixels, picture, frame, None, None, note)
+        return Loaded(source, pixels, picture, frame, None, None, False, note)
     lesion = read_lesion(mask, str(mask))
     edges = cell_edges(shows.side, shows.side)
     laid = lay_lesion(lesion, size, shows.side, shows.rule, (edges, edges))
@@ -71,8 +96,10 @@ def load(path: Path, mask: Path | None, shows: Maps) -> Loaded:
             fix="give a mask in which the lesion is white",
         )
     tall, wide = picture.shape[:2]
-    shown = np.asarray(Image.fromarray(lesion).resize((wide, tall), Image.Resampling.NEAREST))
-    return Loaded(path, pixels, picture, frame, shown, laid.cover_hw, note)
+    drawn = np.asarray(Image.fromarray(lesion).resize((wide, tall), Image.Resampling.NEAREST))
+    if laid.full:
+        note = "; ".join(filter(None, (note, ALL_LESION)))
+    return Loaded(source, pixels, picture, frame, drawn, laid.cover_hw, laid.full, note)
 
 
 def save_maps(found: Explanation, frame: Frame, target: Path) -> None:
@@ -111,7 +138,7 @@ def record(found: Explanation, image: Loaded, target: Target) -> dict[str, Any]:
 
     best = found.codes[found.top[0]]
     told: dict[str, Any] = {
-        "path": str(image.path),
+        "path": image.name,
         "picture": str(target.picture),
         "maps": None if target.maps is None else str(target.maps),
         "label": found.label,
@@ -144,7 +171,8 @@ def record(found: Explanation, image: Loaded, target: Target) -> dict[str, Any]:
             on = inside(lesion, image.frame, values.shape)
             own["inside"] = float((values * on).sum())
             own["outside"] = float((values * (1 - on)).sum())
-            own["share_inside"] = float((np.abs(values) * on).sum() / np.abs(values).sum())
+            share = float((np.abs(values) * on).sum() / np.abs(values).sum())
+            own["share_inside"] = None if image.all_lesion else share
         told["evidence"] = own
     if found.saliency_hw is not None:
         values = found.saliency_hw.astype(np.float64)
@@ -157,7 +185,8 @@ def record(found: Explanation, image: Loaded, target: Target) -> dict[str, Any]:
         }
         if lesion is not None:
             on = inside(lesion, image.frame, values.shape)
-            own["share_inside"] = float((values * on).sum() / values.sum())
+            share = float((values * on).sum() / values.sum())
+            own["share_inside"] = None if image.all_lesion else share
         told["saliency"] = own
     return told
 
@@ -169,7 +198,7 @@ def line(found: Explanation, image: Loaded, target: Target) -> str:
     codes = [found.codes[c] for c in found.classes]
     best = found.codes[found.top[0]]
     answer = best if found.label == best else f"{found.label} ({best}?)"
-    words = f"{shown(str(image.path))}: {answer} {found.percent(found.top[0])}"
+    words = f"{shown(image.name)}: {answer} {found.percent(found.top[0])}"
     if found.map_hw is not None:
         words += (
             f"; evidence for {' rather than '.join(codes)} {found.map_hw.sum():+.3f}, "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 import sys
 import threading
 import time
@@ -32,6 +30,7 @@ from biigma_cli.cli.predict_limits import (
 )
 from biigma_cli.cli.predict_prevalence import Prevalence, PrevalenceOption, parse_prevalence
 from biigma_cli.cli.progress import clock, takes_escapes
+from biigma_cli.cli.stdin import any_of, is_stdin, open_stdin
 
 if TYPE_CHECKING:
     from biigma_cli.report.predictions import (
@@ -365,7 +364,7 @@ def _check_target(target: Path, paths: list[str], from_list: str | None, model: 
     for name, option in options:
         if name not in (None, "-") and real_path(str(name)) == real_path(target):
             raise UsageError(f"-o {target} is the file of {option}, too", fix="choose another name")
-    if (paths == ["-"] or from_list == "-") and _is_stdin(target):
+    if (paths == ["-"] or from_list == "-") and is_stdin(target):
         raise UsageError(f"-o {target} is standard input, too", fix="choose another name")
 
 
@@ -378,15 +377,6 @@ def _holds_image(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("rb") as file:
         return looks_like_image(file.read(HEAD))
     return False
-
-
-def _is_stdin(path: Path) -> bool:
-    """Whether standard input is read from a file, and `path` is that file."""
-    try:
-        own = os.fstat(sys.stdin.fileno())
-        return stat.S_ISREG(own.st_mode) and os.path.samestat(own, path.stat())
-    except (OSError, ValueError, AttributeError):  # closed, or no file behind it
-        return False
 
 
 class _Inputs:
@@ -427,12 +417,12 @@ class _Inputs:
         from biigma_cli.runtime.inputs import expand, read_names, read_stdin, shown
 
         if self.list == "-":
-            return _refusing(_any_of(read_names(_stdin(), "standard input")), self.skip)
+            return _refusing(any_of(read_names(open_stdin(), "standard input")), self.skip)
         if self.list is not None:
             name = shown(self.list)
-            return _refusing(_any_of(_read_file(_opened(self.list), name), name), self.skip)
+            return _refusing(any_of(_read_file(_opened(self.list), name), name), self.skip)
         if self.paths == ["-"]:
-            return _refusing(_any_of(read_stdin(_stdin())), self.skip)
+            return _refusing(any_of(read_stdin(open_stdin())), self.skip)
         return expand(self.paths, warn=note, skip=self.skip)
 
     def count(self, stop: Callable[[], bool]) -> int | None:
@@ -453,22 +443,6 @@ class _Inputs:
                 if stop():
                     return None
         return total
-
-
-def _any_of(sources: Iterator[Source], file: str = "") -> Iterator[Source]:
-    """What standard input or a list gives, which must not be nothing."""
-    from biigma_cli.errors import DataError
-
-    empty = True
-    for source in sources:
-        empty = False
-        yield source
-    if empty and file:
-        raise DataError(f"no name in {file}", fix="give it names of files, one a line")
-    if empty:
-        raise DataError(
-            "no image and no name on standard input", fix="give it an image, or names of files"
-        )
 
 
 def _refusing(sources: Iterator[Source], folder: str) -> Iterator[Source]:
@@ -498,18 +472,6 @@ def _opened(path: str) -> BinaryIO:
         raise DataError(
             f"cannot read the list {path}: {error.strerror}", fix="check --from-list"
         ) from error
-
-
-def _stdin() -> BinaryIO:
-    """Standard input, unbuffered: a thread that waits in its buffer would trouble the exit."""
-    if sys.stdin is None:
-        from biigma_cli.errors import UsageError
-
-        raise UsageError("standard input is closed", fix="name files instead of -")
-    try:
-        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
-    except (OSError, ValueError, AttributeError):  # no file behind it
-        return sys.stdin.buffer
 
 
 def _format_of(target: Path | None) -> str:

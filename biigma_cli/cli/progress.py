@@ -50,6 +50,12 @@ class Progress:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
+    def clear(self) -> None:
+        """Take the live line away, where something else is to be written."""
+        if self.live:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
     def __enter__(self) -> Self:
         return self
 
@@ -59,9 +65,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.live:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+        self.clear()
 
 
 def clock(seconds: float) -> str:

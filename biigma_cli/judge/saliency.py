@@ -40,6 +40,7 @@ class SaliencyJudgement:
         missing: images left out because they have no mask.
         empty: images left out because their mask shows no lesion in the square.
         full: images left out because their mask shows nothing else.
+        pictures: images left out because a picture stands for their mask.
         left_out: images that do not count (weight 0).
         resamples: of the intervals.
         seed: of the resamples.
@@ -59,6 +60,7 @@ class SaliencyJudgement:
     missing: int
     empty: int
     full: int
+    pictures: int
     left_out: int
     resamples: int
     seed: int
@@ -83,6 +85,7 @@ class SaliencyJudgement:
                 "without_mask": self.missing,
                 "empty_mask": self.empty,
                 "full_mask": self.full,
+                "picture_for_mask": self.pictures,
                 "weight_0": self.left_out,
             },
             "bootstrap": self.bootstrap,
@@ -109,7 +112,8 @@ def judge_saliency(
 ) -> SaliencyJudgement:
     """Evidence of the answer and of the true class, and M in each form, against the masks.
 
-    Images without a mask, and those whose mask shows no lesion or nothing else, are left out.
+    Images without a mask, and those whose mask shows no lesion or nothing else or is none but a
+    picture, are left out.
 
     Args:
         resamples: of the bootstrap; 0 gives figures without intervals.
@@ -140,7 +144,7 @@ def judge_saliency(
     if not masks.ids:
         raise DataError(
             f"no mask of the {part_name} part shows both lesion and skin: {len(masks.empty)} are "
-            f"empty, {len(masks.full)} full",
+            f"empty, {len(masks.full)} full, {len(masks.pictures)} no masks but pictures",
             fix="check the masks",
         )
     place = {image: i for i, image in enumerate(part.ids)}
@@ -170,6 +174,7 @@ def judge_saliency(
         missing=len(masks.missing),
         empty=len(masks.empty),
         full=len(masks.full),
+        pictures=len(masks.pictures),
         left_out=int((~counted).sum()),
         resamples=resamples,
         seed=seed,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from biigma_cli.cli import explain as command
+from biigma_cli.cli import explain_records
 from biigma_cli.core.weights import load_checkpoint
 from biigma_cli.data.preprocess import load_image
-from biigma_cli.errors import ModelFileError
+from biigma_cli.errors import BiigmaError, ModelFileError
 from biigma_cli.judge import open_candidate
+from biigma_cli.report import explanation
+from biigma_cli.runtime.inputs import Source
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
 
@@ -206,8 +213,12 @@ def test_a_bad_file_among_others(tiny_onnx: Path, files: list[Path], tmp_path: P
     assert "bad.jpg" in items[1]["error"]
     assert "2 ok, 2 failed" in done.err
     assert len(list((tmp_path / "out").iterdir())) == 2
+    assert json.loads(done.out)["summary"] == {"explained": 2, "failed": 2, "left": 0}
     refused(call("explain", bad, *common), "bad.jpg", code=3)
-    assert call("explain", bad, tmp_path / "gone.png", *common).code == 3
+    done = call("explain", bad, tmp_path / "gone.png", "--json", *common)
+    assert done.code == 3
+    assert done.out == ""
+    assert "none of 2 images could be explained" in done.err
 
 
 def test_without_evidence(bare_onnx: Path, files: list[Path], tmp_path: Path) -> None:
@@ -292,6 +303,44 @@ def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
     refused(done, "one mask for 2 images", code=2)
 
 
+def test_a_picture_for_a_mask(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """Another photograph, the image itself, and a folder of such: refused, nothing is drawn."""
+    common = ("--model", tiny_onnx, "-o", tmp_path / "out")
+    for mask in files[::-1]:
+        done = call("explain", files[0], "--mask", mask, *common)
+        refused(done, f"{mask.name} is a picture, not a lesion mask", "black beside it", code=3)
+    (tmp_path / "masks").mkdir()
+    with Image.open(files[1]) as image:
+        image.convert("L").save(tmp_path / "masks" / f"{files[0].stem}.png")
+    half = np.zeros((48, 64), np.uint8)
+    half[:, :32] = 255
+    Image.fromarray(half).save(tmp_path / "masks" / f"{files[1].stem}.png")
+    assert not (tmp_path / "out").exists()
+    done = call("explain", *files, "--mask", tmp_path / "masks", *common)
+    assert done.code == 5, done.err
+    assert f"{files[0].stem}.png is a picture, not a lesion mask" in done.err
+    assert [p.stem for p in (tmp_path / "out").iterdir()] == [files[1].stem]
+
+
+def test_a_mask_that_is_all_lesion(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """Said in the line and the JSON; no share of what lies inside is given."""
+    Image.new("L", (64, 48), 255).save(tmp_path / "full.png")
+    ask = (
+        "explain", files[0], "--model", tiny_onnx, "-o", tmp_path / "out", "--mask",
+        tmp_path / "full.png",
+    )  # fmt: skip
+    words = "the mask shows nothing but lesion"
+    done = call(*ask)
+    assert done.code == 0, done.err
+    assert f"; {words}" in done.out
+    (item,) = json.loads(call(*ask, "--json").out)["explanations"]
+    assert item["note"].startswith(words)
+    assert item["lesion_area"] == 1
+    assert item["evidence"]["share_inside"] is None
+    assert item["saliency"]["share_inside"] is None
+    assert item["evidence"]["inside"] == pytest.approx(item["evidence"]["sum"])
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -303,7 +352,7 @@ def test_masks(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
         (("--contrast", "MEL,mel"), "names one class twice"),
         (("--what", "saliency", "--class", "MEL"), "the same for every class"),
         (("--run", "r", "--model", "m"), "both --run and --model"),
-        (("-",), "no standard input"),
+        (("-",), "- stands for stdin, alone"),
     ],
 )
 def test_options(
@@ -396,6 +445,195 @@ def test_odd_names(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert len(done.out.splitlines()) == 2
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+# --- standard input --------------------------------------------------------------------------
+
+
+def piped(stdin: bytes, *arguments: str | Path) -> Outcome:
+    """`biigma explain -` in this process."""
+    from biigma_cli.cli.app import app
+
+    result = CliRunner().invoke(app, ["explain", "-", *map(str, arguments)], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def test_an_image_on_stdin(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """The figures and maps of the file, under the name that `predict` has for it."""
+    half = np.zeros((48, 64), np.uint8)
+    half[:, :32] = 255
+    Image.fromarray(half).save(tmp_path / "half.png")
+    common = ("--model", tiny_onnx, "--mask", tmp_path / "half.png", "--maps", tmp_path / "raw")
+    told = call("explain", files[0], *common, "-o", tmp_path / "a", "--json")
+    content = files[0].read_bytes()
+    done = piped(content, *common, "-o", tmp_path / "b", "--json")
+    assert done.code == 0, done.err
+    (wanted,) = json.loads(told.out)["explanations"]
+    (item,) = json.loads(done.out)["explanations"]
+    assert item.pop("path") == "-"
+    assert item.pop("picture") == str(tmp_path / "b" / "stdin.png")
+    assert item.pop("maps") == str(tmp_path / "raw" / "stdin.npz")
+    assert item == {k: v for k, v in wanted.items() if k not in ("path", "picture", "maps")}
+    with Image.open(tmp_path / "b" / "stdin.png") as drawn:
+        drawn.load()
+    done = piped(content, "--model", tiny_onnx, "-o", tmp_path / "b")
+    assert done.out.startswith("-: ")
+    assert done.out.endswith(f"; {tmp_path / 'b' / 'stdin.png'}\n")
+
+
+def test_a_list_on_stdin(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """Names, one a line, in their order."""
+    names = [*files[::-1], tmp_path / "gone.jpg"]
+    done = piped("\n".join(map(str, names)).encode(), "--model", tiny_onnx, "-o", tmp_path)
+    assert done.code == 5, done.err
+    assert [line.split(": ")[0] for line in done.out.splitlines()] == [str(p) for p in names[:2]]
+    assert "gone.jpg" in done.err
+
+
+def test_stdin_that_cannot_be(tiny_onnx: Path, files: list[Path], tmp_path: Path) -> None:
+    """One message each."""
+    common = ("--model", tiny_onnx, "-o", tmp_path / "out")
+    content = files[0].read_bytes()
+    refused(piped(b"", *common), "no image and no name on standard input", code=3)
+    refused(piped(content[:500], *common), "the image on stdin is damaged", code=3)
+    refused(piped(b"\x01\x02", *common), "neither an image", code=3)
+    refused(piped(content, *common, "--mask", tmp_path), "no name to find its mask by", code=2)
+    (tmp_path / "out").mkdir()
+    own = tmp_path / "out" / "stdin.png"
+    with Image.open(files[0]) as image:
+        image.save(own)
+    before = own.read_bytes()
+    with own.open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "biigma_cli", "explain", "-", *map(str, common)],
+            stdin=file, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "would be replaced" in done.stderr
+    assert own.read_bytes() == before
+
+
+# --- cut short -------------------------------------------------------------------------------
+
+
+def cut_at_third(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Do something once the third picture is drawn."""
+    plain = explanation.draw_explanation
+    drawn: list[Path] = []
+
+    def draw(*args: Any, **options: Any) -> None:
+        plain(*args, **options)
+        drawn.append(args[3])
+        if len(drawn) == 3:
+            act()
+
+    monkeypatch.setattr(explanation, "draw_explanation", draw)
+
+
+@pytest.fixture
+def many(files: list[Path], tmp_path: Path) -> Path:
+    """A folder of twenty images."""
+    (tmp_path / "many").mkdir()
+    for i in range(20):
+        shutil.copy(files[0], tmp_path / "many" / f"{i:02}.jpg")
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("form", ["lines", "json"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(
+    tiny_onnx: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    form: str, number: int, code: int,
+) -> None:  # fmt: skip
+    """What was drawn is told, all of it and no more; the document is closed."""
+    cut_at_third(monkeypatch, lambda: signal.raise_signal(number))
+    ask = ("explain", many, "--model", tiny_onnx, "-o", tmp_path / "out")
+    done = call(*ask, *["--json"] * (form == "json"))
+    assert done.code == code
+    assert "interrupted" in done.err
+    assert "3 of 20 images explained" in done.err
+    drawn = sorted(str(p) for p in (tmp_path / "out").iterdir())
+    assert len(drawn) == 3
+    if form == "lines":
+        assert [line.split("; ")[-1] for line in done.out.splitlines()] == drawn
+    else:
+        told = json.loads(done.out)
+        assert [item["picture"] for item in told["explanations"]] == drawn
+        assert told["summary"] == {"explained": 3, "failed": 0, "left": 17}
+
+
+def test_interrupted_before_the_first(
+    tiny_onnx: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty document is one, too."""
+    plain = explain_records.load
+
+    def load(source: Source, *rest: Any) -> Any:
+        if source.name.endswith("01.jpg"):
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(source, *rest)
+
+    monkeypatch.setattr(command, "load", load)
+    done = call("explain", many, "--model", tiny_onnx, "-o", tmp_path / "out", "--json")
+    assert done.code == 130
+    told = json.loads(done.out)
+    assert told["explanations"] == []
+    assert told["summary"] == {"explained": 0, "failed": 0, "left": 20}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGHUP")
+def test_the_terminal_is_closed(
+    tiny_onnx: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document is closed then, too."""
+    cut_at_third(monkeypatch, lambda: signal.raise_signal(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were begun with
+    try:
+        done = call("explain", many, "--model", tiny_onnx, "-o", tmp_path / "out", "--json")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.code == 129
+    assert json.loads(done.out)["summary"]["explained"] == 2
+
+
+def test_a_full_disk(
+    tiny_onnx: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message, and the document holds what was made before it."""
+
+    def fail() -> None:
+        raise BiigmaError("cannot write it: No space left on device", fix="free some")
+
+    cut_at_third(monkeypatch, fail)
+    done = call("explain", many, "--model", tiny_onnx, "-o", tmp_path / "out", "--json")
+    assert done.code == 1
+    assert done.err.count("error:") == 1
+    assert len(json.loads(done.out)["explanations"]) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_lines_come_as_they_are_made(tiny_onnx: Path, many: Path, tmp_path: Path) -> None:
+    """The first can be read while the rest is drawn, through a pipe; Ctrl-C then loses none."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "biigma_cli", "explain", str(many), "--model", str(tiny_onnx),
+            "-o", str(out), "--device", "cpu",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert first.startswith(f"{many / '00.jpg'}: ")
+    assert len(list(out.iterdir())) < 20
+    process.send_signal(signal.SIGINT)
+    rest, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert 1 + len(rest.splitlines()) == len(list(out.iterdir())) < 20
 
 
 def test_no_torch(

@@ -317,7 +317,7 @@ def test_a_table_that_is_cut_short(
     end: BaseException, code: int, names: list[str],
 ) -> None:  # fmt: skip
     """What was answered is shown, failures too; of other forms nothing is made up."""
-    monkeypatch.setattr(command, "_stdin", lambda: _Cut([folder / n for n in names], end))
+    monkeypatch.setattr(command, "open_stdin", lambda: _Cut([folder / n for n in names], end))
     done = predict(toy, "-")
     assert done.code == code
     assert all(done.out.count(f"{n} ") >= 1 for n in names)

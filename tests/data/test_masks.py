@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from biigma_cli.data.ham10000 import masks_by_id
 from biigma_cli.data.manifest import Manifest
-from biigma_cli.data.masks import load_masks
+from biigma_cli.data.masks import load_masks, read_lesion
 from biigma_cli.data.preprocess import RESIZE_RULES, load_image
-from biigma_cli.errors import DataError
+from biigma_cli.errors import DataError, MaskError
 from tests.data.samples import HAM10000, NO_HAM10000, encode, manifest, noise, record
 
 
@@ -72,6 +73,12 @@ def box(width: int, height: int, left: int, top: int, right: int, bottom: int) -
     lesion = np.zeros((height, width), np.uint8)
     lesion[top:bottom, left:right] = 255
     return Image.fromarray(lesion)
+
+
+def disc(width: int, height: int, radius: int) -> npt.NDArray[np.bool_]:
+    """A round lesion in the middle."""
+    y, x = np.ogrid[:height, :width]
+    return np.asarray(np.hypot(y - height / 2, x - width / 2) < radius)
 
 
 def cover(shelf: Shelf, side: int, cells: tuple[int, int], rule: str) -> npt.NDArray[np.float32]:
@@ -194,18 +201,21 @@ def test_turned_pictures(shelf: Shelf) -> None:
 
 
 def test_codings(shelf: Shelf) -> None:
-    """1-bit, 0/255, 0/1, 16-bit, palette, colour, transparent around, JPEG: the same lesion."""
+    """1-bit, 0/255, 0/1, 16-bit, palette, colours, transparent around, JPEG: the same lesion."""
     grey = box(16, 16, 4, 4, 12, 12)
     bit = np.asarray(grey) > 0
     palette = grey.convert("P")
+    dark_red = grey.convert("P")
+    dark_red.putpalette([0, 0, 0] * 255 + [128, 0, 0])
     red = Image.fromarray(np.stack([bit * 255, bit * 0, bit * 0], 2).astype(np.uint8))
     clear = Image.fromarray(np.stack([np.full(bit.shape, 255), bit * 255], 2).astype(np.uint8))
     for mask in (
         grey.convert("1"), grey, Image.fromarray(bit.astype(np.uint8)),
-        Image.fromarray(bit.astype(np.uint16) * 65535), palette, red, clear,
+        Image.fromarray(bit.astype(np.uint16) * 65535), palette, dark_red, red, clear,
     ):  # fmt: skip
         shelf.add(mask, picture=noise(16, 16))
     shelf.add(grey, kind="jpeg")
+    shelf.add(encode(grey.convert("RGB"), "JPEG", quality=60), picture=noise(16, 16))
     found = load_masks(shelf.manifest, shelf.ids, 32, cells=(4, 4))
     expected = np.zeros((4, 4))
     expected[1:3, 1:3] = 1
@@ -237,6 +247,58 @@ def test_left_out(shelf: Shelf) -> None:
     assert squashed.ids == (good, gone, rest)
     padded = load_masks(shelf.manifest, shelf.ids, 32, rule="pad")
     assert padded.full == (full,)
+
+
+def test_edges_that_are_neither(shelf: Shelf) -> None:
+    """A mask that was made small, blurred or compressed hard is still one."""
+    large = Image.fromarray(255 * disc(600, 450, 160).astype(np.uint8))
+    small = large.resize((24, 18), Image.Resampling.BILINEAR)
+    for mask in (
+        small, small.resize((600, 450), Image.Resampling.BICUBIC),
+        large.filter(ImageFilter.GaussianBlur(6)),
+    ):  # fmt: skip
+        shelf.add(mask, picture=noise(80, 60))
+    shelf.add(encode(large, "JPEG", quality=5), picture=noise(80, 60))
+    found = load_masks(shelf.manifest, shelf.ids, 32)
+    assert found.ids == shelf.ids
+    share = np.pi * 160**2 / (600 * 450)
+    assert found.cover_nhw.mean((1, 2)) == pytest.approx(share, rel=0.06)
+
+
+def test_pictures(shelf: Shelf) -> None:
+    """A picture is no mask, in colour or in grey, nor is skin alone: left out, no error."""
+    good = shelf.add(box(80, 60, 30, 20, 50, 40))
+    photo, black = noise(80, 60, seed=1), Image.new("RGB", (80, 60), "black")
+    bad = [
+        shelf.add(photo),
+        shelf.add(photo.convert("L")),
+        shelf.add(encode(photo, "JPEG"), picture=encode(photo, "JPEG")),
+        shelf.add(Image.new("RGB", (80, 60), (210, 160, 140))),
+        shelf.add(Image.new("L", (80, 60), 140)),
+        shelf.add(Image.composite(black, photo, box(80, 60, 0, 0, 40, 60))),
+    ]
+    found = load_masks(shelf.manifest, shelf.ids, 32)
+    assert found.ids == (good,)
+    assert found.pictures == tuple(bad)
+    assert (found.missing, found.empty, found.full) == ((), (), ())
+    path = shelf.root / shelf.masks[1]
+    with pytest.raises(MaskError) as caught:
+        read_lesion(path, "m.png")
+    assert re.fullmatch(
+        r"m\.png is a picture, not a lesion mask: \d+% of its pixels are neither black nor white",
+        caught.value.message,
+    )
+    assert "white where the lesion is" in caught.value.fix
+
+
+@pytest.mark.skipif(not HAM10000.is_dir(), reason=NO_HAM10000)
+def test_photographs_and_masks_of_ham10000() -> None:
+    """The real ones are told apart."""
+    for path in sorted(HAM10000.glob("HAM10000_images*/*.jpg"))[::500]:
+        with pytest.raises(MaskError):
+            read_lesion(path, path.name)
+    for path in sorted((HAM10000 / "HAM10000_segmentations_lesion_tschandl").glob("*.png"))[::250]:
+        assert read_lesion(path, path.name).any()
 
 
 def test_in_the_order_asked_for(shelf: Shelf) -> None:

@@ -234,10 +234,11 @@ def test_masks_move_as_their_pictures(tmp_path: Path, rule: str, share: float) -
 
 
 def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
-    """Missing, empty and full ones are counted; values of 0 and 1 are read as well."""
-    data = masked(tmp_path, 4)
+    """Missing, empty and full ones and pictures are counted; 0 and 1 are read as well."""
+    data = masked(tmp_path, 5)
     replace_mask(tmp_path, "I01", np.zeros((30, 40), np.uint8))
     replace_mask(tmp_path, "I02", np.full((30, 40), 255, np.uint8))
+    replace_mask(tmp_path, "I04", np.tile(np.arange(60, 220, 4, dtype=np.uint8), (30, 1)))
     ones = np.zeros((30, 40), np.uint8)
     ones[:10] = 1
     replace_mask(tmp_path, "I03", ones)
@@ -246,11 +247,12 @@ def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     found = lesion_masks(data, ids(data), 24, progress=lambda *a: seen.append(a))
     assert (found.missing, found.empty, found.filled) == (("I00",), ("I01",), ("I02",))
+    assert found.pictures == ("I04",)
     assert found.ids == ("I03",)
     assert found.area["I03"] == pytest.approx(1 / 3, abs=0.02)
-    assert seen[-1] == (3, 3)
-    with pytest.raises(DataError, match="1 are empty, 1 fill") as caught:
-        lesion_masks(data, ["I01", "I02"], 24)
+    assert seen[-1] == (4, 4)
+    with pytest.raises(DataError, match=r"1 are empty, 1 fill .*, 1 are pictures") as caught:
+        lesion_masks(data, ["I01", "I02", "I04"], 24)
     assert caught.value.fix
     with pytest.raises(DataError, match="none of 1 images of isic18 has a lesion mask"):
         lesion_masks(data, ["I00"], 24)

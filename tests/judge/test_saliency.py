@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from biigma_cli.cli.evaluate_maps import Insight
 from biigma_cli.data.manifest import Manifest, load_manifest, save_manifest
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.errors import DataError, ModelFileError
@@ -121,8 +122,10 @@ def test_which_map_is_which(candidate: Candidate, masked: tuple[Manifest, Any]) 
     assert found.groups == len({records[i].lesion_id for i in used})
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["left_out"] == {
-        "without_mask": 1, "empty_mask": 1, "full_mask": 1, "weight_0": 0,
+        "without_mask": 1, "empty_mask": 1, "full_mask": 1, "picture_for_mask": 0, "weight_0": 0,
     }  # fmt: skip
+    told = Insight(saliency=dataclasses.replace(found, pictures=2)).notes()
+    assert told[0].endswith(", 2 images with a picture for a mask")
     assert plain["maps"]["answer"]["overall"]["auc"]["value"] == 1
     assert plain["plain_and_standardised_rank_alike"] is False  # there is but one
 
@@ -184,13 +187,16 @@ def test_nan(candidate: Candidate, masked: tuple[Manifest, Any]) -> None:
 
 
 def test_no_usable_mask(candidate: Candidate, masked: tuple[Manifest, Any]) -> None:
-    """Empty and full ones alone: said, with their numbers."""
+    """Empty and full ones and pictures alone: said, with their numbers."""
     manifest = masked[0]
     test = split_of(candidate, manifest).test
     records = tuple(
-        r if r.image_id in test[1:3] else dataclasses.replace(r, mask="") for r in manifest.records
+        dataclasses.replace(r, mask=r.path if r.image_id == test[3] else "")
+        if r.image_id not in test[1:3]
+        else r
+        for r in manifest.records
     )
-    with pytest.raises(DataError, match="1 are empty, 1 full"):
+    with pytest.raises(DataError, match="1 are empty, 1 full, 1 no masks but pictures"):
         judge_saliency(candidate, dataclasses.replace(manifest, records=records), "test")
 
 

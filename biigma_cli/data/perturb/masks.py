@@ -31,6 +31,7 @@ class LesionMasks:
         missing: images without a mask.
         empty: images whose mask marks nothing.
         filled: images whose mask leaves less than `LEAST_BACKGROUND` of the picture.
+        pictures: images that have a picture for a mask.
     """
 
     side: int
@@ -39,6 +40,7 @@ class LesionMasks:
     missing: tuple[str, ...]
     empty: tuple[str, ...]
     filled: tuple[str, ...]
+    pictures: tuple[str, ...]
     _bits: dict[str, npt.NDArray[np.uint8]] = field(repr=False)
 
     def __getitem__(self, image_id: str) -> Mask:
@@ -88,12 +90,13 @@ def lesion_masks(
     refuse_unusable(unread, manifest)
     empty = tuple(i for i, share in area.items() if share == 0)
     filled = tuple(i for i, share in area.items() if share > 1 - LEAST_BACKGROUND)
+    pictures = tuple(i for i, one in unread.items() if one.picture)
     unusable = {*empty, *filled}
     usable = tuple(i for i in area if i not in unusable)
     if not usable:
         raise DataError(
-            f"none of {len(area)} lesion masks can be used: {len(empty)} are empty, {len(filled)} "
-            "fill their picture",
+            f"none of {len(with_mask)} lesion masks can be used: {len(empty)} are empty, "
+            f"{len(filled)} fill their picture, {len(pictures)} are pictures themselves",
             fix="check that masks are white on black",
         )
     return LesionMasks(
@@ -103,6 +106,7 @@ def lesion_masks(
         missing=missing,
         empty=empty,
         filled=filled,
+        pictures=pictures,
         _bits={i: bits[i] for i in usable},
     )
 
