@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.duplicates import twin_key
@@ -21,6 +21,7 @@ from biigma_cli.storage import sha256_lines
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
 PARTS = ("train", "val", "test")
+PROTOCOLS: tuple[Literal["lesion", "paper", "official"], ...] = ("lesion", "paper", "official")
 # What must be equal where a split is the same, and what of.
 _HASHES = {"data_hash": "data", "split_hash": "split"}
 

@@ -24,7 +24,9 @@ from biigma_cli.core.exported import exported_file, settle_norms
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import (
+    Source,
     as_source,
+    caveats_of,
     joint_citation,
     joint_licence,
     merged,
@@ -202,10 +204,11 @@ class _Training:
         self.last, source = found if found else (None, Path())
         self.command = (self.last.meta.get("command") if self.last else None) or command
         # Built before anything is written or decoded: weights that do not fit end it here.
-        self.teachers = Teachers(
-            config.train.teachers, classes=self.codes, split=self.split, device=device,
-            rule=None if config.train.teacher_view == "once" else config.data.resize,
-        )  # fmt: skip
+        with distributed.shared_errors():  # not all may have the data that teachers learnt from
+            self.teachers = Teachers(
+                config.train.teachers, manifest=manifest, split=self.split, device=device,
+                rule=None if config.train.teacher_view == "once" else config.data.resize,
+            )  # fmt: skip
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
         self.versions = versions(config.model)
@@ -231,6 +234,8 @@ class _Training:
         self.precision = pick_precision(config.train.precision, device)
         with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
         tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
+        for caveat in caveats_of(self.sources):
+            tell(NoteEvent(text=f"warning: {caveat}; record it and train again to know"))
         counts = torch.from_numpy(np.bincount(self.train_part.labels, minlength=len(self.codes)))
         criterion = Criterion(config.loss, config.model, counts).to(device)
         self._settle()
@@ -288,11 +293,12 @@ class _Training:
     def _build(self) -> BiigmaNet:
         config, tc = self.config, self.config.train
         first = behind = None
+        learnt_from: list[Source] = []
         if self.last is None and tc.init:
             behind = first = load_checkpoint(Path(tc.init))
             # Another split would have shown the network images that are test images here.
             check_same_split(self.split, first.meta["split"], source=tc.init)
-            check_unseen(self.split, tc.init, first)
+            learnt_from = self._unseen(tc.init, first)
             scaled = first.config.model.normalisation
             if scaled != config.model.normalisation:
                 raise CheckpointMismatch(
@@ -302,8 +308,8 @@ class _Training:
         elif self.last is None:
             behind = trunk_source(config.model)
             if behind is not None:
-                check_unseen(self.split, config.model.weights, behind)
-        self._record_sources(behind)
+                learnt_from = self._unseen(config.model.weights, behind)
+        self._record_sources(behind, learnt_from)
         torch.manual_seed(tc.seed)
         fresh = self.last is None and first is None
         model = BiigmaNet(config.model, len(self.codes), load_weights=fresh)
@@ -332,7 +338,11 @@ class _Training:
         image = resize_batch(image, side_at(config.train, 0, config.data.side))
         settle_norms(self.model.trunk, image * self.model.pixel_scale + self.model.pixel_shift)
 
-    def _record_sources(self, behind: Checkpoint | None) -> None:
+    def _unseen(self, source: str, network: Checkpoint) -> list[Source]:
+        with distributed.shared_errors():
+            return check_unseen(self.split, self.manifest, source, network)
+
+    def _record_sources(self, behind: Checkpoint | None, learnt_from: Sequence[Source]) -> None:
         """Whose weights and answers this network has learnt from, and which images."""
         own = as_source({**self.split.summary(), **vars(self.manifest)})
         beside = [as_source(extra, beside=self.manifest.dataset) for extra in self.joined]
@@ -341,7 +351,7 @@ class _Training:
             self.sources = merged(sources_of(self.last), self.sources)
             self.ancestors = self.last.meta.get("ancestors", self.ancestors)
         if behind is not None:
-            self.sources = merged(self.sources, sources_of(behind))
+            self.sources = merged(self.sources, learnt_from)
             line = line_of(
                 run_of(Path(self.config.train.init or self.config.model.weights)), behind
             )

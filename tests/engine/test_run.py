@@ -764,11 +764,10 @@ def test_teachers_may_be_exported(whole: Whole, small: Manifest, tmp_path: Path)
     part = engine.load_part(small, split.val, 64)
     exported = tmp_path / "shipped.onnx"
     export_onnx(load_checkpoint(best), exported, part.pixels, source="validation images")
-    codes = list(small.taxonomy.codes)
     views = torch.rand(5, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
 
     def opened(path: Path) -> Teachers:
-        return Teachers([str(path)], classes=codes, split=split, device=CPU)
+        return Teachers([str(path)], manifest=small, split=split, device=CPU)
 
     ours, theirs = opened(exported), opened(best)
     # Exported models take whole numbers, at their own side.
@@ -788,9 +787,10 @@ def test_teachers_may_be_exported(whole: Whole, small: Manifest, tmp_path: Path)
     assert float(rows_of(tmp_path / "run")[0]["distillation"]) > 0
     other = make_split(small, dataclasses.replace(settings().data, split_seed=7))
     with pytest.raises(CheckpointMismatch, match="another split"):
-        Teachers([str(exported)], classes=codes, split=other, device=CPU)
+        Teachers([str(exported)], manifest=small, split=other, device=CPU)
+    few = dataclasses.replace(small, codes=small.taxonomy.codes[:3])
     with pytest.raises(CheckpointMismatch, match=r"shipped\.onnx has 7 classes"):
-        Teachers([str(exported)], classes=codes[:3], split=split, device=CPU)
+        Teachers([str(exported)], manifest=few, split=split, device=CPU)
     with pytest.raises(ModelFileError, match="no model 'nobody'"):
         opened(Path("nobody"))
 
