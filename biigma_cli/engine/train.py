@@ -45,7 +45,7 @@ from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.preprocess import Pixels
-from biigma_cli.data.splits import Split, check_same_split, make_split
+from biigma_cli.data.splits import Split, check_same_split, make_split, poorly_judged
 from biigma_cli.engine import distributed
 from biigma_cli.engine.average import Average
 from biigma_cli.engine.checkpoints import (
@@ -234,6 +234,8 @@ class _Training:
         self.precision = pick_precision(config.train.precision, device)
         with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
         tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
+        for line in poorly_judged(self.split, manifest):
+            tell(NoteEvent(text=f"warning: {line}"))
         for caveat in caveats_of(self.sources):
             tell(NoteEvent(text=f"warning: {caveat}; record it and train again to know"))
         counts = torch.from_numpy(np.bincount(self.train_part.labels, minlength=len(self.codes)))
