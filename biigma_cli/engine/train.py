@@ -202,6 +202,9 @@ class _Training:
             found = distributed.broadcast_object(files.newest() if ranks.is_main else None)
         self.last: Checkpoint | None
         self.last, source = found if found else (None, Path())
+        if self.last is not None:
+            # Before teachers and masks are looked at: of other data they would say something else.
+            check_resumable(self.last, config, self.split, extra=self.joined)
         self.command = (self.last.meta.get("command") if self.last else None) or command
         # Built before anything is written or decoded: weights that do not fit end it here.
         with distributed.shared_errors():  # not all may have the data that teachers learnt from
@@ -580,6 +583,7 @@ class _Training:
             best_epoch=state.epoch + 1 if best else state.best_epoch,
             seconds=state.seconds + float(row["seconds"]),
             rows=[*state.rows, row],
+            columns=list(dict.fromkeys([*state.columns, *row])),
             first_loss=first_loss,
         )
         if self.ranks.is_main:
@@ -593,7 +597,7 @@ class _Training:
 
     def _write_metrics(self) -> None:
         with self._keeping_the_run():
-            atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state.rows))
+            atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state))
 
     def _validate(self, judged: BiigmaNet) -> npt.NDArray[np.float32]:
         """Probabilities for the validation part, `(n, Y)`, each rank computing its share."""
@@ -730,8 +734,10 @@ def _moment(state: State) -> str:
     return f"after epoch {state.epoch}"
 
 
-def _as_csv(rows: Sequence[Row]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def _as_csv(state: State) -> str:
+    rows = state.rows
+    # Checkpoints of earlier versions know no order; the names in their rows are sorted.
+    columns = list(dict.fromkeys(("epoch", *state.columns, *(key for row in rows for key in row))))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
