@@ -94,14 +94,13 @@ def audit(
     from biigma_cli.cli.targets import check_ending
     from biigma_cli.config import DataConfig
     from biigma_cli.data.audit import (
-        PROTOCOLS,
         audit_manifest,
         joined_troubles,
         lesion_table,
         may_be_replaced,
     )
     from biigma_cli.data.manifest import load_manifest
-    from biigma_cli.data.splits import make_split, own_split_meant
+    from biigma_cli.data.splits import PROTOCOLS, make_split, own_split_meant
     from biigma_cli.errors import EXIT_FAILURE, UsageError
     from biigma_cli.report.audit import audit_html, audit_json, audit_text
     from biigma_cli.report.tables import table_width

@@ -17,7 +17,7 @@ from biigma_cli.cli.prevalence import JudgedPrevalenceOption, parse_shares
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from biigma_cli.judge import Judgement
+    from biigma_cli.judge import Judgement, Rival
     from biigma_cli.metrics import Reliability
 
 
@@ -315,6 +315,7 @@ def evaluate(
         import json
 
         whole = {**judged.to_dict(), "published": evaluate_report.published_json(judged)}
+        whole["notes"] = told
         if apart is not None:
             whole["subgroups"] = apart.to_dict()
         whole |= {**asked, **evaluate_prevalence.plain(judged)}
@@ -376,7 +377,7 @@ def _told(judged: Judgement) -> list[str]:
     from biigma_cli.report.tables import NO_LESIONS, remarks
 
     own = judged.assessment
-    told = remarks(own)
+    told = [*_held_out(judged.part, judged), *remarks(own)]
     if not judged.lesions and own.resamples:
         told.append(NO_LESIONS)
     if judged.temperature is not None and judged.part == "val":
@@ -389,7 +390,8 @@ def _told(judged: Judgement) -> list[str]:
         )
     if judged.against is not None:
         other = judged.against
-        ties = [line for line in remarks(other.assessment) if line not in told]
+        lines = [*_held_out(judged.part, other), *remarks(other.assessment)]
+        ties = [line for line in lines if line not in told]
         told += [f"{other.model}: {line}" for line in ties]
         if (judged.temperature is None) != (other.temperature is None):
             told.append(
@@ -397,6 +399,15 @@ def _told(judged: Judgement) -> list[str]:
                 "loss, Brier score and calibration error show that, too"
             )
     return told
+
+
+def _held_out(part: str, model: Judgement | Rival) -> list[str]:
+    """How far the part was not kept from the model."""
+    if part == "train":
+        return ["the network was trained on these images: judge it on another part"]
+    chosen = " and ".join(model.chosen)
+    line = f"{chosen} {'were' if len(model.chosen) > 1 else 'was'} chosen on this part"
+    return [*model.caveats, *[line] * (part == "val" and bool(chosen))]
 
 
 def _flagged(judged: Judgement) -> list[str]:

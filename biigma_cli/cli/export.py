@@ -133,6 +133,7 @@ def export_onnx(
     if card is not None:
         check_writable(card)
 
+    from biigma_cli.core.sources import caveats_of, sources_of
     from biigma_cli.core.weights import load_checkpoint
     from biigma_cli.engine.device import pick_device
     from biigma_cli.runtime.quantise import IMAGES as INT8_IMAGES
@@ -142,6 +143,8 @@ def export_onnx(
         check_available()
     torch_device = pick_device(device)
     loaded = load_checkpoint(checkpoint)
+    for caveat in caveats_of(sources_of(loaded)):
+        note(f"warning: {caveat}")
     metrics = _figures(folder, checkpoint, loaded)
     if "test" not in metrics:
         note("no test figures to store: run 'biigma eval --split test' before exporting")

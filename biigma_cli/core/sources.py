@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from biigma_cli.core.weights import Checkpoint
-from biigma_cli.taxonomy import base_of
+from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
+#: A data set that was learnt from, see `as_source`; `caveat` beside it where images that a network
+#: is validated or tested on could not be compared with it.
 Source = dict[str, Any]
 
 #: From the freest to the strictest; each allows what is made to go under one further on.
@@ -39,17 +41,35 @@ def sources_of(checkpoint: Checkpoint) -> list[Source]:
 
 
 def merged(*lists: Iterable[Source]) -> list[Source]:
-    """Several lists as one, each data set of a split once."""
+    """Several lists as one, each data set of a split once, with a caveat that any has of it."""
     found: dict[tuple[str, str, str], Source] = {}
     for entry in (entry for entries in lists for entry in entries):
-        found.setdefault((entry["dataset"], entry["split_hash"], entry["beside"]), entry)
+        key = (entry["dataset"], entry["split_hash"], entry["beside"])
+        caveat = {k: v for k, v in entry.items() if k == "caveat"}
+        found[key] = {**found.get(key, entry), **caveat}
     return list(found.values())
+
+
+def caveats_of(sources: Iterable[Source]) -> list[str]:
+    """What could not be found out about images that a network is judged on."""
+    return list(dict.fromkeys(entry["caveat"] for entry in sources if "caveat" in entry))
 
 
 def shares_images(entry: Source, dataset: str) -> bool:
     """Whether images of `dataset` may be among those of a source, whatever their split."""
     left = _images_of(entry["beside"]) if entry["beside"] else set()
     return bool((_images_of(entry["dataset"]) - left) & _images_of(dataset))
+
+
+def may_share(entry: Source, dataset: str) -> bool:
+    """Whether names alone leave open that images of `dataset` are among those of a source.
+
+    So they do of a user's own data set; but what joined another (`beside`) brought none of that.
+    """
+    bases = {base_of(entry["dataset"]), base_of(dataset)}
+    if SYNTHETIC.dataset in bases or bases <= TAXONOMIES.keys():
+        return False
+    return not entry["beside"] or base_of(dataset) not in _images_of(entry["beside"])
 
 
 def _images_of(dataset: str) -> set[str]:

@@ -50,14 +50,13 @@ from biigma_cli.data.jpeg import check_jpeg
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image, map_threads, read_header
 from biigma_cli.data.scan import begin_table
-from biigma_cli.data.splits import PARTS, Split, make_split, part_counts
+from biigma_cli.data.splits import PARTS, PROTOCOLS, Split, make_split, part_counts
 from biigma_cli.errors import DataError, ImageError
 from biigma_cli.storage import available_cpus, content_digest, is_file, is_there
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-PROTOCOLS = ("lesion", "paper", "official")
 SIDE = 64  # pixels of the grey thumbnail
 LOW = 16  # DCT coefficients kept along each axis
 SHIFT = 4  # pixels of SIDE that a near-duplicate may be shifted by
@@ -314,7 +313,7 @@ def audit_manifest(
     for name in PROTOCOLS:
         try:
             splits[name] = make_split(
-                manifest, replace(config, dataset=manifest.dataset, protocol=typing.cast(Any, name))
+                manifest, replace(config, dataset=manifest.dataset, protocol=name)
             )
         except DataError as error:  # a finding like the others
             unavailable[name] = error.message

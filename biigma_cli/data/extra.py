@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +11,11 @@ import numpy as np
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.images import Part, load_part
-from biigma_cli.data.manifest import Manifest, Record, load_manifest
+from biigma_cli.data.manifest import Manifest, load_manifest
+from biigma_cli.data.seen import marks
 from biigma_cli.data.splits import Split, lesion_groups, make_split, own_split_meant
 from biigma_cli.errors import DataError
 from biigma_cli.taxonomy import counterpart
-
-# An image of the ISIC archive.
-_ARCHIVE = re.compile(r"ISIC_\d{7}")
 
 
 class Extra(NamedTuple):
@@ -70,7 +67,7 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
         DataError: a data set is not recorded here, or none of its images can join.
         UsageError: no such data set, or its own parts are no split.
     """
-    seen = {mark for record in manifest.records for mark in _marks(record)}
+    seen = {mark for record in manifest.records for mark in marks(record)}
     # All are split before any is chosen from: what the last holds out, the first must not bring.
     others = [_split(name, config) for name in config.extra]
     held_out = [_held_out(other, split) for other, split in others]
@@ -81,7 +78,7 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
         own_images = {
             record.image_id
             for group in lesion_groups(other.records, by_lesion=True, twins=True)
-            if any(mark in shut for record in group for mark in _marks(record))
+            if any(mark in shut for record in group for mark in marks(record))
             for record in group
         }
         joining, known, classless = [], 0, Counter[str]()
@@ -100,7 +97,7 @@ def find_extra(manifest: Manifest, config: DataConfig) -> list[Extra]:
                 f"{sum(classless.values())} have no class in it)",
                 fix="leave that data set out of data.extra",
             )
-        seen |= {mark for i in joining for mark in _marks(records[i])}
+        seen |= {mark for i in joining for mark in marks(records[i])}
         found.append(Extra(other, split, tuple(joining), known, dict(sorted(classless.items()))))
     return found
 
@@ -122,22 +119,7 @@ def _split(name: str, config: DataConfig) -> tuple[Manifest, Split]:
 def _held_out(manifest: Manifest, split: Split) -> set[tuple[str, str]]:
     """Marks of the images that the set validates and tests on."""
     records = manifest.by_id()
-    return {mark for i in (*split.val, *split.test) for mark in _marks(records[i])}
-
-
-def _marks(record: Record) -> list[tuple[str, str]]:
-    """What an image is known by in any data set.
-
-    Ids count only as the archive gives them: a user's own (`MEL/001`) may mean anything elsewhere.
-    ISIC 2019 appends `_downsampled` to some ids of the same images, whose bytes differ.
-    """
-    marks = [("bytes", record.digest)]
-    name = record.image_id.rpartition("/")[2].removesuffix("_downsampled")
-    if _ARCHIVE.fullmatch(name):
-        marks.append(("id", name))
-        if record.lesion_id:
-            marks.append(("lesion", record.lesion_id))
-    return marks
+    return {mark for i in (*split.val, *split.test) for mark in marks(records[i])}
 
 
 def add_extra(

@@ -183,6 +183,19 @@ def load_manifest(dataset: str) -> Manifest:
     return manifest if base == dataset else _binary(manifest, dataset)
 
 
+def find_manifest(dataset: str) -> Manifest | None:
+    """The recorded data set, whether its images are there or not; None without a good record."""
+    base = base_of(dataset)
+    path = record_path(base)
+    if is_path(base) or not is_file(path):
+        return None
+    try:
+        manifest = read_record(path, again="")
+    except DataError:
+        return None
+    return manifest if base == dataset else _binary(manifest, dataset)
+
+
 def read_record(path: Path, *, again: str) -> Manifest:
     """A record file, whole and true to its own hash.
 

@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.duplicates import twin_key
@@ -21,8 +21,17 @@ from biigma_cli.storage import sha256_lines
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
 
 PARTS = ("train", "val", "test")
+PROTOCOLS: tuple[Literal["lesion", "paper", "official"], ...] = ("lesion", "paper", "official")
 # What must be equal where a split is the same, and what of.
 _HASHES = {"data_hash": "data", "split_hash": "split"}
+# What makes a split of the same data another, and the setting it comes from.
+_MAKE = {
+    "protocol": "data.protocol",
+    "seed": "data.split_seed",
+    "test_fraction": "data.test_fraction",
+    "val_fraction": "data.val_fraction",
+    "join_duplicates": "data.join_duplicates",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +105,8 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
 
     Raises:
         DataError: a class has too few groups to stand in all parts that are cut, or a publisher's
-            part that is needed is not there, or has no image of a class to train on.
+            part that is needed is not there, or has no image of a class to train on, or images of
+            one alone to choose the epoch by.
     """
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     if config.protocol == "official":
@@ -195,6 +205,14 @@ def _official(manifest: Manifest, config: DataConfig, parts: dict[str, list[str]
         )
     parts["test"] += [r.image_id for r in by_part["test"]]
     if by_part["val"]:
+        judged = {r.label for r in by_part["val"]}
+        if len(judged) < 2:
+            raise DataError(
+                f"the val part of {manifest.dataset} has images of one class alone, "
+                f"{judged.pop()}: no epoch can be chosen by it",
+                fix="add some of the others, or leave the part out: it is then cut from train; or "
+                "choose --protocol lesion",
+            )
         parts["train"] += [r.image_id for r in by_part["train"]]
         parts["val"] += [r.image_id for r in by_part["val"]]
         return
@@ -241,13 +259,22 @@ def check_same_split(split: Split, stored: dict[str, Any], *, source: str) -> No
     """Raise `CheckpointMismatch` where `split` is not the one `source` was trained with."""
     for key, what in _HASHES.items():
         now = getattr(split, key)
-        if now != stored.get(key):
-            raise CheckpointMismatch(
-                f"{source} was trained on another {what} "
-                f"({what} hash {str(stored.get(key))[:12]}, here {now[:12]}): its test images "
-                "may be among the ones it has seen",
-                fix="record the original data with 'biigma download', or train again",
-            )
+        if now == stored.get(key):
+            continue
+        how = f"{what} hash {str(stored.get(key))[:12]}, here {now[:12]}"
+        fix = "record the original data with 'biigma download', or train again"
+        said = {"join_duplicates": False, **stored}  # earlier versions joined none
+        made = {_MAKE[k]: (said[k], getattr(split, k)) for k in _MAKE if k in said}
+        differing = {k: (then, here) for k, (then, here) in made.items() if then != here}
+        if what == "split" and differing:  # the data are the same
+            how = ", ".join(f"{k} {then}, here {here}" for k, (then, here) in differing.items())
+            again = " ".join(f"--set {k}={str(v).lower()}" for k, (v, _) in differing.items())
+            fix = f"compare runs of one split; train one of that split with {again}"
+        raise CheckpointMismatch(
+            f"{source} was trained on another {what} ({how}): its test images may be among the "
+            "ones it has seen",
+            fix=fix,
+        )
 
 
 def _deal(
@@ -324,3 +351,22 @@ def part_counts(split: Split, manifest: Manifest) -> dict[str, dict[str, int]]:
         counts = Counter(records[i].label for i in split.part(part))
         result[part] = {code: counts[code] for code in manifest.taxonomy.codes}
     return result
+
+
+def poorly_judged(split: Split, manifest: Manifest) -> list[str]:
+    """What the publisher's validation and test parts cannot judge, a line each."""
+    counts = part_counts(split, manifest)
+    lines = []
+    absent = [code for code, n in counts["val"].items() if not n and counts["train"][code]]
+    if absent:
+        lines.append(
+            f"the val part of {split.dataset} has no image of {', '.join(absent)}: the epoch is "
+            "chosen without"
+        )
+    tested = [code for code, n in counts["test"].items() if n]
+    if len(tested) == 1:
+        lines.append(
+            f"the test part of {split.dataset} has images of one class alone, {tested[0]}: 'biigma "
+            "eval' cannot judge by it"
+        )
+    return lines

@@ -7,9 +7,10 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class State:
         best_epoch: the chosen epoch, 1-based; 0 while there is none.
         seconds: wall time of the finished epochs.
         rows: of `metrics.csv`.
+        columns: of it, in their order, which the rows do not keep in a checkpoint.
         first_loss: of the run's first step; divergence is judged by it.
         names: of what is summed over the epoch under way.
         sums: their sums over `step` steps.
@@ -50,6 +52,7 @@ class State:
     best_epoch: int = 0
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     first_loss: float = 0.0
     names: list[str] = field(default_factory=list)
     sums: list[float] = field(default_factory=list)
@@ -183,7 +186,7 @@ def check_resumable(
     last: Checkpoint,
     config: Config,
     split: Split,
-    teachers: dict[str, str],
+    teachers: Mapping[str, str] = MappingProxyType({}),
     extra: Sequence[dict[str, Any]] = (),
     masks: str = "",
 ) -> None:

@@ -17,8 +17,11 @@ from biigma_cli import __version__
 from biigma_cli.config import ModelConfig
 from biigma_cli.core.efficientnet import SCALING, weights_package
 from biigma_cli.core.exported import exported_file, read_metadata
-from biigma_cli.core.sources import shares_images, sources_of
+from biigma_cli.core.sources import Source, may_share, shares_images, sources_of
 from biigma_cli.core.weights import Checkpoint, is_checkpoint, load_checkpoint
+from biigma_cli.data.manifest import Manifest, find_manifest
+from biigma_cli.data.scan import first
+from biigma_cli.data.seen import archive_id, seen_in, split_again
 from biigma_cli.data.splits import Split
 from biigma_cli.errors import CheckpointMismatch
 
@@ -84,13 +87,22 @@ def trunk_source(config: ModelConfig) -> Checkpoint | None:
     return load_checkpoint(Path(config.weights), tensors=False)
 
 
-def check_unseen(split: Split, source: str, checkpoint: Checkpoint) -> None:
+def check_unseen(
+    split: Split, manifest: Manifest, source: str, checkpoint: Checkpoint
+) -> list[Source]:
     """Raise `CheckpointMismatch` where a network may have learnt from test images of `split`.
 
-    It may where it, or a network behind it, was trained on the same images in another split. Only
-    the data sets of ISIC are known to share images under different names.
+    It may where it, or a network behind it, was trained on the same images in another split. Data
+    sets of ISIC share images by their names; a user's own is compared, by bytes and archive ids,
+    with what is recorded here.
+
+    Returns:
+        the data it has learnt from, with a `caveat` where that could not be compared.
     """
-    for entry in sources_of(checkpoint):
+    found = []
+    for told in sources_of(checkpoint):
+        # Of another split it says nothing here.
+        entry = {key: value for key, value in told.items() if key != "caveat"}
         if shares_images(entry, split.dataset) and entry["split_hash"] != split.split_hash:
             raise CheckpointMismatch(
                 f"{source} has learnt from {entry['dataset']} in another split (split hash "
@@ -98,6 +110,45 @@ def check_unseen(split: Split, source: str, checkpoint: Checkpoint) -> None:
                 f"{split.split_hash[:12]}): test images may be among the ones it has seen",
                 fix="use the split it was trained with, or other weights",
             )
+        if not shares_images(entry, split.dataset) and may_share(entry, split.dataset):
+            entry |= _compared(split, manifest, source, entry, checkpoint.meta.get("split", {}))
+        found.append(entry)
+    return found
+
+
+def _compared(
+    split: Split, manifest: Manifest, source: str, entry: Source, stored: dict[str, Any]
+) -> Source:
+    """A caveat where images held out here cannot be compared with a data set learnt from.
+
+    Raises `CheckpointMismatch` where that holds some of them, and not outside its training part.
+    """
+    records = manifest.by_id()
+    held_out = [records[image] for image in (*split.val, *split.test)]
+    name, other = entry["dataset"], find_manifest(entry["dataset"])
+    trained = None
+    if other is not None:
+        trained = split_again(other, entry["split_hash"], stored)
+        beside = find_manifest(entry["beside"]) if entry["beside"] else None
+        seen = seen_in(held_out, other, trained, beside=beside)
+        if seen:
+            where = f"in the part of {name} that it was trained on, or show a lesion of it"
+            if trained is None:
+                where = f"in {name}, of which it was trained on a part that cannot be told here"
+            raise CheckpointMismatch(
+                f"{source} has learnt from {name}, and {len(seen)} of the {len(held_out)} "
+                f"validation and test images of {split.dataset} are {where}: {first(seen, 3)}",
+                fix="put them into the train part or leave them out, or use another network",
+            )
+    named = sum(bool(archive_id(record)) for record in held_out)
+    whole = other is not None and (trained or other.data_hash == entry["data_hash"])
+    if whole or not named:
+        return {}
+    return {
+        "caveat": f"{named} of the {len(held_out)} validation and test images of {split.dataset} "
+        f"have ISIC ids and may have been seen in training: a network behind this one has learnt "
+        f"from {name}, which was not there to compare them with"
+    }
 
 
 def run_of(path: Path) -> str:

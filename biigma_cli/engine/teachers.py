@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from biigma_cli.core.sources import Source, merged, sources_of
+from biigma_cli.core.sources import Source, merged
 from biigma_cli.core.weights import Checkpoint, check_classes, load_checkpoint, load_model
 from biigma_cli.data.augment import resize_batch
+from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.data.splits import Split, check_same_split
 from biigma_cli.engine.evaluate import prepare, to_batch
@@ -53,7 +54,7 @@ class Teachers:
         self,
         names: Sequence[str],
         *,
-        classes: list[str],
+        manifest: Manifest,
         split: Split,
         device: torch.device,
         rule: str | None = None,
@@ -62,6 +63,8 @@ class Teachers:
 
         Args:
             names: checkpoints, exported models, or names of shipped ones.
+            manifest: of the images that they will see.
+            split: of those.
             rule: the resize rule of the views that they will see; None where each is asked `once`,
                 by its own.
 
@@ -72,6 +75,7 @@ class Teachers:
             DeviceError: an exported model cannot run on the device.
         """
         self._teachers: list[_Teacher] = []
+        classes = list(manifest.taxonomy.codes)
         self.digests: dict[str, str] = {}
         self.ancestors: list[dict[str, Any]] = []
         self.sources: list[Source] = []
@@ -80,7 +84,7 @@ class Teachers:
             opened = _exported if path.suffix == ".onnx" else _trained
             teacher, said = opened(path, classes, device)
             check_same_split(split, said.meta["split"], source=name)
-            check_unseen(split, name, said)
+            learnt_from = check_unseen(split, manifest, name, said)
             if rule not in (None, teacher.rule):
                 raise CheckpointMismatch(
                     f"{name} knows images resized by {teacher.rule}, and would see them by {rule}",
@@ -88,7 +92,7 @@ class Teachers:
                 )
             self._teachers.append(teacher)
             self.ancestors = ancestry(self.ancestors, line_of(run_of(path), said))
-            self.sources = merged(self.sources, sources_of(said))
+            self.sources = merged(self.sources, learnt_from)
             self.digests[name] = content_digest(path.read_bytes())
 
     def __bool__(self) -> bool:

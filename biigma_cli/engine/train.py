@@ -24,7 +24,9 @@ from biigma_cli.core.exported import exported_file, settle_norms
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import (
+    Source,
     as_source,
+    caveats_of,
     joint_citation,
     joint_licence,
     merged,
@@ -43,7 +45,7 @@ from biigma_cli.data.extra import add_extra, find_extra
 from biigma_cli.data.images import Part, load_part
 from biigma_cli.data.manifest import Manifest
 from biigma_cli.data.preprocess import Pixels
-from biigma_cli.data.splits import Split, check_same_split, make_split
+from biigma_cli.data.splits import Split, check_same_split, make_split, poorly_judged
 from biigma_cli.engine import distributed
 from biigma_cli.engine.average import Average
 from biigma_cli.engine.checkpoints import (
@@ -200,12 +202,16 @@ class _Training:
             found = distributed.broadcast_object(files.newest() if ranks.is_main else None)
         self.last: Checkpoint | None
         self.last, source = found if found else (None, Path())
+        if self.last is not None:
+            # Before teachers and masks are looked at: of other data they would say something else.
+            check_resumable(self.last, config, self.split, extra=self.joined)
         self.command = (self.last.meta.get("command") if self.last else None) or command
         # Built before anything is written or decoded: weights that do not fit end it here.
-        self.teachers = Teachers(
-            config.train.teachers, classes=self.codes, split=self.split, device=device,
-            rule=None if config.train.teacher_view == "once" else config.data.resize,
-        )  # fmt: skip
+        with distributed.shared_errors():  # not all may have the data that teachers learnt from
+            self.teachers = Teachers(
+                config.train.teachers, manifest=manifest, split=self.split, device=device,
+                rule=None if config.train.teacher_view == "once" else config.data.resize,
+            )  # fmt: skip
         self.ancestors = self.teachers.ancestors
         # As they are now: a commit or an edit in the checkout does not change what runs.
         self.versions = versions(config.model)
@@ -231,6 +237,10 @@ class _Training:
         self.precision = pick_precision(config.train.precision, device)
         with_others = f" on {ranks.world} processes" if ranks.world > 1 else ""
         tell(NoteEvent(text=f"training on {device} in {self.precision}{with_others}"))
+        for line in poorly_judged(self.split, manifest):
+            tell(NoteEvent(text=f"warning: {line}"))
+        for caveat in caveats_of(self.sources):
+            tell(NoteEvent(text=f"warning: {caveat}; record it and train again to know"))
         counts = torch.from_numpy(np.bincount(self.train_part.labels, minlength=len(self.codes)))
         criterion = Criterion(config.loss, config.model, counts).to(device)
         self._settle()
@@ -288,11 +298,12 @@ class _Training:
     def _build(self) -> BiigmaNet:
         config, tc = self.config, self.config.train
         first = behind = None
+        learnt_from: list[Source] = []
         if self.last is None and tc.init:
             behind = first = load_checkpoint(Path(tc.init))
             # Another split would have shown the network images that are test images here.
             check_same_split(self.split, first.meta["split"], source=tc.init)
-            check_unseen(self.split, tc.init, first)
+            learnt_from = self._unseen(tc.init, first)
             scaled = first.config.model.normalisation
             if scaled != config.model.normalisation:
                 raise CheckpointMismatch(
@@ -302,8 +313,8 @@ class _Training:
         elif self.last is None:
             behind = trunk_source(config.model)
             if behind is not None:
-                check_unseen(self.split, config.model.weights, behind)
-        self._record_sources(behind)
+                learnt_from = self._unseen(config.model.weights, behind)
+        self._record_sources(behind, learnt_from)
         torch.manual_seed(tc.seed)
         fresh = self.last is None and first is None
         model = BiigmaNet(config.model, len(self.codes), load_weights=fresh)
@@ -332,7 +343,11 @@ class _Training:
         image = resize_batch(image, side_at(config.train, 0, config.data.side))
         settle_norms(self.model.trunk, image * self.model.pixel_scale + self.model.pixel_shift)
 
-    def _record_sources(self, behind: Checkpoint | None) -> None:
+    def _unseen(self, source: str, network: Checkpoint) -> list[Source]:
+        with distributed.shared_errors():
+            return check_unseen(self.split, self.manifest, source, network)
+
+    def _record_sources(self, behind: Checkpoint | None, learnt_from: Sequence[Source]) -> None:
         """Whose weights and answers this network has learnt from, and which images."""
         own = as_source({**self.split.summary(), **vars(self.manifest)})
         beside = [as_source(extra, beside=self.manifest.dataset) for extra in self.joined]
@@ -341,7 +356,7 @@ class _Training:
             self.sources = merged(sources_of(self.last), self.sources)
             self.ancestors = self.last.meta.get("ancestors", self.ancestors)
         if behind is not None:
-            self.sources = merged(self.sources, sources_of(behind))
+            self.sources = merged(self.sources, learnt_from)
             line = line_of(
                 run_of(Path(self.config.train.init or self.config.model.weights)), behind
             )
@@ -568,6 +583,7 @@ class _Training:
             best_epoch=state.epoch + 1 if best else state.best_epoch,
             seconds=state.seconds + float(row["seconds"]),
             rows=[*state.rows, row],
+            columns=list(dict.fromkeys([*state.columns, *row])),
             first_loss=first_loss,
         )
         if self.ranks.is_main:
@@ -581,7 +597,7 @@ class _Training:
 
     def _write_metrics(self) -> None:
         with self._keeping_the_run():
-            atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state.rows))
+            atomic_write_text(self.files.run / "metrics.csv", _as_csv(self.state))
 
     def _validate(self, judged: BiigmaNet) -> npt.NDArray[np.float32]:
         """Probabilities for the validation part, `(n, Y)`, each rank computing its share."""
@@ -718,8 +734,10 @@ def _moment(state: State) -> str:
     return f"after epoch {state.epoch}"
 
 
-def _as_csv(rows: Sequence[Row]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def _as_csv(state: State) -> str:
+    rows = state.rows
+    # Checkpoints of earlier versions know no order; the names in their rows are sorted.
+    columns = list(dict.fromkeys(("epoch", *state.columns, *(key for row in rows for key in row))))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

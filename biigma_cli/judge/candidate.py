@@ -13,6 +13,7 @@ import torch
 
 from biigma_cli.config import DataConfig, fill_older, from_dict
 from biigma_cli.core.model import BiigmaNet
+from biigma_cli.core.sources import caveats_of
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.device import pick_device
@@ -74,6 +75,8 @@ class Candidate:
         views: of each image whose mean probabilities are its answer.
         fallback: why `auto` runs on the CPU although there is a GPU; empty where it does not.
         exported: whether it is an exported file, whose answers are those that users get.
+        chosen: what of it was chosen on its validation part, in words.
+        caveats: what could not be found out about the images it is judged on.
         limits: those it states: when not to answer, and what to call suspicious; none of a
             checkpoint, and for another number of views than they were found with.
     """
@@ -91,6 +94,8 @@ class Candidate:
     views: int = 1
     fallback: str = ""
     exported: bool = False
+    chosen: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
     stated: Stated = NOTHING_STATED
 
     def over_views(self) -> Candidate:
@@ -151,7 +156,21 @@ def open_candidate(path: Path, device: str | torch.device) -> Candidate:
         run=run,
         maps=lambda pixels, progress: _torch_maps(model, pixels, place, progress),
         device=str(place),
+        chosen=_chosen(checkpoint.meta),
+        caveats=tuple(caveats_of(checkpoint.meta.get("sources", []))),
     )
+
+
+def _chosen(meta: dict[str, Any]) -> tuple[str, ...]:
+    """What of a network, or of those that were joined, was chosen on the validation part."""
+    members = meta.get("members", [])
+    said = [str(m.get("selection", "")) for m in (meta, *members)]
+    by = [how for how in said if how.endswith("on the validation part")]
+    averaged = [how for how in by if "best of" in how]  # see `engine.interpolate.average_meta`
+    # Of an average that says nothing of epochs the settings do.
+    select = meta.get("config", {}).get("train", {}).get("select", "last")
+    found = ["the epoch"] * (select != "last" or len(by) > len(averaged))
+    return (*found, *["the share of two networks in it"] * bool(averaged))
 
 
 def data_of(info: ModelInfo) -> DataConfig:
@@ -193,6 +212,8 @@ def _open_onnx(path: Path, device: str) -> Candidate:
         device=predictor.provider,
         fallback=predictor.fallback,
         exported=True,
+        chosen=_chosen(info.metadata),
+        caveats=tuple(caveats_of(info.metadata.get("sources", []))),
         stated=Stated.of(info),
     )
 

@@ -63,12 +63,18 @@ class Flagged(NamedTuple):
 
 
 class Rival(NamedTuple):
-    """The second model of a judgement, and first minus second over the same images."""
+    """The second model of a judgement, and first minus second over the same images.
+
+    Attributes, where they are not those of `Judgement`:
+        difference: first minus second.
+    """
 
     model: str
     temperature: float | None
     assessment: Assessment
     difference: Difference
+    chosen: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,8 @@ class Judgement:
         lesions: whether any image's lesion is known; else each image stands for its own.
         assessment: the figures.
         against: the second model, if there is one.
+        chosen: what of the model was chosen on the validation part, in words.
+        caveats: what could not be found out about the images that it was held from.
         flagged: by the model's input check; None where it has none.
         limits: of an exported model, when not to answer and what to call suspicious: those of
             this very part if it is the validation part, else those it states.
@@ -109,6 +117,8 @@ class Judgement:
     lesions: bool
     assessment: Assessment
     against: Rival | None = None
+    chosen: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
     flagged: Flagged | None = None
     stated: Stated = NOTHING_STATED
     abstention: tuple[Abstention, ...] = ()
@@ -246,7 +256,10 @@ def judge(
     rival = None
     if against is not None:
         _, other = run(against)
-        rival = Rival(against.name, against.temperature, other, compare(own, other))
+        rival = Rival(
+            against.name, against.temperature, other, compare(own, other), against.chosen,
+            against.caveats,
+        )  # fmt: skip
     found, kept, told_apart, rarer = _by_limits(
         candidate, part_name, part, answers, shares, resamples
     )
@@ -264,6 +277,8 @@ def judge(
         lesions=any(records[image].lesion_id for image in part.ids),
         assessment=own,
         against=rival,
+        chosen=candidate.chosen,
+        caveats=candidate.caveats,
         flagged=_flagged(answers, part.labels),
         stated=found,
         abstention=kept,

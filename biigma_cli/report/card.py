@@ -105,7 +105,8 @@ def model_card(
         f"- split hash: `{split['split_hash']}`\n"
         f"- chosen by: {metadata['selection']}"
         + ("" if metadata["epoch"] is None else f" (epoch {metadata['epoch']})")
-        + "".join(_extra(extra) for extra in metadata.get("extra", [])),
+        + "".join(_extra(extra) for extra in metadata.get("extra", []))
+        + "".join(f"\n- not known: {caveat}" for caveat in _caveats(metadata)),
         "## Input and output",
         f"- {pre['input']}, side {pre['side']}\n"
         f"- resize: {pre['resize_means']}\n"
@@ -150,6 +151,12 @@ def _extra(found: dict[str, Any]) -> str:
         f"training part of its own split ({found['protocol']}; data hash `{found['data_hash']}`); "
         f"none is validated or tested on. {found['citation']} Licence: {found['licence']}"
     )
+
+
+def _caveats(metadata: dict[str, Any]) -> list[str]:
+    """What could not be found out about the images that it is judged on."""
+    sources = metadata.get("sources", [])
+    return list(dict.fromkeys(entry["caveat"] for entry in sources if "caveat" in entry))
 
 
 def _networks(metadata: dict[str, Any]) -> str:

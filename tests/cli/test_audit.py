@@ -205,6 +205,22 @@ def test_strict_fails_parts_that_are_no_split(tmp_path: Path) -> None:
         assert call("audit", "own", "--strict", "--protocol", "lesion").code == 0
 
 
+def test_strict_fails_a_validation_part_of_one_class(tmp_path: Path) -> None:
+    """`train` refuses it with the same words."""
+    for part, classes in {"train": ("MEL", "NV"), "val": ("NV",), "test": ("MEL", "NV")}.items():
+        paint_classes(tmp_path / "images" / part, dict.fromkeys(classes, 4))
+    with using_home(tmp_path / "home"):
+        assert call("datasets", "add", "own", tmp_path / "images").code == 0
+        done = call("audit", "own", "--strict")
+        assert done.code == 1
+        said = "the val part of own has images of one class alone, NV"
+        assert f"strict: there is no official split: {said}" in done.err
+        done = call("train", "--dataset", "own", "--runs", tmp_path / "runs")
+        assert done.code == 3
+        assert f"error: {said}" in done.err
+        assert not (tmp_path / "runs").exists()
+
+
 def test_strict_judges_what_train_takes(tmp_path: Path) -> None:
     """A set with parts of its own is trained by them: a leak between them fails."""
     top = tmp_path / "images"

@@ -21,6 +21,7 @@ from biigma_cli.data.splits import make_split
 from biigma_cli.data.submission import read_predictions
 from biigma_cli.errors import CheckpointMismatch, DeviceError
 from biigma_cli.judge import judge, open_candidate
+from biigma_cli.judge.candidate import _chosen
 from biigma_cli.metrics import OVERALL, PER_CLASS, at_prevalence
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call
@@ -234,6 +235,50 @@ def test_the_part_it_was_calibrated_on(tiny_onnx: Path) -> None:
     """Its own validation part flatters a calibrated model: said."""
     done = call("eval", "--model", tiny_onnx, "--split", "val", *FAST)
     assert "the temperature was fitted on this part" in done.err
+
+
+def test_parts_that_were_not_kept_from_it(tiny_run: Path, tmp_path: Path) -> None:
+    """What was trained on, and what the epoch was chosen on: said in notes, JSON and report."""
+    trained, chosen = "the network was trained on these images", "the epoch was chosen on this part"
+    command = ("eval", "--model", tiny_run / "weights" / "best.safetensors", "--json", *FAST)
+    for part, said, other in (("train", trained, chosen), ("val", chosen, trained)):
+        done = call(*command, "--split", part, "--report", tmp_path / part)
+        assert done.code == 0, done.err
+        page = (tmp_path / part / "index.html").read_text()
+        for told in (done.err, "\n".join(json.loads(done.out)["notes"]), page):
+            assert said in told
+            assert other not in told
+    done = call(*command)
+    assert not any(line in done.err + done.out for line in (trained, chosen))
+
+
+@pytest.mark.parametrize(
+    ("meta", "chosen"),
+    [
+        ({"selection": "none: the last epoch"}, ()),
+        ({"selection": "macro_f1 on the validation part"}, ("the epoch",)),
+        ({"selection": "0.5 of the way from a to b"}, ()),
+        (
+            {
+                "selection": "0.5 of the way from a to b, best of 6 by macro_f1 on the validation "
+                "part",
+                "config": {"train": {"select": "log_loss"}},
+            },
+            ("the epoch", "the share of two networks in it"),
+        ),
+        (
+            {
+                "selection": "none: the mean of 2 networks",
+                "members": [{"selection": "log loss on the validation part"}, {}],
+                "config": {"train": {"select": "last"}},
+            },
+            ("the epoch",),
+        ),
+    ],
+)
+def test_what_was_chosen_on_validation(meta: dict[str, Any], chosen: tuple[str, ...]) -> None:
+    """Epochs, and the share of an average, of a network and of those that were joined."""
+    assert _chosen(meta) == chosen
 
 
 # --- devices ---------------------------------------------------------------------------------

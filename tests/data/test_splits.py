@@ -23,6 +23,7 @@ from biigma_cli.data.splits import (
     check_same_split,
     make_split,
     part_counts,
+    poorly_judged,
 )
 from biigma_cli.errors import CheckpointMismatch, DataError
 from biigma_cli.taxonomy import ISIC17, ISIC18
@@ -221,14 +222,29 @@ def test_another_split_or_data_is_refused() -> None:
     """A changed seed, a changed label and a hash that is missing are mismatches."""
     split = make_split(FIXED, DataConfig())
     other = make_split(FIXED, DataConfig(split_seed=1)).summary()
-    with pytest.raises(CheckpointMismatch, match=r"best\.pt was trained on another split"):
+    with pytest.raises(
+        CheckpointMismatch, match=r"best\.pt was trained on another split"
+    ) as caught:
         check_same_split(split, other, source="best.pt")
+    assert "(data.split_seed 1, here 0)" in caught.value.message
+    assert "compare runs of one split" in caught.value.fix
+    assert "--set data.split_seed=1" in caught.value.fix
     copied = dataclasses.replace(FIXED.records[0], digest="0" * 32)
     changed = dataclasses.replace(FIXED, records=(copied, *FIXED.records[1:]))
     summary = make_split(changed, DataConfig()).summary()
     assert summary["split_hash"] == split.split_hash
-    with pytest.raises(CheckpointMismatch, match="another data"):
-        check_same_split(split, summary, source="best.pt")
+    with pytest.raises(CheckpointMismatch, match="another data") as caught:
+        check_same_split(split, {**summary, "seed": 1}, source="best.pt")
+    assert "record the original data" in caught.value.fix
+    older = {k: v for k, v in split.summary().items() if k != "join_duplicates"}
+    apart = {**older, "protocol": "paper", "split_hash": "x"}
+    with pytest.raises(CheckpointMismatch) as caught:
+        check_same_split(split, apart, source="best.pt")
+    assert caught.value.fix.endswith("--set data.protocol=paper --set data.join_duplicates=false")
+    moved = {**split.summary(), "split_hash": "x"}  # made alike by another version
+    with pytest.raises(CheckpointMismatch, match="split hash x, here") as caught:
+        check_same_split(split, moved, source="best.pt")
+    assert "record the original data" in caught.value.fix
     with pytest.raises(CheckpointMismatch):
         check_same_split(split, {}, source="best.pt")
 
@@ -342,6 +358,23 @@ def test_official_with_a_class_that_cannot_be_trained() -> None:
     kept = tuple(r for r in data.records if (r.label, r.part) != ("SK", "train"))
     with pytest.raises(DataError, match="train part of isic17 has no image of SK"):
         make_split(dataclasses.replace(data, records=kept), OFFICIAL)
+
+
+def test_official_parts_that_cannot_judge() -> None:
+    """A val part of one class is refused; classes it lacks, and a test part of one, are told of."""
+    data = parted({"train": 5, "val": 2, "test": 2})
+
+    def without(*gone: tuple[str, str]) -> Manifest:
+        kept = tuple(r for r in data.records if (r.label, r.part) not in gone)
+        return dataclasses.replace(data, records=kept)
+
+    with pytest.raises(DataError, match="val part of isic17 has images of one class alone, NV"):
+        make_split(without(("MEL", "val"), ("SK", "val")), OFFICIAL)
+    assert poorly_judged(make_split(data, OFFICIAL), data) == []
+    poor = without(("SK", "val"), ("SK", "test"), ("NV", "test"))
+    val, test = poorly_judged(make_split(poor, OFFICIAL), poor)
+    assert val.startswith("the val part of isic17 has no image of SK: ")
+    assert test.startswith("the test part of isic17 has images of one class alone, MEL: ")
 
 
 def test_official_with_too_few_to_cut_validation_from() -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,6 +140,7 @@ def test_run_folder(tiny_run: Path) -> None:
 def test_metrics_file(tiny_run: Path) -> None:
     """One row an epoch, with every loss term; the hybrid one from the epoch it joins."""
     first, second = rows_of(tiny_run)
+    assert next(iter(first)) == "epoch"
     assert (first["epoch"], second["epoch"]) == ("1", "2")
     for row in (first, second):
         for name in ("loss", "ce", "independence", "l2", "val_macro_f1", "val_accuracy",
@@ -265,6 +267,7 @@ def test_resumed_run_is_the_same(
     torch.manual_seed(12345)  # the state of the global generator must not matter
     summary = train(settings(), small, run, device=CPU, resume=True)
     same(last(run), last(whole.run))
+    assert [*rows_of(run)[0]] == [*rows_of(whole.run)[0]]
     for ours, theirs in zip(rows_of(run), rows_of(whole.run), strict=True):
         assert {k: v for k, v in ours.items() if k not in TIMING} == {
             k: v for k, v in theirs.items() if k not in TIMING
@@ -764,11 +767,10 @@ def test_teachers_may_be_exported(whole: Whole, small: Manifest, tmp_path: Path)
     part = engine.load_part(small, split.val, 64)
     exported = tmp_path / "shipped.onnx"
     export_onnx(load_checkpoint(best), exported, part.pixels, source="validation images")
-    codes = list(small.taxonomy.codes)
     views = torch.rand(5, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
 
     def opened(path: Path) -> Teachers:
-        return Teachers([str(path)], classes=codes, split=split, device=CPU)
+        return Teachers([str(path)], manifest=small, split=split, device=CPU)
 
     ours, theirs = opened(exported), opened(best)
     # Exported models take whole numbers, at their own side.
@@ -788,9 +790,10 @@ def test_teachers_may_be_exported(whole: Whole, small: Manifest, tmp_path: Path)
     assert float(rows_of(tmp_path / "run")[0]["distillation"]) > 0
     other = make_split(small, dataclasses.replace(settings().data, split_seed=7))
     with pytest.raises(CheckpointMismatch, match="another split"):
-        Teachers([str(exported)], classes=codes, split=other, device=CPU)
+        Teachers([str(exported)], manifest=small, split=other, device=CPU)
+    few = dataclasses.replace(small, codes=small.taxonomy.codes[:3])
     with pytest.raises(CheckpointMismatch, match=r"shipped\.onnx has 7 classes"):
-        Teachers([str(exported)], classes=codes[:3], split=split, device=CPU)
+        Teachers([str(exported)], manifest=few, split=split, device=CPU)
     with pytest.raises(ModelFileError, match="no model 'nobody'"):
         opened(Path("nobody"))
 
@@ -966,6 +969,56 @@ def test_masks_must_be_the_same(masked: Manifest, tmp_path: Path) -> None:
     Path(records[split.train[0]].mask).unlink()
     with pytest.raises(DataError, match=r"1 lesion masks cannot be used.*No such file"):
         train(config, masked, run, device=CPU, resume=True)
+
+
+def test_other_data_are_named_before_their_masks_or_teachers(
+    whole: Whole, masked: Manifest, small: Manifest, tmp_path: Path
+) -> None:
+    """A record that was replaced by one without masks, and of which no teacher knows."""
+    config = cfg.from_dict(
+        {
+            "train": {"teachers": [str(whole.run / "weights" / "best.safetensors")]},
+            "loss": {"distillation": 1.0},
+        },
+        settings(epochs=2, backgrounds=0.5),
+    )
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, masked, run, device=CPU, on_event=stopper(2, 1))
+    bare = tuple(dataclasses.replace(r, digest=f"{i:032}") for i, r in enumerate(small.records))
+    other = dataclasses.replace(small, records=bare)
+    with pytest.raises(CheckpointMismatch, match=r"other settings or data:\n  data_hash: "):
+        train(config, other, run, device=CPU, resume=True)
+    # Where the data are the same the masks are what is wrong.
+    with pytest.raises(DataError, match="has a lesion mask on record"):
+        train(config, small, run, device=CPU, resume=True)
+
+
+def test_parts_that_judge_poorly_are_told_of(small: Manifest, tmp_path: Path) -> None:
+    """A class without a validation image, and a test part of one class."""
+    seen: Counter[str] = Counter()
+    records = []
+    for r in small.records:
+        part = ("val", "test", "train")[min(seen[r.label], 2)]
+        seen[r.label] += 1
+        if (part == "test" and r.label != "NV") or (part, r.label) == ("val", "DF"):
+            part = "train"
+        records.append(dataclasses.replace(r, part=part, lesion_id=""))
+    parted = dataclasses.replace(small, dataset="own", codes=small.taxonomy.codes)
+    parted = dataclasses.replace(parted, records=tuple(records))
+    config = cfg.from_dict({"data": {"protocol": "official"}}, settings(epochs=1))
+    events: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepEvent):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, parted, tmp_path / "run", device=CPU, on_event=on_event)
+    told = [e.text for e in events if isinstance(e, NoteEvent)]
+    assert any(t.startswith("warning: the val part of own has no image of DF") for t in told)
+    assert any(t.startswith("warning: the test part of own has images of one") for t in told)
 
 
 def test_other_backgrounds_need_masks(
