@@ -6,22 +6,26 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
+from biigma_cli.core import digest
 from biigma_cli.core.backbone import TRUNKS
 from biigma_cli.core.digest import KEY, check_content, seal
 from biigma_cli.core.exported import read_metadata, trunk_state
-from biigma_cli.errors import ModelFileError
+from biigma_cli.errors import AGAIN, ModelFileError
 from biigma_cli.judge import open_candidate
+from biigma_cli.runtime import doctor, session
 from biigma_cli.runtime.doctor import look_at_model
 from biigma_cli.runtime.join import _member
 from biigma_cli.runtime.pipeline import model_id
 from biigma_cli.runtime.session import Predictor
 from biigma_cli.runtime.stored import store_figures
+from biigma_cli.storage import models_dir
 from tests.conftest import TINY, Outcome, call, unsealed
 from tests.runtime.test_pipeline import toy_model
 
@@ -156,3 +160,103 @@ def test_every_reader_refuses_it(broken: Path, tiny_onnx: Path) -> None:
     ):
         with pytest.raises(ModelFileError, match=DAMAGED):
             read()
+
+
+# --- models that ship ------------------------------------------------------------------------
+
+SMALL = "biigma-light-isic17"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of shipped models of a test's own: one, and the list."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in (f"{SMALL}.onnx", digest.SHIPPED):
+        shutil.copy(models_dir() / name, folder)
+    for module in (digest, session):
+        monkeypatch.setattr(module, "models_dir", lambda: folder)
+    return folder
+
+
+def spoil(path: Path) -> Path:
+    """Change 2,000 bytes of its weights, and nothing that a parser would see."""
+    content = bytearray(path.read_bytes())
+    for at in range(2_000_000, 2_002_000):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
+def test_a_shipped_model_that_is_damaged(shipped: Path, picture: Path) -> None:
+    """By its name, by its path and through a link; how it comes back is said."""
+    path, link = shipped / f"{SMALL}.onnx", shipped.parent / "link.onnx"
+    link.symlink_to(path)
+    ask = ("predict", picture, "--device", "cpu", "--model")
+    assert call(*ask, SMALL).code == call(*ask, link).code == 0
+    spoil(path)
+    for name, shown in ((SMALL, path), (path, path), (link, link)):
+        done = call(*ask, name)
+        refused(done, shown)
+        assert f"get the file again, or run: {AGAIN}" in " ".join(done.err.split())
+    done = call("models")
+    assert done.code == 5
+    assert f"{path} {DAMAGED}" in " ".join(done.err.split())
+    with pytest.raises(ModelFileError, match=DAMAGED):
+        dict(doctor._steps())[f"model {SMALL}"]()
+
+
+def test_doctor_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem with its fix; here of a copy elsewhere that is the user's default."""
+    path = spoil(Path(shutil.copy(models_dir() / f"{SMALL}.onnx", tmp_path)))
+    monkeypatch.setenv("BIIGMA_MODEL", str(path))
+    done = call("doctor", "--json")
+    assert done.code == 1
+    checks = {c["name"]: c for c in json.loads(done.out)["checks"]}
+    found = checks["model $BIIGMA_MODEL"]
+    assert (found["state"], found["found"]) == ("problem", f"{path} {DAMAGED}")
+    assert "get the file again" in found["fix"]
+    assert checks[f"model {SMALL}"]["state"] == "ok"
+
+
+def test_copies_elsewhere(shipped: Path, tmp_path: Path) -> None:
+    """One of the same name and size is compared, another name or size is another model."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    path = Path(shutil.copy(shipped / f"{SMALL}.onnx", folder))
+    Predictor(path, device="cpu")
+    spoil(path)
+    with pytest.raises(ModelFileError, match=DAMAGED) as caught:
+        Predictor(path, device="cpu")
+    assert "give it another name" in caught.value.fix
+    Predictor(path.rename(folder / "own.onnx"), device="cpu")
+    proto = onnx.load(shipped / f"{SMALL}.onnx")
+    proto.metadata_props.add(key="remark", value='"mine"')
+    onnx.save(proto, path)
+    Predictor(path, device="cpu")
+    # One that carries its own digest is judged by that, in the shipped folder, too.
+    store_figures(shipped / f"{SMALL}.onnx", "test", {"n": 1})
+    assert KEY in Predictor(shipped / f"{SMALL}.onnx", device="cpu").info.metadata
+    spoil(shipped / f"{SMALL}.onnx")
+    with pytest.raises(ModelFileError, match=DAMAGED):
+        Predictor(shipped / f"{SMALL}.onnx", device="cpu")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b"junk\na b c\n0123  x.onnx\n"])
+def test_without_the_list(shipped: Path, content: bytes | None) -> None:
+    """Missing or damaged: nothing is compared, and nothing else fails."""
+    listed = shipped / digest.SHIPPED
+    listed.unlink()
+    if content is not None:
+        listed.write_bytes(content)
+    assert digest.shipped_digests() == {}
+    Predictor(shipped / f"{SMALL}.onnx", device="cpu")
+
+
+def test_lines_of_another_system(shipped: Path) -> None:
+    """The list is read with other line endings, too."""
+    listed = shipped / digest.SHIPPED
+    before = digest.shipped_digests()
+    listed.write_bytes(listed.read_bytes().replace(b"\n", b"\r\n"))
+    assert digest.shipped_digests() == before
+    assert len(before) > 1
