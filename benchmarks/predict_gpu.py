@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.errors import DeviceError
+from biigma_cli.runtime.proto import sealed
 from biigma_cli.runtime.session import Predictor
 
 BATCH = 256
@@ -115,5 +116,5 @@ def _half(source: Path, target: Path) -> Path:
     made = convert_float_to_float16(
         onnx.load(source), keep_io_types=True, op_block_list=["Softmax", "ReduceMean"]
     )
-    onnx.save(made, target)
+    target.write_bytes(sealed(made))
     return target

@@ -17,6 +17,7 @@ from biigma_cli.core.weights import Checkpoint, model_state
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.data.synthetic import SyntheticOptions, write_synthetic
 from biigma_cli.runtime.export import export_onnx
+from biigma_cli.runtime.proto import sealed
 from biigma_cli.runtime.quantise import quantise
 from biigma_cli.runtime.session import DEFAULT_MODEL
 from biigma_cli.storage import models_dir
@@ -124,4 +125,4 @@ def _quantise(source: Path, target: Path, pictures: list[Path], side: int) -> No
     made = quantise(original, np.stack([load_image(p, side) for p in pictures[:CALIBRATION]]))
     del made.metadata_props[:]
     made.metadata_props.extend(original.metadata_props)
-    onnx.save(made, target)
+    target.write_bytes(sealed(made))

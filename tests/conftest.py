@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from typer.testing import CliRunner
 
+from biigma_cli.core.digest import KEY
 from biigma_cli.core.weights import load_checkpoint, load_model, model_state, save_checkpoint
 from biigma_cli.data.images import load_part
 from biigma_cli.data.manifest import load_manifest
@@ -78,6 +80,15 @@ def call(*arguments: str | Path) -> Outcome:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def unsealed(path: Path) -> onnx.ModelProto:
+    """An exported file to be changed: without its digest, which would refuse that."""
+    proto = onnx.load(path)
+    kept = [entry for entry in proto.metadata_props if entry.key != KEY]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    return proto
 
 
 def make_ham(folder: Path, *, seed: int = 0) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from biigma_cli.core.digest import shipped_digests
 from biigma_cli.data.preprocess import load_image
 from biigma_cli.runtime.limits import prior_of
 from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model, shipped_models
@@ -39,6 +41,12 @@ def synthetic(side: int) -> np.ndarray:
         mixed = skin + (spot - skin) * lesion[..., None] + (ripple * lesion)[..., None]
         images.append(np.clip(mixed * 255, 0, 255).astype(np.uint8))
     return np.stack(images)
+
+
+def test_digests() -> None:
+    """The list beside the models has each as it is: none was changed without a word."""
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in shipped_models()}
+    assert shipped_digests() == found, "run in models/: sha256sum *.onnx > SHA256SUMS"
 
 
 def test_the_default_is_there_and_small() -> None:

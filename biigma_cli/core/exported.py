@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from biigma_cli.core.digest import check_content
 from biigma_cli.core.header import EXPORTED
 from biigma_cli.errors import ModelFileError
 from biigma_cli.storage import models_dir
@@ -170,7 +171,11 @@ def _read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelFileError(f"no model at {path}", fix="check model.weights")
     try:
-        return onnx.load(path, load_external_data=False)
+        content = path.read_bytes()
+        check_content(path, content)
+        return onnx.load_from_string(content)
+    except ModelFileError:
+        raise
     except Exception as error:  # protobuf's own is another in each of its implementations
         raise ModelFileError(
             f"{path} is not a readable ONNX model: {error}", fix="export it again"

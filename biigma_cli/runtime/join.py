@@ -40,7 +40,7 @@ from biigma_cli.runtime.parity import (
     compare_maps,
 )
 from biigma_cli.runtime.proto import finished, novelty_limit, scale_constant, trial
-from biigma_cli.runtime.session import Answer, ModelInfo, Predictor, read_model, stated
+from biigma_cli.runtime.session import Answer, ModelInfo, Predictor, read_checked, stated
 from biigma_cli.storage import atomic_write_bytes
 
 Floats = npt.NDArray[np.float32]
@@ -321,7 +321,7 @@ def _graph(
 
 def _member(i: int, info: ModelInfo, precision: str, given: Sequence[str]) -> onnx.ModelProto:
     """The i-th network as the joined file stores it, its names its own, image and outputs apart."""
-    proto = onnx.load_from_string(read_model(info.path))
+    proto = onnx.load_from_string(read_checked(info.path))
     _store_anew(proto, info, precision)
     _keep(proto.graph, {"logits", *given})
     hold_once(proto)

@@ -66,7 +66,7 @@ class Result(NamedTuple):
 def model_id(path: Path) -> str:
     """`NAME@` and 12 digits of the file's SHA-256: which model gave an answer.
 
-    Raises `ModelFileError` as `read_model` does.
+    Raises `ModelFileError` as `read_checked` does.
     """
     return identity(path, read_model(path))
 

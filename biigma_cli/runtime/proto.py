@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from biigma_cli.core.digest import KEY, seal
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.runtime.input_check import FALSE_ALARMS, judged_views
 from biigma_cli.runtime.session import Predictor, whole
@@ -27,8 +28,15 @@ def finished(proto: onnx.ModelProto, values: dict[str, str]) -> bytes:
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto, full_check=True)
-    content: bytes = proto.SerializeToString()
-    return content
+    return sealed(proto)
+
+
+def sealed(proto: onnx.ModelProto) -> bytes:
+    """What is written of a model of ours, with the digest of just that in its metadata."""
+    kept = [entry for entry in proto.metadata_props if entry.key != KEY]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    return seal(proto.SerializeToString())
 
 
 def trial(proto: onnx.ModelProto, values: dict[str, str], run: Callable[[Predictor], _T]) -> _T:

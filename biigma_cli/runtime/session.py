@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.core.digest import check_content
 from biigma_cli.core.header import EXPORTED
 from biigma_cli.data.preprocess import RESIZE_RULES, Pixels
 from biigma_cli.errors import AGAIN, DeviceError, ModelFileError
@@ -147,7 +147,7 @@ class Predictor:
             session has so many fewer of its own.
 
     Raises:
-        ModelFileError: missing, corrupt, with weights in other files, not exported by biigma, or
+        ModelFileError: missing, damaged, with weights in other files, not exported by biigma, or
             not what its metadata says.
         DeviceError: a provider was asked for and cannot be had; says why.
         UsageError: an unknown device.
@@ -161,7 +161,7 @@ class Predictor:
             raise ModelFileError(f"no model at {path}", fix="check --model")
         # Read once: what is checked, what is named and what runs are the same bytes.
         content = read_model(path)
-        beside = ThreadPoolExecutor(1)  # neither this nor the loading holds the interpreter
+        beside = ThreadPoolExecutor(1)  # hashed by the time that ONNX Runtime is imported
         naming = beside.submit(identity, path, content)
         beside.shutdown(wait=False)
         import onnxruntime as ort
@@ -177,11 +177,13 @@ class Predictor:
         options.enable_mem_pattern = False
         if choice.openvino:  # this session only describes the model
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        #: `NAME@` and 12 digits of the file's SHA-256.
+        self.id = naming.result()  # what is damaged goes no further
         told = io.StringIO()
         try:
             with contextlib.redirect_stdout(told):  # it prints there where a provider fails
                 self.session: Any = ort.InferenceSession(
-                    content, options, providers=_own_cache(choice.providers, naming)
+                    content, options, providers=_own_cache(choice.providers, self.id)
                 )
         except Exception as error:  # onnxruntime's own exceptions share no other base
             raise ModelFileError(
@@ -196,8 +198,6 @@ class Predictor:
         check_model(self)
         if choice.openvino:
             self.session = providers.OpenVinoSession(path, self.session, threads)
-        #: `NAME@` and 12 digits of the file's SHA-256.
-        self.id = naming.result()
         #: The provider that really runs, such as `CPUExecutionProvider`.
         self.provider: str = self.session.get_providers()[0]
         if choice.required and self.provider != choice.required:
@@ -262,7 +262,7 @@ class Predictor:
 
 
 def _own_cache(
-    wanted: Sequence[tuple[str, dict[str, str]]], naming: Future[str]
+    wanted: Sequence[tuple[str, dict[str, str]]], own: str
 ) -> list[tuple[str, dict[str, str]]]:
     """Providers with their caches in a folder of the model's own.
 
@@ -270,7 +270,7 @@ def _own_cache(
     """
     key = "trt_engine_cache_path"
     return [
-        (name, options | {key: str(Path(options[key]) / naming.result())})
+        (name, options | {key: str(Path(options[key]) / own)})
         if key in options
         else (name, options)
         for name, options in wanted
@@ -278,8 +278,11 @@ def _own_cache(
 
 
 def identity(path: Path, content: bytes) -> str:
-    """`NAME@` and 12 digits of the content's SHA-256: which model gave an answer."""
-    return f"{path.stem}@{hashlib.sha256(content).hexdigest()[:12]}"
+    """`NAME@` and 12 digits of the content's SHA-256: which model gave an answer.
+
+    Raises `ModelFileError` where the content is damaged.
+    """
+    return f"{path.stem}@{check_content(path, content)[:12]}"
 
 
 def read_model(path: Path) -> bytes:
@@ -299,6 +302,13 @@ def read_model(path: Path) -> bytes:
             f"{path} keeps its weights in another file",
             fix="export it again with 'biigma export onnx', which makes one file",
         )
+    return content
+
+
+def read_checked(path: Path) -> bytes:
+    """As `read_model`; raises `ModelFileError` also where the content is damaged."""
+    content = read_model(path)
+    check_content(path, content)
     return content
 
 

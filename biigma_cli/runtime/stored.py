@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from biigma_cli.runtime.limits import ABSTENTION, PRIOR, SCREENING, Stated
+from biigma_cli.runtime.session import read_checked
 from biigma_cli.storage import atomic_write_bytes
 
 # Of figures: what names the machine's files, or is far larger than the figures.
@@ -23,7 +24,7 @@ def store_figures(
 ) -> dict[str, Any]:
     """Keep the figures that the file itself had on a part, in the place of its checkpoint's.
 
-    They say so (`judged`: `file`). Nothing else in the file changes.
+    They say so (`judged`: `file`). Nothing else in the file changes, but its digest.
 
     Args:
         path: exported by `biigma export onnx`.
@@ -35,11 +36,14 @@ def store_figures(
         the file's metadata, decoded.
 
     Raises:
+        ModelFileError: it has been damaged since.
         BiigmaError: it cannot be written; it is then as it was.
     """
     import onnx
 
-    proto = onnx.load(path)
+    from biigma_cli.runtime.proto import sealed
+
+    proto = onnx.load_from_string(read_checked(path))
     values = {entry.key: entry for entry in proto.metadata_props}
     metrics = json.loads(values["metrics"].value) if "metrics" in values else {}
     metrics[part] = {**storable(figures), "judged": "file"}
@@ -51,5 +55,5 @@ def store_figures(
     for key, value in new.items():
         entry = values.get(key) or proto.metadata_props.add(key=key)
         entry.value = json.dumps(value)
-    atomic_write_bytes(path, proto.SerializeToString())
+    atomic_write_bytes(path, sealed(proto))
     return {e.key: json.loads(e.value) for e in proto.metadata_props if e.key != "biigma_format"}

@@ -13,7 +13,7 @@ import pytest
 from biigma_cli.metrics import Limit, Limits
 from biigma_cli.report.card import model_card
 from biigma_cli.runtime.session import Predictor
-from tests.conftest import call
+from tests.conftest import call, unsealed
 from tests.runtime.test_pipeline import toy_model
 
 PLAIN = Limits(
@@ -99,7 +99,7 @@ def limits_in(path: Path) -> dict[str, Any]:
 
 def stripped(source: Path, path: Path, key: str) -> Path:
     """A copy of a model without one of its values, and its card beside it."""
-    proto = onnx.load(source)
+    proto = unsealed(source)
     kept = [e for e in proto.metadata_props if e.key != key]
     assert len(kept) == len(proto.metadata_props) - 1
     del proto.metadata_props[:]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from biigma_cli.core.weights import load_checkpoint, save_checkpoint
 from biigma_cli.errors import UsageError
-from tests.conftest import TINY, Outcome, call
+from tests.conftest import TINY, Outcome, call, unsealed
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
@@ -146,7 +146,7 @@ def test_foreign_model(picture: Path, tmp_path: Path) -> None:
 
 def test_model_with_damaged_metadata(tiny_onnx: Path, picture: Path, tmp_path: Path) -> None:
     """Metadata that is no JSON is an error of the file."""
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     next(p for p in proto.metadata_props if p.key == "classes").value = "[oops"
     onnx.save(proto, tmp_path / "odd.onnx")
     refused(call("predict", picture, "--model", tmp_path / "odd.onnx"), 3, "damaged metadata")

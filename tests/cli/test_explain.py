@@ -28,7 +28,7 @@ from biigma_cli.judge import open_candidate
 from biigma_cli.report import explanation
 from biigma_cli.runtime.inputs import Source
 from biigma_cli.runtime.session import Predictor
-from tests.conftest import Outcome, call
+from tests.conftest import Outcome, call, unsealed
 
 CODES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -52,7 +52,7 @@ def files(tiny_ham: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def bare_onnx(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As an earlier version exported it: without evidence."""
-    model = onnx.load(tiny_onnx)
+    model = unsealed(tiny_onnx)
     kept = [output for output in model.graph.output if output.name != "evidence"]
     del model.graph.output[:]
     model.graph.output.extend(kept)
@@ -236,7 +236,7 @@ def test_metadata_without_its_config(
     tiny_onnx: Path, files: list[Path], tmp_path: Path, lost: str
 ) -> None:
     """The missing part is named, by `explain` and where a model is judged."""
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     entry = next(p for p in proto.metadata_props if p.key == "config")
     config = json.loads(entry.value)
     config.pop(lost, None)
@@ -259,7 +259,7 @@ def test_a_graph_that_is_not_what_it_says(
     tiny_onnx: Path, files: list[Path], tmp_path: Path
 ) -> None:
     """`explain` looks before the first image, as `predict` does."""
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     entry = next(p for p in proto.metadata_props if p.key == "class_names")
     entry.value = json.dumps(json.loads(entry.value)[:-1])
     path = tmp_path / "odd.onnx"

@@ -15,13 +15,14 @@ import torch
 
 from biigma_cli.cli.explain_models import maps_of
 from biigma_cli.config import FIRST_CENTRE
+from biigma_cli.core.digest import KEY
 from biigma_cli.core.weights import load_checkpoint, save_checkpoint
 from biigma_cli.data.images import Part
 from biigma_cli.errors import ModelFileError
 from biigma_cli.runtime import input_check, join
 from biigma_cli.runtime.calibration import softmax
 from biigma_cli.runtime.session import Answer, Predictor
-from tests.conftest import TINY, Outcome, call
+from tests.conftest import TINY, Outcome, call, unsealed
 
 
 def export(run: Path, path: Path, *more: str) -> Path:
@@ -104,6 +105,7 @@ def test_it_is_the_mean(pair: tuple[Path, Outcome], models: dict[str, Path], par
     """Of logits, evidence and M; the probabilities are calibrated anew; biases add up as before."""
     one, two = asked(models["tiny"], part), asked(models["moved"], part)
     both = asked(pair[0], part)
+    assert about(pair[0])[KEY] != about(models["tiny"])[KEY]
     assert np.abs(one.logits_BY - two.logits_BY).max() > 0.1
     mean = (one.logits_BY + two.logits_BY) / 2
     np.testing.assert_allclose(both.logits_BY, mean, atol=1e-4)
@@ -257,7 +259,7 @@ def test_exports_by_their_run(models: dict[str, Path], tiny_runs: Path, tmp_path
     for path, model in ((one, models["tiny"]), (two, models["moved"])):
         path.parent.mkdir()
         shutil.copy(model, path)
-    proto = onnx.load(two)
+    proto = unsealed(two)
     (place,) = (i for i, o in enumerate(proto.graph.output) if o.name == "novelty")
     del proto.graph.output[place]
     (check,) = (p for p in proto.metadata_props if p.key == "input_check")
@@ -293,7 +295,7 @@ def refused(done: Outcome, path: Path, *words: str, code: int) -> None:
 
 def changed(path: Path, target: Path, **values: Any) -> Path:
     """A copy with other metadata."""
-    proto = onnx.load(path)
+    proto = unsealed(path)
     for entry in proto.metadata_props:
         if entry.key in values:
             entry.value = json.dumps(values[entry.key])

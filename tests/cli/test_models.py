@@ -11,7 +11,7 @@ import pytest
 
 from biigma_cli.runtime import session
 from biigma_cli.runtime.session import DEFAULT_MODEL
-from tests.conftest import call
+from tests.conftest import call, unsealed
 from tests.runtime.test_pipeline import toy_model
 
 
@@ -52,7 +52,7 @@ def test_a_file(tiny_onnx: Path, tmp_path: Path) -> None:
     assert shown.startswith("tiny\n  float32, ")
     assert "(default)" not in shown
     assert "no input check" in shown
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     for item in proto.metadata_props:
         if item.key == "metrics":
             item.value = "{}"

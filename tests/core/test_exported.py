@@ -16,7 +16,7 @@ from biigma_cli.core.exported import exported_file, read_metadata, settle_norms,
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.errors import ModelFileError
 from biigma_cli.runtime.narrow import halve_weights
-from tests.conftest import TINY, call
+from tests.conftest import TINY, call, unsealed
 
 SHIPPED = "biigma-light-isic18"
 
@@ -43,7 +43,7 @@ def test_the_same_trunk(tiny_run: Path, tiny_onnx: Path) -> None:
 
 def test_the_same_trunk_from_halved_weights(tiny_onnx: Path, tmp_path: Path) -> None:
     """Through the casts that make float16 weights float32 again."""
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     halve_weights(proto, spared="novelty")
     onnx.save(proto, tmp_path / "halved.onnx")
     whole, halved = (

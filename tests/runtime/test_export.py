@@ -37,7 +37,7 @@ from biigma_cli.runtime.calibration import Calibration, Sureness, fit_calibratio
 from biigma_cli.runtime.export import _Graph, calibrate, export_onnx, metadata
 from biigma_cli.runtime.parity import compare, compare_maps
 from biigma_cli.runtime.session import DEFAULT_MODEL, Predictor, find_model
-from tests.conftest import call
+from tests.conftest import call, unsealed
 
 CODES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -439,7 +439,7 @@ def test_no_temperature_is_best(
 @pytest.mark.parametrize("value", [0, -1.5, "warm", None, "NaN"])
 def test_damaged_temperature(tiny_onnx: Path, tmp_path: Path, value: Any) -> None:
     """A temperature that cannot be is a fault of the file."""
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     entry = next(p for p in proto.metadata_props if p.key == "calibration")
     entry.value = json.dumps({**json.loads(entry.value), "temperature": value})
     onnx.save(proto, tmp_path / "odd.onnx")
@@ -534,7 +534,7 @@ def test_predictor_devices(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_other_resize_rule(tiny_onnx: Path, tmp_path: Path) -> None:
     """A model that wants another preprocessing is refused rather than fed wrongly."""
-    proto = onnx.load(tiny_onnx)
+    proto = unsealed(tiny_onnx)
     entry = next(p for p in proto.metadata_props if p.key == "preprocessing")
     entry.value = json.dumps({**json.loads(entry.value), "resize": "crop-9"})
     onnx.save(proto, tmp_path / "other.onnx")

@@ -18,7 +18,7 @@ from biigma_cli.data.images import Part
 from biigma_cli.errors import ModelFileError, ParityError
 from biigma_cli.runtime import input_check, narrow, parity, quantise
 from biigma_cli.runtime.session import Predictor
-from tests.conftest import Outcome, call
+from tests.conftest import Outcome, call, unsealed
 
 
 def exported(run: Path, path: Path, *words: str | Path) -> Outcome:
@@ -133,7 +133,7 @@ def test_without_a_check_it_is_said(tiny_onnx: Path, picture: Path) -> None:
 
 def test_metadata_that_differs_is_damaged(checked: Path, tmp_path: Path) -> None:
     """A file that promises a check and has none is not used."""
-    proto = onnx.load(checked)
+    proto = unsealed(checked)
     (place,) = (i for i, o in enumerate(proto.graph.output) if o.name == "novelty")
     del proto.graph.output[place]
     onnx.save(proto, tmp_path / "m.onnx")
@@ -307,7 +307,7 @@ def test_int8_weights(rounded: Path, checked: Path, part: Part) -> None:
 
 def test_int8_all_weights(rounded: Path, checked: Path, part: Part) -> None:
     """Each depthwise kernel has a scale of its own, and the file is smaller still."""
-    proto = onnx.load(checked)
+    proto = unsealed(checked)
     narrow.NARROW["int8-all-weights"](proto, spared="novelty")
     onnx.checker.check_model(proto, full_check=True)
     held = {i.name: i for i in proto.graph.initializer}

@@ -6,7 +6,6 @@ import ctypes
 import importlib.machinery
 import struct
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -68,13 +67,12 @@ def elf(*needed: str) -> bytes:
 def test_engines_are_of_one_model_alone() -> None:
     """TensorRT's cache does not mix up models of one graph and other weights."""
     wanted = choose(fake_ort(ALL), "auto", gpu=lambda: False).providers
-    naming: Future[str] = Future()
-    naming.set_result("light@0123456789ab")
-    assert _own_cache(wanted, naming) == list(wanted)
+    own = "light@0123456789ab"
+    assert _own_cache(wanted, own) == list(wanted)
     engines = ("T", {"trt_engine_cache_path": str(Path("cache", "tensorrt")), "device_id": "1"})
-    ((name, options), other) = _own_cache([engines, ("C", {})], naming)
+    ((name, options), other) = _own_cache([engines, ("C", {})], own)
     assert (name, options["device_id"], other) == ("T", "1", ("C", {}))
-    assert Path(options["trt_engine_cache_path"]) == Path("cache", "tensorrt", naming.result())
+    assert Path(options["trt_engine_cache_path"]) == Path("cache", "tensorrt", own)
     assert "light" not in engines[1]["trt_engine_cache_path"]
 
 
