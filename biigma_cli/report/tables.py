@@ -37,8 +37,9 @@ def render(*items: Table | str, width: int, colour: bool) -> str:
     """Tables and lines as text."""
     file = io.StringIO()
     console = Console(
-        file=file, width=width, force_terminal=colour, color_system="auto" if colour else None,
-        highlight=False, soft_wrap=False,
+        # Without a height, rich takes the width of a dumb terminal for 80.
+        file=file, width=width, height=25, force_terminal=colour,
+        color_system="auto" if colour else None, highlight=False, soft_wrap=False,
     )  # fmt: skip
     for item in items:
         if isinstance(item, Table) and not fit(item, width):

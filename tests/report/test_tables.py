@@ -102,3 +102,11 @@ def test_a_long_class(assessed: Assessment) -> None:
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
     assert len(re.findall(r"\d\.\d{3}\.\.", out)) == 2 * 6
+
+
+def test_a_dumb_terminal_has_the_width_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes such a one for 80 columns wide, and would cut off what fits."""
+    monkeypatch.setenv("TERM", "dumb")
+    path = "/a/rather/long/path/" + "x" * 100 + "/00.png"
+    assert path in render(path, width=200, colour=True)
+    assert max(map(len, render(path, width=200, colour=True).splitlines())) > 100
