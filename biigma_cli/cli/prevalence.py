@@ -47,12 +47,12 @@ def parse_shares(texts: Sequence[str]) -> dict[str, float]:
 
 def _items(text: str) -> list[str]:
     """Split at the commas behind a share; others belong to a class code."""
-    items = [""]
+    items: list[str] = []
     for piece in text.split(","):
-        if "=" in items[-1]:
-            items.append(piece)
+        if items and "=" not in items[-1]:
+            items[-1] += f",{piece}"
         else:
-            items[-1] += f",{piece}" if items[-1] else piece
+            items.append(piece)
     return items
 
 

@@ -75,7 +75,9 @@ def remarks(image: Image.Image, *, sixteen: bool) -> str:
         elif top > 1:
             white = 255 if top <= 255 else 65535
             found.append(f"its floating-point values reach {top:.4g}: white is taken to be {white}")
-    if image.has_transparency_data and any(_alpha(strip) < 255 for strip in strips):
+    # Of grey in more than 8 bits, `to_rgb` takes no notice of a transparent value.
+    grey = image.mode.startswith("I") or image.mode == "F"
+    if not grey and image.has_transparency_data and any(_alpha(strip) < 255 for strip in strips):
         found.append("transparent parts are laid on white")
     return "; ".join(found)
 

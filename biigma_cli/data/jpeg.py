@@ -20,7 +20,9 @@ MAX_BYTES = 1 << 28
 
 # libjpeg's warnings (its jerror.h) that mean wrong or missing blocks; others are about headers.
 _WRONG = re.compile(
-    "premature end of data segment|bad (Huffman|arithmetic) code|instead of RST", re.IGNORECASE
+    "premature end of data segment|bad (Huffman|arithmetic) code|instead of RST"
+    "|inconsistent progression",
+    re.IGNORECASE,
 )
 # Of the markers those that stand behind a scan or within one: EOI, RST, and the next scan's.
 _LEFT = re.compile(r"(\d+) extraneous bytes before marker 0x(d[0-7]|d9|da|c4)")
@@ -76,7 +78,7 @@ def check_jpeg(content: bytes, decode: tuple[int, int] | None = None) -> Checked
     except (LookupError, ValueError):  # a header that is odd, but that libjpeg could use
         lacking = False
     if lacking:
-        return Checked(fault="part of the picture is missing (its last scans)")
+        return Checked(fault="part of the picture is missing (some of its scans)")
     return Checked(pixels if decode and pixels.shape == (height, width, 3) else None)
 
 
@@ -95,9 +97,9 @@ def _verdict(warning: str, content: bytes) -> Checked:
 
 
 def _lacks_scans(content: bytes) -> bool:
-    """Whether a progressive JPEG ends before each bit of each coefficient has come.
+    """Whether of a progressive JPEG not each bit of each coefficient has come.
 
-    Libjpeg takes what has come by then for a coarse picture, and warns of nothing.
+    Libjpeg takes what has come for a coarse picture, and hardly ever warns.
     """
     lowest: dict[int, list[int]] = {}  # the last bit that has come of 64 coefficients, by component
     place = 2
@@ -113,8 +115,12 @@ def _lacks_scans(content: bytes) -> bool:
         elif found[0] == b"\xff\xda":
             count = body[0]
             first, last, bits = body[1 + 2 * count : 4 + 2 * count]
+            before, bits = bits >> 4, bits & 15
             for component in body[1 : 1 + 2 * count : 2]:
-                lowest[component][first : last + 1] = [bits & 15] * (last + 1 - first)
+                # It refines what an earlier scan has left at just that bit.
+                if before and {*lowest[component][first : last + 1]} != {before}:
+                    return True
+                lowest[component][first : last + 1] = [bits] * (last + 1 - first)
     return any(any(bits) for bits in lowest.values())
 
 

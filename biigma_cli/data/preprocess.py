@@ -137,7 +137,9 @@ def decode_image(
             with image, _room(image.width * image.height):
                 notes = [note]
                 # Of colours, Pillow keeps the upper 8 bits.
-                sixteen = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+                sixteen = image.format in ("PNG", "TIFF") and any(
+                    ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+                )
                 if image.format == "TIFF":
                     _silence_libtiff()
                     if strict:

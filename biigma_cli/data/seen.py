@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -51,22 +52,22 @@ def split_again(other: Manifest, split_hash: str, stored: Mapping[str, Any]) -> 
         stored: summary of a split of the same training, which has the same seed and shares.
     """
     default = DataConfig()
-    for protocol in PROTOCOLS:
-        for joined in (True, False):
-            config = DataConfig(
-                dataset=other.dataset,
-                protocol=protocol,
-                join_duplicates=joined,
-                test_fraction=stored.get("test_fraction", default.test_fraction),
-                val_fraction=stored.get("val_fraction", default.val_fraction),
-                split_seed=stored.get("seed", default.split_seed),
-            )
-            try:
-                split = make_split(other, config)
-            except DataError:
-                continue
-            if split.split_hash == split_hash:
-                return split
+    # A network behind that training may have had the default ones.
+    for said, protocol, joined in product((stored, {}), PROTOCOLS, (True, False)):
+        config = DataConfig(
+            dataset=other.dataset,
+            protocol=protocol,
+            join_duplicates=joined,
+            test_fraction=said.get("test_fraction", default.test_fraction),
+            val_fraction=said.get("val_fraction", default.val_fraction),
+            split_seed=said.get("seed", default.split_seed),
+        )
+        try:
+            split = make_split(other, config)
+        except DataError:
+            continue
+        if split.split_hash == split_hash:
+            return split
     return None
 
 

@@ -75,8 +75,9 @@ def _pieces(tags: Any, file: BinaryIO) -> Iterator[bytes]:
     for offsets, counts in _PIECES:
         if offsets in tags and counts in tags:
             for offset, count in zip(_all(tags[offsets]), _all(tags[counts]), strict=False):
-                file.seek(int(offset))
-                yield file.read(min(int(count), MAX_BYTES))
+                if int(count) <= MAX_BYTES:
+                    file.seek(int(offset))
+                    yield file.read(int(count))
             return
 
 

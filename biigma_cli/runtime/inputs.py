@@ -506,10 +506,14 @@ def _check(argument: str, skip: str) -> None:
     if "\0" in argument:
         return
     if is_folder(argument):
-        if not any(True for _ in _any_below(argument, skip=skip)):
+        foreign: set[str] = set()
+        if not any(True for _ in _any_below(argument, skip=skip, passed=foreign.add)):
+            kinds = f" that can be read; there are {', '.join(sorted(foreign))}" if foreign else ""
             raise DataError(
-                f"no image in the folder {shown(argument)}",
-                fix=f"looked for {', '.join(sorted(SUFFIXES))}, also in folders below it",
+                f"no image in the folder {shown(argument)}{kinds}",
+                fix="save them as JPEG"
+                if foreign
+                else f"looked for {', '.join(sorted(SUFFIXES))}, also in folders below it",
             )
     elif _is_pattern(argument) and next(_glob(argument, set()), None) is None:
         raise DataError(
@@ -518,14 +522,17 @@ def _check(argument: str, skip: str) -> None:
 
 
 def _any_below(
-    folder: str, stop: Callable[[], bool] = lambda: False, skip: str = ""
+    folder: str,
+    stop: Callable[[], bool] = lambda: False,
+    skip: str = "",
+    passed: Callable[[str], None] = lambda _: None,
 ) -> Iterator[str]:
     """Images below a folder, and folders that may not be opened, in no order, until `stop`."""
     folders = [folder]
     while folders and not stop():
         here = folders.pop()
         try:
-            for name in _scan(here):
+            for name in _scan(here, passed):
                 if name.endswith(_FOLDER):
                     full = _join(here, name.removesuffix(_FOLDER))
                     if not within(full, skip):

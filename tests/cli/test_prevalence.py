@@ -196,6 +196,7 @@ def test_resumed_with_other_shares(model: Path, pictures: Path, tmp_path: Path) 
         (("MEL=.1,MEL=.2",), "names MEL twice"),
         (("MEL=.1", "--prevalence", "MEL=.1"), "names MEL twice"),
         (("MEL=.1,",), "'' is no share of a class"),
+        (("MEL=.1,,NV=.2",), "no class ',NV'"),
         (("mel=.1",), "did you mean MEL?"),
         (("XYZ=.1",), "choose from: MEL, NV, BCC"),
         (("MEL=.6,NV=.6",), "the shares sum to 1.2"),

@@ -326,6 +326,10 @@ def test_binary_tasks(
     assert told(manifest, "image_id", "part") == told(whole, "image_id", "part")
     assert manifest.data_hash != whole.data_hash
     assert cache_path(manifest, 64, "pad") == cache_path(whole, 64, "pad")
+    if task == "isic17-sk":  # of these eight images, both for validation are OTHER
+        with pytest.raises(DataError, match="the val part of isic17-sk has images of one class"):
+            make_split(manifest, DataConfig(dataset=task, protocol="official"))
+        return
     split = make_split(manifest, DataConfig(dataset=task, protocol="official"))
     assert (len(split.train), len(split.val), len(split.test)) == (4, 2, 2)
 

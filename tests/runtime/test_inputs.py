@@ -95,6 +95,14 @@ def test_pictures_that_nothing_reads_are_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_folder_of_pictures_that_nothing_reads(tmp_path: Path) -> None:
+    """Their kinds are the reason."""
+    (tmp_path / "a.HEIC").touch()
+    with pytest.raises(DataError, match=r"that can be read; there are \.heic") as caught:
+        expand([str(tmp_path)], warn=lambda _: None)
+    assert caught.value.fix == "save them as JPEG"
+
+
 def test_large_folders_are_sorted_through_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
