@@ -186,18 +186,10 @@ def _replaced(manifest: Manifest) -> str:
 
     A folder that has moved, and a record that can no longer be read, are not told of.
     """
-    from biigma_cli.data.manifest import read_record, record_path
-    from biigma_cli.errors import DataError
-    from biigma_cli.storage import is_file
+    from biigma_cli.data.manifest import find_manifest
 
-    path = record_path(manifest.dataset)
-    if not is_file(path):
-        return ""
-    try:
-        old = read_record(path, again="")
-    except DataError:
-        return ""
-    if old.same_content(manifest):
+    old = find_manifest(manifest.dataset)
+    if old is None or old.same_content(manifest):
         return ""
     before, now = (
         f"{len(m.records)} images ({', '.join(f'{c} {n}' for c, n in m.class_counts().items())})"

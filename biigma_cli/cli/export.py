@@ -133,7 +133,8 @@ def export_onnx(
     if card is not None:
         check_writable(card)
 
-    from biigma_cli.core.sources import caveats_of, sources_of
+    from biigma_cli.core.header import caveats_of
+    from biigma_cli.core.sources import sources_of
     from biigma_cli.core.weights import load_checkpoint
     from biigma_cli.engine.device import pick_device
     from biigma_cli.runtime.quantise import IMAGES as INT8_IMAGES

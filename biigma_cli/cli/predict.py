@@ -299,10 +299,10 @@ def predict(
         tally.end()
         # With nothing new there is no picture, and the earlier page has some.
         same = is_there(report or "") and bool(len(answered)) and tally.done == len(answered)
-        if page is not None and report is not None and pictures is not None and tally.begun:
+        shows = tally.begun and not same
+        if page is not None and report is not None and pictures is not None and shows:
             assert local is not None
-            if not same:
-                write_page(page, report, made, local, notes=pictures.notes, topk=topk)
+            write_page(page, report, made, local, notes=pictures.notes, topk=topk)
     except BaseException as error:
         batches.close()
         if not isinstance(error, OSError):  # the reader has gone, or the disk is full

@@ -1,9 +1,9 @@
-"""How our files call themselves, and the header of a checkpoint, which weights and trunks read."""
+"""How our files call themselves, and what their headers say, without torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +32,12 @@ def decoded(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             f"{path} has a damaged header: {error}", fix="use another checkpoint"
         ) from error
     return meta
+
+
+def caveats_of(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What could not be found out about images that a network is judged on.
+
+    Args:
+        sources: the data it learnt from, see `core.sources`.
+    """
+    return list(dict.fromkeys(entry["caveat"] for entry in sources if "caveat" in entry))

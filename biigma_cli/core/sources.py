@@ -50,11 +50,6 @@ def merged(*lists: Iterable[Source]) -> list[Source]:
     return list(found.values())
 
 
-def caveats_of(sources: Iterable[Source]) -> list[str]:
-    """What could not be found out about images that a network is judged on."""
-    return list(dict.fromkeys(entry["caveat"] for entry in sources if "caveat" in entry))
-
-
 def shares_images(entry: Source, dataset: str) -> bool:
     """Whether images of `dataset` may be among those of a source, whatever their split."""
     left = _images_of(entry["beside"]) if entry["beside"] else set()

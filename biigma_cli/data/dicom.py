@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from biigma_cli.data.jpeg import Checked, check_jpeg
+from biigma_cli.data.jpeg import Checked, check_jpeg, refuse_damaged
 from biigma_cli.errors import ImageError
 
 INSTALL = 'pip install "biigma[dicom]"'
@@ -64,8 +64,7 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
             raise preprocess.too_large(label)
         values = np.asarray(decoders.pixel_array(data, index=0))
         checked = _check_frame(data, frames)
-        if checked.fault:
-            raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
+        refuse_damaged(checked, label)
         colour = int(data.get("SamplesPerPixel", 1)) > 1
         if data.PhotometricInterpretation == "PALETTE COLOR":
             values, colour = decoders.apply_color_lut(values, data), True

@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from biigma_cli.errors import ImageError
 
 # A JPEG of so many bytes is mostly something else; it is not read into memory to be checked.
 MAX_BYTES = 1 << 28
@@ -28,6 +31,7 @@ _WRONG = re.compile(
 _LEFT = re.compile(r"(\d+) extraneous bytes before marker 0x(d[0-7]|d9|da|c4)")
 # One that begins something; those within a scan, stuffed bytes and padding do not.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # Frames of Huffman and of arithmetic coding.
 _PROGRESSIVE = (b"\xff\xc2", b"\xff\xca")
 # Cameras leave a few bytes behind the last block; many are what blocks did not take that should.
@@ -84,12 +88,12 @@ def check_jpeg(content: bytes, decode: tuple[int, int] | None = None) -> Checked
 
 def _verdict(warning: str, content: bytes) -> Checked:
     warning = warning.removeprefix("Corrupt JPEG data: ")
-    if _WRONG.search(warning):
+    left = _LEFT.search(warning)
+    count = int(left[1]) if left else 0
+    wrong = _WRONG.search(warning) or count > _FEW
+    if wrong and not (left and left[2] == "d9" and _padded(content, count)):
         return Checked(fault=f"part of the picture is wrong or missing ({warning})")
-    if left := _LEFT.search(warning):
-        count = int(left[1])
-        if count > _FEW and not (left[2] == "d9" and _padded(content, count)):
-            return Checked(fault=f"part of the picture is wrong or missing ({warning})")
+    if left:
         return Checked(note=f"its data hold {count} bytes too many: part of it may be wrong")
     if _UNENDED.search(warning):
         return Checked(note="no end marker: it may be cut short")
@@ -102,17 +106,12 @@ def _lacks_scans(content: bytes) -> bool:
     Libjpeg takes what has come for a coarse picture, and hardly ever warns.
     """
     lowest: dict[int, list[int]] = {}  # the last bit that has come of 64 coefficients, by component
-    place = 2
-    while (found := _MARKER.search(content, place)) and found[0] != b"\xff\xd9":
-        place = found.end()
-        length = int.from_bytes(content[place : place + 2], "big")
-        body = content[place + 2 : place + length]
-        place += length
-        if found[0] in _PROGRESSIVE:
+    for marker, _, body in _segments(content):
+        if marker in _PROGRESSIVE:
             lowest = {component: [1] * 64 for component in body[6::3]}
-        elif found[0] == b"\xff\xda" and not lowest:
+        elif marker == _SCAN and not lowest:
             return False
-        elif found[0] == b"\xff\xda":
+        elif marker == _SCAN:
             count = body[0]
             first, last, bits = body[1 + 2 * count : 4 + 2 * count]
             before, bits = bits >> 4, bits & 15
@@ -126,11 +125,26 @@ def _lacks_scans(content: bytes) -> bool:
 
 def _padded(content: bytes, count: int) -> bool:
     """Whether the last `count` bytes before the picture's end marker are all the same."""
-    place = 2
-    while content[place + 1 : place + 2] not in (b"", b"\xda"):  # from one header to the next
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    end = content.find(b"\xff\xd9", place)
+    end = next((place for marker, place, _ in _segments(content) if marker == _END), 0)
     return len(set(content[max(end - count, 0) : end])) == 1
+
+
+def _segments(content: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Markers of the first picture, where each stands, and what its header says; the end's last."""
+    place = 2
+    while found := _MARKER.search(content, place):
+        place = found.end()
+        length = 0 if found[0] == _END else int.from_bytes(content[place : place + 2], "big")
+        yield found[0], found.start(), content[place + 2 : place + length]
+        if found[0] == _END:
+            return
+        place += length
+
+
+def refuse_damaged(checked: Checked, label: str) -> None:
+    """Raise `ImageError` where a part of what is called `label` is certainly wrong."""
+    if checked.fault:
+        raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
 
 
 @functools.cache

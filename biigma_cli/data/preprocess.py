@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from biigma_cli.data.colour import remarks, to_rgb, to_srgb
-from biigma_cli.data.jpeg import MAX_BYTES, Checked, check_jpeg
+from biigma_cli.data.jpeg import MAX_BYTES, check_jpeg, refuse_damaged
 from biigma_cli.data.tiff import check_tiff, grey_as_meant
 from biigma_cli.errors import ImageError
 from biigma_cli.storage import is_folder
@@ -135,27 +135,12 @@ def decode_image(
             image, note = _read(file, side, label)
             profile = image.info.get("icc_profile")
             with image, _room(image.width * image.height):
-                notes = [note]
-                # Of colours, Pillow keeps the upper 8 bits.
-                sixteen = image.format in ("PNG", "TIFF") and any(
-                    ";16" in str(tile.args) for tile in getattr(image, "tile", ())
-                )
-                if image.format == "TIFF":
-                    _silence_libtiff()
-                    if strict:
-                        _refuse(check_tiff(image, file), label)
-                    image.load()
-                    image = grey_as_meant(image)
-                elif image.format in ("JPEG", "MPO"):
-                    _refuse_many_scans(image, file, label)
-                    if strict:
-                        image, note = _whole_jpeg(image, file, label)
-                        notes.append(note)
-                image.load()
-                if strict:
-                    notes.append(remarks(image, sixteen=sixteen and image.mode[:2] != "I;"))
-                square, note = to_srgb(_square(to_rgb(_upright(image)), side, rule), profile)
-                return Decoded(np.array(square), "; ".join(filter(None, (*notes, note))))
+                halved = _keeps_upper_bits(image)
+                decoded, doubt = _pixels(image, file, label, strict=strict)
+                unsure = remarks(decoded, sixteen=halved) if strict else ""
+                square, odd = to_srgb(_square(to_rgb(_upright(decoded)), side, rule), profile)
+                notes = filter(None, (note, doubt, unsure, odd))
+                return Decoded(np.array(square), "; ".join(notes))
         except ImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -318,6 +303,29 @@ def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str]:
     return image, note
 
 
+def _pixels(
+    image: Image.Image, file: BinaryIO, label: str, *, strict: bool
+) -> tuple[Image.Image, str]:
+    """The image decoded, and a note on what may be wrong with it. `strict` as of `decode_image`."""
+    note = ""
+    if image.format == "TIFF":
+        _silence_libtiff()
+        if strict:
+            refuse_damaged(check_tiff(image, file), label)
+    elif image.format in ("JPEG", "MPO"):
+        _refuse_many_scans(image, file, label)
+        if strict:
+            image, note = _whole_jpeg(image, file, label)
+    image.load()
+    return grey_as_meant(image), note
+
+
+def _keeps_upper_bits(image: Image.Image) -> bool:
+    """Whether a file that is not decoded yet holds 16 bits of which Pillow gives 8."""
+    tiles = getattr(image, "tile", ()) if image.format in ("PNG", "TIFF") else ()
+    return not image.mode.startswith("I;") and any(";16" in str(tile.args) for tile in tiles)
+
+
 def _refuse_many_scans(image: Image.Image, file: BinaryIO, label: str) -> None:
     if not image.info.get("progressive") and not image.info.get("progression"):
         return
@@ -332,12 +340,6 @@ def _refuse_many_scans(image: Image.Image, file: BinaryIO, label: str) -> None:
         raise ImageError(f"{label} has {scans} scans to decode", fix="save it as a plain JPEG")
 
 
-def _refuse(checked: Checked, label: str) -> None:
-    """Raise `ImageError` where something is certainly wrong."""
-    if checked.fault:
-        raise ImageError(f"{label} is damaged: {checked.fault}", fix="get the file again")
-
-
 def _whole_jpeg(image: Image.Image, file: BinaryIO, label: str) -> tuple[Image.Image, str]:
     """The same picture, decoded and upright where simplejpeg can do it, and a note.
 
@@ -349,11 +351,10 @@ def _whole_jpeg(image: Image.Image, file: BinaryIO, label: str) -> tuple[Image.I
     file.seek(place)
     # Pillow has other modes to itself, such as CMYK as Adobe stores it.
     checked = check_jpeg(content, image.size if image.mode == "RGB" else None)
-    _refuse(checked, label)
+    refuse_damaged(checked, label)
     if checked.pixels is None:
         return image, checked.note
-    decoded, turn = Image.fromarray(checked.pixels), _turn(image)
-    return decoded if turn is None else decoded.transpose(turn), checked.note
+    return _upright(Image.fromarray(checked.pixels), said_of=image), checked.note
 
 
 @functools.cache
@@ -415,12 +416,12 @@ def _square(image: Image.Image, side: int, rule: str) -> Image.Image:
     return canvas
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says.
+def _upright(image: Image.Image, *, said_of: Image.Image | None = None) -> Image.Image:
+    """Turned as its EXIF orientation says, or that of the file it was decoded from.
 
     Not `ImageOps.exif_transpose`: that writes the EXIF anew, and fails where any tag is ill-typed.
     """
-    turn = _turn(image)
+    turn = _turn(image if said_of is None else said_of)
     return image if turn is None else image.transpose(turn)
 
 

@@ -26,10 +26,10 @@ def grey_as_meant(image: Image.Image) -> Image.Image:
     though the file may say that white is zero.
 
     Args:
-        image: a decoded TIFF.
+        image: decoded.
     """
     tags = _tags(image)
-    if not image.mode.startswith("I;16"):
+    if not tags or not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image).astype(np.uint16)
     bits = int(_all(tags.get(_BITS, 16))[0])

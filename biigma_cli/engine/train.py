@@ -21,12 +21,12 @@ from torch import Tensor
 from biigma_cli.config import Config, to_toml
 from biigma_cli.core.backbone import resolve_normalisation
 from biigma_cli.core.exported import exported_file, settle_norms
+from biigma_cli.core.header import caveats_of
 from biigma_cli.core.loss import Criterion
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.sources import (
     Source,
     as_source,
-    caveats_of,
     joint_citation,
     joint_licence,
     merged,

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from biigma_cli.config import DataConfig, fill_older, from_dict
+from biigma_cli.core.header import caveats_of
 from biigma_cli.core.model import BiigmaNet
-from biigma_cli.core.sources import caveats_of
 from biigma_cli.core.weights import load_checkpoint, load_model
 from biigma_cli.data.preprocess import Pixels
 from biigma_cli.engine.device import pick_device

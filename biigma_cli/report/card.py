@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from biigma_cli.config import PRECISIONS, precision_title
+from biigma_cli.core.header import caveats_of
 from biigma_cli.metrics import OVERALL, POINTS, TITLES
 from biigma_cli.report.tables import (
     ABSTENTION_COLUMNS,
@@ -106,7 +107,7 @@ def model_card(
         f"- chosen by: {metadata['selection']}"
         + ("" if metadata["epoch"] is None else f" (epoch {metadata['epoch']})")
         + "".join(_extra(extra) for extra in metadata.get("extra", []))
-        + "".join(f"\n- not known: {caveat}" for caveat in _caveats(metadata)),
+        + "".join(f"\n- not known: {caveat}" for caveat in caveats_of(metadata.get("sources", []))),
         "## Input and output",
         f"- {pre['input']}, side {pre['side']}\n"
         f"- resize: {pre['resize_means']}\n"
@@ -151,12 +152,6 @@ def _extra(found: dict[str, Any]) -> str:
         f"training part of its own split ({found['protocol']}; data hash `{found['data_hash']}`); "
         f"none is validated or tested on. {found['citation']} Licence: {found['licence']}"
     )
-
-
-def _caveats(metadata: dict[str, Any]) -> list[str]:
-    """What could not be found out about the images that it is judged on."""
-    sources = metadata.get("sources", [])
-    return list(dict.fromkeys(entry["caveat"] for entry in sources if "caveat" in entry))
 
 
 def _networks(metadata: dict[str, Any]) -> str:

@@ -126,7 +126,7 @@ def _places(argument: str, links: set[str]) -> Iterator[str]:
             continue
         last = match
         folder = is_folder(match)
-        if (folder or _is_image(match)) and _lies_in(match, folders):
+        if _lies_in(match, folders) and (folder or _is_image(match)):
             continue
         if folder:
             folders.add(_join(match, ""))

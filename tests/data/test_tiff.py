@@ -76,6 +76,16 @@ def test_turned_grey_of_sixteen_bits() -> None:
     assert np.array_equal(load_image(grey_tiff(stored, orientation=6), 64), upright)
 
 
+def test_a_turned_png_of_sixteen_bits() -> None:
+    """What is no TIFF is left alone, and keeps what says how it is turned."""
+    values = (RAMP * 257).astype(np.uint16)
+    exif = Image.Exif()
+    exif[274] = 6
+    stored = encode(Image.fromarray(np.rot90(values, 1).copy()), exif=exif)
+    upright = encode(Image.fromarray(values))
+    assert np.array_equal(load_image(stored, 64), load_image(upright, 64))
+
+
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("kind", ["jpeg", "tiff_adobe_deflate", "tiff_deflate"])
 def test_damaged_data_are_refused(kind: str, tiled: bool) -> None:

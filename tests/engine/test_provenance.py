@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from biigma_cli import config as cfg
+from biigma_cli.core.header import caveats_of
 from biigma_cli.core.sources import (
     as_source,
-    caveats_of,
     joint_citation,
     joint_licence,
     merged,
