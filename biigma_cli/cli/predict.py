@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from biigma_cli.runtime.pipeline import Result
     from biigma_cli.runtime.session import ModelInfo
 
-# Failures that come before the first answer are kept back, so that a run without any leaves no
-# output; more than so many are written all the same, and what was begun is finished.
+# Failures that come before the first answer are kept back from a file or a table, so that a run
+# without any leaves no output; more than so many are written all the same, and what was begun is
+# finished. A program that reads standard output gets a record of each at once.
 HELD = 256
 # Seconds that a row waits on a terminal for others to make a table with.
 PATIENCE = 3.0
@@ -590,6 +591,7 @@ class _Tally:
         self.begun = sink.begun
         self.started = sink.begun
         self.held: list[Prediction] = []
+        self._most = 0 if sink.part is None and not isinstance(writer, TableWriter) else HELD
         self._lock = threading.Lock()
         self._table = writer if isinstance(writer, TableWriter) and sink.part is None else None
         self._terminal = self._table is not None and self._table.colour
@@ -607,7 +609,7 @@ class _Tally:
                 self.alone = result.error
         if not self.begun:
             self.held += items
-            if self.failed == self.done and self.done <= HELD:
+            if self.failed == self.done and self.done <= self._most:
                 return
             items, self.held, self.begun = self.held, [], True
         self._write(items)

@@ -7,6 +7,7 @@ pictures with 512 bytes set to zero, or 100 left out, Pillow refuses none; libjp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
@@ -32,6 +33,10 @@ _LEFT = re.compile(r"(\d+) extraneous bytes before marker 0x(d[0-7]|d9|da|c4)")
 # One that begins something; those within a scan, stuffed bytes and padding do not.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_ADOBE = b"\xff\xee"
+# Application data and comments.
+_TEXTS = (*(bytes((0xFF, code)) for code in range(0xE0, 0xF0)), b"\xff\xfe")
+_LACKING = "part of the picture is missing (some of its scans)"
 # Frames of Huffman and of arithmetic coding.
 _PROGRESSIVE = (b"\xff\xc2", b"\xff\xca")
 # Cameras leave a few bytes behind the last block; many are what blocks did not take that should.
@@ -76,17 +81,37 @@ def check_jpeg(content: bytes, decode: tuple[int, int] | None = None) -> Checked
             min_height=height,
         )
     except ValueError as error:
-        return _verdict(str(error), content)
-    try:
-        lacking = _lacks_scans(content)
-    except (LookupError, ValueError):  # a header that is odd, but that libjpeg could use
-        lacking = False
-    if lacking:
-        return Checked(fault="part of the picture is missing (some of its scans)")
+        return _verdict(str(error), content) or _behind_header(content)
+    if _lacks_scans(content):
+        return Checked(fault=_LACKING)
     return Checked(pixels if decode and pixels.shape == (height, width, 3) else None)
 
 
-def _verdict(warning: str, content: bytes) -> Checked:
+def _behind_header(content: bytes) -> Checked:
+    """The same without what may be odd in the header: libjpeg tells one warning alone."""
+    library = _simplejpeg()
+    bare = _bare(content)
+    try:
+        library.decode_jpeg(bare, "GRAY", min_width=1, min_height=1)
+    except ValueError as error:
+        return _verdict(str(error), bare) or Checked()
+    return Checked(fault=_LACKING) if _lacks_scans(bare) else Checked()
+
+
+def _bare(content: bytes) -> bytes:
+    """A JPEG without application data, comments and stray bytes before its first scan."""
+    kept = [content[:2]]
+    for marker, place, body in _segments(content):
+        if marker in (_SCAN, _END):
+            return b"".join((*kept, content[place:]))
+        # Adobe's says which colours these are.
+        if marker == _ADOBE or marker not in _TEXTS:
+            kept.append(marker + (len(body) + 2).to_bytes(2, "big") + body)
+    return content
+
+
+def _verdict(warning: str, content: bytes) -> Checked | None:
+    """What a warning means; None where it says nothing of the picture."""
     warning = warning.removeprefix("Corrupt JPEG data: ")
     left = _LEFT.search(warning)
     count = int(left[1]) if left else 0
@@ -97,7 +122,7 @@ def _verdict(warning: str, content: bytes) -> Checked:
         return Checked(note=f"its data hold {count} bytes too many: part of it may be wrong")
     if _UNENDED.search(warning):
         return Checked(note="no end marker: it may be cut short")
-    return Checked()  # not for libjpeg to judge: Pillow reads it or refuses it
+    return None  # not for libjpeg to judge: Pillow reads it or refuses it
 
 
 def _lacks_scans(content: bytes) -> bool:
@@ -105,6 +130,12 @@ def _lacks_scans(content: bytes) -> bool:
 
     Libjpeg takes what has come for a coarse picture, and hardly ever warns.
     """
+    with contextlib.suppress(LookupError, ValueError):  # a header that is odd, but good enough
+        return _unsent(content)
+    return False
+
+
+def _unsent(content: bytes) -> bool:
     lowest: dict[int, list[int]] = {}  # the last bit that has come of 64 coefficients, by component
     for marker, _, body in _segments(content):
         if marker in _PROGRESSIVE:

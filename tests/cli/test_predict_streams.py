@@ -398,6 +398,25 @@ def test_only_failures_leave_an_older_result(
     assert len(json.loads(done.out)["predictions"]) == 9
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_only_failures_for_a_program(toy: Path, tmp_path: Path, count: int) -> None:
+    """Who reads standard output gets a record of each, and a table has no row."""
+    gone = [f"gone{i}.png" for i in range(count)]
+    for form in ("json", "jsonl", "csv", "table"):
+        done = predict(toy, *gone, "--format", form)
+        assert done.code == 3
+        if form == "table":
+            assert done.out == ""
+        elif form == "csv":
+            assert [row["path"] for row in rows(done.out)] == gone
+            assert all(row["error"] for row in rows(done.out))
+        else:
+            lines = [json.loads(line) for line in done.out.splitlines()] if form == "jsonl" else []
+            found = lines or json.loads(done.out)["predictions"]
+            assert [item["path"] for item in found] == gone
+            assert all("no file" in item["error"] for item in found)
+
+
 @posix
 def test_devices_are_not_replaced(toy: Path, folder: Path) -> None:
     """`-o /dev/null` writes there; it is not renamed over."""

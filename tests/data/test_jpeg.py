@@ -231,6 +231,30 @@ def test_what_harms_no_block_is_not_mentioned(content: bytes) -> None:
     assert np.array_equal(found.pixels, load_image(PLAIN, 64))
 
 
+ODD_HEADERS = (
+    pytest.param(
+        lambda jpeg: jpeg.replace(b"JFIF\0\1\1", b"JFIF\0\7\1"), id="a version of its own"
+    ),
+    pytest.param(lambda jpeg: jpeg[:20] + b"zzzz" + jpeg[20:], id="junk between the headers"),
+)
+
+
+@pytest.mark.parametrize("odd", ODD_HEADERS)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_an_odd_header_hides_no_damage(odd: Callable[[bytes], bytes], progressive: bool) -> None:
+    """Libjpeg tells its first warning alone."""
+    plain = encode(grain(200, 150), "JPEG", quality=90, progressive=progressive)
+    whole = odd(plain)
+    assert whole != plain
+    found = decode_image(whole, 64)
+    assert found.note == ""
+    assert np.array_equal(found.pixels, load_image(plain, 64))
+    place = whole.index(b"\xff\xda") + 2000
+    for spoil in DAMAGE:
+        with pytest.raises(ImageError, match="part of the picture is"):
+            decode_image(spoil(whole, place), 64)
+
+
 def test_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow reads all, and nothing is checked."""
     monkeypatch.setattr(jpeg, "_simplejpeg", lambda: None)
