@@ -13,7 +13,7 @@ from biigma_cli.cli.boundary import Ended, boundary, ended_by_signals, note
 from biigma_cli.cli.explain_models import Asked, chosen, open_checkpoint, open_onnx, possible
 from biigma_cli.cli.explain_output import Telling
 from biigma_cli.cli.explain_records import Loaded, Target, load, path_of, save_maps
-from biigma_cli.cli.options import InputCheckOption, JsonOption, given_path
+from biigma_cli.cli.options import InputCheckOption, JsonOption, KeepBorderOption, given_path
 from biigma_cli.cli.stdin import any_of, is_stdin, open_stdin
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def explain(
             help="Also write the raw maps there, as NAME.npz.",
         ),
     ] = None,
+    keep_border: KeepBorderOption = False,
     input_check: InputCheckOption = True,
     json_: JsonOption = False,
     device: Annotated[
@@ -141,7 +142,7 @@ def explain(
     flagged = 0
     with stop_on_signals() as stop, Progress("explaining", "images") as progress:
         telling = Telling(asked.facts, len(inputs), as_json=json_, clear=progress.clear)
-        answered = _answers(asked, inputs, masks)
+        answered = _answers(asked, inputs, masks, keep_border=keep_border)
         try:
             for source, item, target in zip(inputs, answered, targets, strict=True):
                 if stop:
@@ -156,10 +157,10 @@ def explain(
                     draw_explanation(
                         found, image.picture, image.frame, target.picture, title=image.title,
                         model=model_name, answer="" if found.label == best else found.label,
-                        lesion_HW=image.lesion_HW,
+                        lesion_HW=image.lesion_HW, note=image.note,
                     )  # fmt: skip
                     if target.maps is not None:
-                        save_maps(found, image.frame, target.maps)
+                        save_maps(found, image.frame, image.part, target.maps)
                     telling.answer(found, image, target)
                 if len(inputs) > 1:
                     progress(telling.explained + telling.failed, len(inputs))
@@ -287,7 +288,11 @@ def _masks(inputs: Sequence[Source], mask: Path | None) -> list[Path | DataError
 
 
 def _answers(
-    asked: Asked, inputs: Sequence[Source], masks: Sequence[Path | DataError | None]
+    asked: Asked,
+    inputs: Sequence[Source],
+    masks: Sequence[Path | DataError | None],
+    *,
+    keep_border: bool,
 ) -> Generator[tuple[Loaded, Answer] | DataError, None, None]:
     """For each file, in order, its answer (a batch of one) or what was wrong with it."""
     import numpy as np
@@ -302,7 +307,7 @@ def _answers(
         if isinstance(mask, DataError):
             return mask
         try:
-            return load(source, mask, asked.shows)
+            return load(source, mask, asked.shows, keep_border=keep_border)
         except DataError as error:
             return error
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from biigma_cli.data.frame import Part
     from biigma_cli.data.preprocess import Pixels
     from biigma_cli.report.explanation import Explanation, Maps
     from biigma_cli.report.overlay import Frame
@@ -36,6 +37,7 @@ class Loaded(NamedTuple):
         lesion_SS: share of lesion in each of the network's pixels, or None.
         all_lesion: whether that mask shows nothing else, so that a share inside it says nothing.
         note: what a user should know of the file.
+        part: of the upright image, which all these show.
     """
 
     source: Source
@@ -46,6 +48,7 @@ class Loaded(NamedTuple):
     lesion_SS: npt.NDArray[np.floating] | None
     all_lesion: bool
     note: str
+    part: Part
 
     @property
     def name(self) -> str:
@@ -63,13 +66,14 @@ def path_of(source: Source) -> str:
     return source.name if isinstance(source.content, bytes) else str(source.content)
 
 
-def load(source: Source, mask: Path | None, shows: Maps) -> Loaded:
+def load(source: Source, mask: Path | None, shows: Maps, *, keep_border: bool = False) -> Loaded:
     """Raises `ImageError` for a bad image, `DataError` for a mask that cannot be its."""
     import numpy as np
     from PIL import Image
 
+    from biigma_cli.data.frame import WHOLE
     from biigma_cli.data.masks import cell_edges, lay_lesion, read_lesion
-    from biigma_cli.data.preprocess import decode_image, shown
+    from biigma_cli.data.preprocess import decode_image, shown, upright_size
     from biigma_cli.errors import DataError, ImageError
     from biigma_cli.report.explanation import load_picture
 
@@ -77,14 +81,17 @@ def load(source: Source, mask: Path | None, shows: Maps) -> Loaded:
         raise ImageError(source.error, fix="check the path and its permissions")
     content = source.content
     name = "the image on stdin" if isinstance(content, bytes) else shown(str(content))
-    pixels, note = decode_image(content, shows.side, rule=shows.rule, name=name)
-    picture, size = load_picture(content)
+    pixels, note, part = decode_image(
+        content, shows.side, rule=shows.rule, name=name, part=WHOLE if keep_border else None
+    )
+    picture, size = load_picture(content, part=part)
     frame = shows.frame(size)
     if mask is None:
-        return Loaded(source, pixels, picture, frame, None, None, False, note)
+        return Loaded(source, pixels, picture, frame, None, None, False, note, part)
     lesion = read_lesion(mask, str(mask))
     edges = cell_edges(shows.side, shows.side)
-    laid = lay_lesion(lesion, size, shows.side, shows.rule, (edges, edges))
+    whole = upright_size(content)
+    laid = lay_lesion(lesion, whole, shows.side, shows.rule, (edges, edges), part=part)
     if laid.cover_hw is None:
         raise DataError(
             f"the mask {mask} has another shape than its image: {laid.shape}",
@@ -96,13 +103,14 @@ def load(source: Source, mask: Path | None, shows: Maps) -> Loaded:
             fix="give a mask in which the lesion is white",
         )
     tall, wide = picture.shape[:2]
-    drawn = np.asarray(Image.fromarray(lesion).resize((wide, tall), Image.Resampling.NEAREST))
+    within = Image.fromarray(lesion).crop(part.pixels(lesion.shape[::-1]))
+    drawn = np.asarray(within.resize((wide, tall), Image.Resampling.NEAREST))
     if laid.full:
         note = "; ".join(filter(None, (note, ALL_LESION)))
-    return Loaded(source, pixels, picture, frame, drawn, laid.cover_hw, laid.full, note)
+    return Loaded(source, pixels, picture, frame, drawn, laid.cover_hw, laid.full, note, part)
 
 
-def save_maps(found: Explanation, frame: Frame, target: Path) -> None:
+def save_maps(found: Explanation, frame: Frame, part: Part, target: Path) -> None:
     """The raw maps, the answer, and where the maps lie, as one `.npz`."""
     import io
 
@@ -115,6 +123,7 @@ def save_maps(found: Explanation, frame: Frame, target: Path) -> None:
         "classes": np.array(found.codes),
         "probabilities": found.probabilities_Y,
         "logits": found.logits_Y,
+        "part": np.array(part[:4]),
         "size": np.array(frame.size),
         "square": np.array(square_box(frame)),
     }
@@ -133,6 +142,7 @@ def record(found: Explanation, image: Loaded, target: Target) -> dict[str, Any]:
     """One image's JSON."""
     import numpy as np
 
+    from biigma_cli.data.frame import WHOLE
     from biigma_cli.report.overlay import inside
     from biigma_cli.taxonomy import lesion_class
 
@@ -152,6 +162,9 @@ def record(found: Explanation, image: Loaded, target: Target) -> dict[str, Any]:
         told["novelty"] = round(found.novelty, 3)
     if image.note:
         told["note"] = image.note
+    if image.part != WHOLE:
+        told["part"] = [round(edge, 6) for edge in image.part[:4]]
+        told["corners_filled"] = image.part.filled
     lesion = image.lesion_SS
     if lesion is not None:
         told["lesion_area"] = float(lesion.mean())

@@ -43,6 +43,13 @@ RunsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
 AllowMissingOption = Annotated[bool, typer.Option("--allow-missing", help="Accept a partial copy.")]
+KeepBorderOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-border",
+        help="Take the whole picture, a black or white border around it, too.",
+    ),
+]
 InputCheckOption = Annotated[
     bool,
     typer.Option(

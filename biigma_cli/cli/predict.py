@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Self
 import typer
 
 from biigma_cli.cli.boundary import boundary, ended_by_signals, note
-from biigma_cli.cli.options import InputCheckOption, file_path, given_path
+from biigma_cli.cli.options import InputCheckOption, KeepBorderOption, file_path, given_path
 from biigma_cli.cli.predict_engine import (
     EngineOption,
     RayAddressOption,
@@ -103,6 +103,7 @@ def predict(
     suspicious_from: SuspiciousFromOption = None,
     min_sensitivity: MinSensitivityOption = None,
     prevalence: PrevalenceOption = None,
+    keep_border: KeepBorderOption = False,
     input_check: InputCheckOption = True,
     saliency: Annotated[
         Path | None,
@@ -241,6 +242,8 @@ def predict(
     checked = info.input_check and input_check
     if info.input_check and not checked:
         settings["input_check"] = 0
+    if keep_border:
+        settings["keep_border"] = 1
     made = Provenance(
         model=predictor.id, version=__version__, provider=predictor.provider, settings=settings
     )
@@ -280,9 +283,13 @@ def predict(
     earlier = _Earlier(answered, sink.answered_at)
     new = earlier.without(sources)
     if isinstance(predictor, Predictor):
-        batches = classify(predictor, new, batch_size=size, workers=threads, tta=tta)
+        batches = classify(
+            predictor, new, batch_size=size, workers=threads, tta=tta, keep_border=keep_border
+        )
     else:
-        batches = predictor.classify(new, batch_size=size, threads=threads, tta=tta)
+        batches = predictor.classify(
+            new, batch_size=size, threads=threads, tta=tta, keep_border=keep_border
+        )
     try:
         with StreamProgress(inputs.count, before=len(answered)) as progress:
             for batch in batches:

@@ -146,7 +146,7 @@ class Pictures:
             result.saliency_HW, form=self.maps.form,
         )  # fmt: skip
         try:
-            picture, size = load_picture(result.content, longest=longest)
+            picture, size = load_picture(result.content, part=result.part, longest=longest)
         except ImageError:
             side = self.maps.side
             frame = Frame((side, side), side, "squash", self.maps.first_centre)
@@ -162,6 +162,7 @@ class Pictures:
         draw_explanation(
             seen.found, seen.picture, seen.frame, target, title=Path(item.path).name or item.path,
             model=self.model, answer="" if item.label == best else item.label, notes=self.notes,
+ note=item.note,
         )  # fmt: skip
         return dataclasses.replace(item, picture=str(target))
 
@@ -216,6 +217,8 @@ def write_page(
 
 def _settings(settings: Mapping[str, float]) -> str:
     names = {
+        "keep_border": "borders kept",
+        "input_check": "no input check",
         "tta": "averaged over {:g} views",
         "abstain_below": "no answer below {:g}",
         "max_error": "which was chosen for at most {:.1%} wrong answers",

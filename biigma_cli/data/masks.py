@@ -13,6 +13,7 @@ from PIL import Image
 
 from biigma_cli.data.cache import recorded_again
 from biigma_cli.data.colour import to_rgb
+from biigma_cli.data.frame import WHOLE, Part
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import (
     _upright,
@@ -190,23 +191,33 @@ def lay_mask(root: Path, record: Record, side: int, rule: str, edges: tuple[Edge
 
 
 def lay_lesion(
-    lesion: Bools, size: tuple[int, int], side: int, rule: str, edges: tuple[Edges, Edges]
+    lesion: Bools,
+    size: tuple[int, int],
+    side: int,
+    rule: str,
+    edges: tuple[Edges, Edges],
+    *,
+    part: Part = WHOLE,
 ) -> Laid:
     """A mask that was read, upright `(H, W)` at any scale, over the square of its picture.
 
     Args:
         size: the picture's width and height, upright, in pixels.
+        part: of the picture that became the square; the mask is of the whole.
     """
     width, height = size
     tall, wide = lesion.shape
     # One pixel is what rounding to a scale may cost.
     if min(abs(tall - height * wide / width), abs(wide - width * tall / height)) > 1:
         return Laid(shape=f"mask {wide}x{tall}, picture {width}x{height} pixels")
-    across, down = _spans(width, height, side, rule)
-    over_y, over_x = _overlap(tall, down, edges[0]), _overlap(wide, across, edges[1])
+    left, top, right, bottom = part.pixels(size)
+    seen_x, seen_y = _spans(right - left, bottom - top, side, rule)
+    across, down = _beyond(seen_x, left, right, width), _beyond(seen_y, top, bottom, height)
+    over_y = _overlap(tall, down, edges[0], seen_y)
+    over_x = _overlap(wide, across, edges[1], seen_x)
     cover = over_y @ lesion.astype(np.float64) @ over_x.T
     frame = np.outer(over_y.sum(1), over_x.sum(1))
-    y, x = _centres(tall, down, edges[0]), _centres(wide, across, edges[1])
+    y, x = _centres(tall, down, edges[0], seen_y), _centres(wide, across, edges[1], seen_x)
     inside = (y >= 0)[:, None] & (x >= 0)
     return Laid(
         cover_hw=np.clip(cover, 0, 1).astype(np.float32),
@@ -283,16 +294,23 @@ def _spans(width: int, height: int, side: int, rule: str) -> tuple[Span, Span]:
     return spans[0], spans[1]
 
 
-def _overlap(pixels: int, span: Span, cells: Edges) -> npt.NDArray[np.float64]:
+def _beyond(seen: Span, first: int, last: int, length: int) -> Span:
+    """The span of all `length` pixels of a row whose part from `first` to `last` spans `seen`."""
+    unit = (seen[1] - seen[0]) / (last - first)
+    return seen[0] - first * unit, seen[1] + (length - last) * unit
+
+
+def _overlap(pixels: int, span: Span, cells: Edges, seen: Span) -> npt.NDArray[np.float64]:
     """Share of each cell's length that each pixel of a row covers, `(cells, pixels)`."""
-    pixel = np.linspace(*span, pixels + 1)
+    pixel = np.clip(np.linspace(*span, pixels + 1), *seen)
     low = np.maximum(cells.low[:, None], pixel[:-1])
     high = np.minimum(cells.high[:, None], pixel[1:])
     return np.asarray(np.clip(high - low, 0, None) / (cells.high - cells.low)[:, None])
 
 
-def _centres(pixels: int, span: Span, cells: Edges) -> npt.NDArray[np.intp]:
+def _centres(pixels: int, span: Span, cells: Edges, seen: Span) -> npt.NDArray[np.intp]:
     """The pixel of a row in which each cell's centre lies; -1 where it lies beside the picture."""
     share = (cells.centre - span[0]) / (span[1] - span[0])
     pixel = np.floor(share * pixels).astype(np.intp)
-    return np.where((pixel >= 0) & (pixel < pixels), pixel, -1)
+    inside = (cells.centre >= seen[0]) & (cells.centre <= seen[1])
+    return np.where(inside & (pixel >= 0) & (pixel < pixels), pixel, -1)

@@ -12,6 +12,7 @@ import functools
 import importlib
 import io
 import logging
+import math
 import os
 import stat
 import threading
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from biigma_cli.data.colour import remarks, to_rgb, to_srgb
+from biigma_cli.data.frame import WHOLE, Framed, Part, fill_corners, find_frame
 from biigma_cli.data.jpeg import MAX_BYTES, check_jpeg, refuse_damaged
 from biigma_cli.data.tiff import check_tiff, grey_as_meant
 from biigma_cli.errors import ImageError
@@ -88,17 +90,24 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: `(side, side, 3)` uint8 RGB.
         note: what a user should know of it, such as that other frames were left out; mostly empty.
+        part: of the upright image, which they show.
     """
 
     pixels: Pixels
     note: str
+    part: Part = WHOLE
 
 
 def load_image(
-    source: Path | bytes, side: int, *, rule: str = "squash", name: str | None = None
+    source: Path | bytes,
+    side: int,
+    *,
+    rule: str = "squash",
+    name: str | None = None,
+    part: Part | None = WHOLE,
 ) -> Pixels:
     """`decode_image` without its note, and as data sets are read: not strict."""
-    return decode_image(source, side, rule=rule, name=name, strict=False).pixels
+    return decode_image(source, side, rule=rule, name=name, strict=False, part=part).pixels
 
 
 def decode_image(
@@ -108,6 +117,7 @@ def decode_image(
     rule: str = "squash",
     name: str | None = None,
     strict: bool = True,
+    part: Part | None = WHOLE,
 ) -> Decoded:
     """Decode, upright by EXIF, to sRGB, resized to `(side, side, 3)` with antialiasing.
 
@@ -123,6 +133,8 @@ def decode_image(
         strict: refuse a JPEG of which a part is wrong or missing, see `jpeg.check_jpeg`, and note
             where one may be, and what is doubtful of its colours; otherwise such a part is grey, or
             whatever comes of it.
+        part: of the upright image to take; None for what a black or white border leaves, and the
+            corners of a round field filled (see `frame`), which the note then says.
 
     Raises:
         ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
@@ -132,15 +144,12 @@ def decode_image(
     label = name or (shown(str(source)) if isinstance(source, Path) else "the image")
     with _open(source, label) as file:
         try:
-            image, note = _read(file, side, label)
-            profile = image.info.get("icc_profile")
-            with image, _room(image.width * image.height):
-                halved = _keeps_upper_bits(image)
-                decoded, doubt = _pixels(image, file, label, strict=strict)
-                unsure = remarks(decoded, sixteen=halved) if strict else ""
-                square, odd = to_srgb(_square(to_rgb(_upright(decoded)), side, rule), profile)
-                notes = filter(None, (note, doubt, unsure, odd))
-                return Decoded(np.array(square), "; ".join(notes))
+            fine = math.ceil(side / (part or WHOLE).narrowest)
+            decoded = _decode(file, side, rule, label, strict=strict, part=part, fine=fine)
+            if isinstance(decoded, int):  # a border is known only once it has been seen
+                decoded = _decode(file, side, rule, label, strict=strict, part=part, fine=decoded)
+            assert isinstance(decoded, Decoded)
+            return decoded
         except ImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -154,6 +163,67 @@ def decode_image(
             raise ImageError(
                 f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
             ) from error
+
+
+def _decode(
+    file: BinaryIO,
+    side: int,
+    rule: str,
+    label: str,
+    *,
+    strict: bool,
+    part: Part | None,
+    fine: int,
+) -> Decoded | int:
+    """As `decode_image`, at a scale at which the whole image is at least twice `fine`.
+
+    Where too little for `side` is found within a border: how fine it should be.
+    """
+    file.seek(0)
+    image, note, full = _read(file, fine, label)
+    profile = image.info.get("icc_profile")
+    with image, _room(image.width * image.height):
+        reduced = image.size != full
+        halved = _keeps_upper_bits(image)
+        pixels, doubt = _pixels(image, file, label, strict=strict)
+        unsure = remarks(pixels, sixteen=halved) if strict else ""
+        rgb = to_rgb(_upright(pixels))
+        framed = find_frame(rgb) if part is None else Framed(part, "")
+        if framed.part != WHOLE:
+            coarse = reduced and min(framed.part.size(rgb.size)) < 2 * side
+            if part is None and coarse and fine == side:
+                return math.ceil(side / framed.part.narrowest)
+            rgb = rgb.crop(framed.part.pixels(rgb.size))
+        fills = _Corners(framed.part.filled, may=part is None)
+        square, odd = to_srgb(_square(rgb, side, rule, fills), profile)
+        notes = filter(None, (note, doubt, unsure, odd, framed.note, fills.note))
+        taken = framed.part._replace(filled=fills.filled)
+        return Decoded(np.array(square), "; ".join(notes), taken)
+
+
+class _Corners:
+    """Fills a picture's corners, if that is asked for, and says so.
+
+    Args:
+        known: whether they are known to be there.
+        may: whether they are to be looked for.
+    """
+
+    def __init__(self, known: bool, *, may: bool) -> None:
+        self.known = known
+        self.may = may
+        self.filled = False
+        self.note = ""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if not (self.known or self.may):
+            return image
+        pixels, share = fill_corners(np.asarray(image), known=self.known)
+        if not share:
+            return image
+        self.filled = True
+        self.note = f"the corners beside a round field of view were filled ({share:.0%})"
+        return Image.fromarray(pixels)
 
 
 class Header(NamedTuple):
@@ -199,7 +269,7 @@ def opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     """An image at full size, not turned. Raises `ImageError` whatever is raised inside."""
     with _open(source, name) as file:
         try:
-            image, _ = _read(file, _NO_DRAFT, name)
+            image, _, _ = _read(file, _NO_DRAFT, name)
             with image:
                 yield image
         except ImageError:
@@ -283,8 +353,8 @@ def _open(source: Path | bytes, label: str) -> BinaryIO:
         raise ImageError(f"cannot open {label}: {why}", fix="check the path") from error
 
 
-def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str]:
-    """The image, not decoded yet where its format permits, and a note."""
+def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str, tuple[int, int]]:
+    """The image, not decoded yet where its format permits, a note, and its size in the file."""
     head = file.read(132)
     if not head:
         raise ImageError(f"{label} is empty", fix="get the file again")
@@ -292,15 +362,17 @@ def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str]:
     if head[128:] == b"DICM":
         from biigma_cli.data.dicom import read_dicom
 
-        return read_dicom(file, label)
+        image, note = read_dicom(file, label)
+        return image, note, image.size
     # Named, so that no plug-in for other formats, some of which run programs, is ever tried.
     image = Image.open(file, formats=FORMATS)
     note = ""
     # A JPEG's further pictures are previews and depth maps.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         note = "the first of several frames"
+    full = image.size
     image.draft("RGB", (2 * side, 2 * side))
-    return image, note
+    return image, note, full
 
 
 def _pixels(
@@ -397,20 +469,22 @@ def _room(pixels: int) -> Iterator[None]:
             _ROOM.changed.notify_all()
 
 
-def _square(image: Image.Image, side: int, rule: str) -> Image.Image:
-    """Resized by a rule of `RESIZE_RULES`."""
+def _square(
+    image: Image.Image, side: int, rule: str, fills: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Resized by a rule of `RESIZE_RULES`; `fills` is asked before what `pad` adds."""
     # Pillow's bilinear filter widens when it shrinks: that is the antialiasing.
     how = Image.Resampling.BILINEAR
     if rule == "squash":
-        return image.resize((side, side), how)
+        return fills(image.resize((side, side), how))
     width, height = image.size
     if rule == "crop":
         # Equal to scaling the whole and then cutting, without scaling what is cut away.
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
-        return image.resize((side, side), how, box=(left, top, left + short, top + short))
+        return fills(image.resize((side, side), how, box=(left, top, left + short, top + short)))
     scale = side / max(width, height)
-    inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
+    inner = fills(image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how))
     canvas = Image.new("RGB", (side, side))
     canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
     return canvas

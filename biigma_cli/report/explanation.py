@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.data.frame import WHOLE, Part
 from biigma_cli.data.preprocess import Pixels, load_image, shown, upright_size
 from biigma_cli.report.overlay import Frame, Layer, draw_overlay
 from biigma_cli.report.predictions import DISCLAIMER, NOT_DERMOSCOPY, is_novel
@@ -125,19 +126,16 @@ def explanation(
 
 
 def load_picture(
-    source: Path | bytes, size: tuple[int, int] | None = None, *, longest: int = DRAWN
+    source: Path | bytes, *, part: Part = WHOLE, longest: int = DRAWN
 ) -> tuple[Pixels, tuple[int, int]]:
-    """The whole image upright, its longer side at most `longest` pixels, and its own size.
-
-    Args:
-        size: (width, height), where it is known already.
+    """A part of the image, upright, its longer side at most `longest` pixels, and its own size.
 
     Raises:
         ImageError: as `data.preprocess.decode_image`.
     """
-    size = size or upright_size(source)
+    size = part.size(upright_size(source))
     side = min(longest, max(size))
-    padded = load_image(source, side, rule="pad")
+    padded = load_image(source, side, rule="pad", part=part)
     width, height = (max(1, round(length * side / max(size))) for length in size)
     left, top = (side - width) // 2, (side - height) // 2
     return padded[top : top + height, left : left + width], size
@@ -154,6 +152,7 @@ def draw_explanation(
     answer: str = "",
     notes: Sequence[str] = (),
     lesion_HW: npt.NDArray[np.bool_] | None = None,
+    note: str = "",
 ) -> None:
     """The picture, and beside it the evidence and M, those that there are.
 
@@ -165,6 +164,7 @@ def draw_explanation(
         answer: where it is not the most probable class.
         notes: sentences for the foot, before the disclaimer.
         lesion_HW: mask to outline.
+        note: on the picture, as of `data.preprocess.decode_image`; stands first in the foot.
     """
     codes = [found.codes[c] for c in found.classes]
     layers: list[Layer] = []
@@ -208,6 +208,10 @@ def draw_explanation(
             f"{found.codes[c]}  {found.percent(c)}  {lesion_class(found.codes[c]).name}"
             for c in found.top[:3]
         ],
-        notes=[*said, *notes, f"{DISCLAIMER.capitalize()}."],
+        notes=[*_sentence(note), *said, *notes, f"{DISCLAIMER.capitalize()}."],
         lesion_HW=lesion_HW,
     )
+
+
+def _sentence(note: str) -> tuple[str, ...]:
+    return (f"{note[0].upper()}{note[1:]}.",) if note else ()

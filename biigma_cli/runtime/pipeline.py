@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.data.frame import WHOLE, Part
 from biigma_cli.data.preprocess import Decoded, Pixels, decode_image, shown
 from biigma_cli.errors import BiigmaError, ImageError
 from biigma_cli.runtime.inputs import Source
@@ -49,6 +50,7 @@ class Result(NamedTuple):
         evidence_Yhw: what each position of the upright view adds to each logit, where the model
             says it.
         content: the source's, to read it again.
+        part: of the upright image, which the network saw.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Result(NamedTuple):
     logits_Y: npt.NDArray[np.float32] | None = None
     evidence_Yhw: npt.NDArray[np.float32] | None = None
     content: Path | bytes = b""
+    part: Part = WHOLE
 
 
 def model_id(path: Path) -> str:
@@ -78,6 +81,7 @@ def classify(
     batch_size: int = 8,
     workers: int | None = None,
     tta: bool = False,
+    keep_border: bool = False,
 ) -> Generator[list[Result], None, None]:
     """An answer or an error for each source, in order, batch by batch.
 
@@ -87,11 +91,14 @@ def classify(
     Args:
         workers: decoding threads; default one for each core this process may use.
         tta: average the probabilities over the square's eight flips and quarter turns.
+        keep_border: take the whole of each image; else what a border leaves, see
+            `data.frame.find_frame`.
 
     Raises:
         BiigmaError: the session failed, or the sources raised one.
     """
     info = predictor.info
+    part = WHOLE if keep_border else None
     threads = workers or available_cpus()
     stop = threading.Event()
     slots = threading.Semaphore(IN_FLIGHT)
@@ -110,7 +117,7 @@ def classify(
             for source in sources:
                 if stop.is_set():
                     return
-                put(_Item(source, pool.submit(_decode, source, info, stop)))
+                put(_Item(source, pool.submit(_decode, source, info, part, stop)))
             put(None)
         except BaseException as error:  # handed over: raised where the results are taken
             put(error)
@@ -162,14 +169,16 @@ class _Read(NamedTuple):
     content: Path | bytes
 
 
-def _decode(source: Source, info: ModelInfo, stop: threading.Event) -> Decoded | ImageError:
+def _decode(
+    source: Source, info: ModelInfo, part: Part | None, stop: threading.Event
+) -> Decoded | ImageError:
     if source.error:
         return ImageError(source.error, fix="check the path and its permissions")
     if stop.is_set():
         return ImageError("stopped")
     label = "the image on stdin" if isinstance(source.content, bytes) else shown(source.name)
     try:
-        return decode_image(source.content, info.side, rule=info.rule, name=label)
+        return decode_image(source.content, info.side, rule=info.rule, name=label, part=part)
     except ImageError as error:
         return error
 
@@ -244,7 +253,7 @@ def _answer(
             continue
         yield Result(
             name, row, result.pixels, saliency, result.note, None,
-            None if far is None else float(far), logits, evidence, content,
+            None if far is None else float(far), logits, evidence, content, result.part,
         )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ class RayEngine:
         batch_size: int = 8,
         threads: int | None = None,
         tta: bool = False,
+        keep_border: bool = False,
     ) -> Generator[list[Result], None, None]:
         """As `pipeline.classify`, block by block; the results hold no pixels and no maps.
 
@@ -85,7 +86,12 @@ class RayEngine:
         Raises:
             BiigmaError: the model failed, a block was lost too often, or the sources raised one.
         """
-        settings = {"batch_size": batch_size, "workers": threads or self.share.cores, "tta": tta}
+        settings = {
+            "batch_size": batch_size,
+            "workers": threads or self.share.cores,
+            "tta": tta,
+            "keep_border": keep_border,
+        }
         size = min(WINDOW, WINDOW_EACH * self.share.workers)
         for window in windows(sources, size):
             rows = block_rows(len(window), batch_size, self.share.workers)

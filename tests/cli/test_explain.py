@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from biigma_cli.cli import explain as command
@@ -29,6 +29,7 @@ from biigma_cli.report import explanation
 from biigma_cli.runtime.inputs import Source
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import Outcome, call, unsealed
+from tests.data.samples import skin
 
 CODES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -570,10 +571,10 @@ def test_interrupted_before_the_first(
     """An empty document is one, too."""
     plain = explain_records.load
 
-    def load(source: Source, *rest: Any) -> Any:
+    def load(source: Source, *rest: Any, **options: Any) -> Any:
         if source.name.endswith("01.jpg"):
             os.kill(os.getpid(), signal.SIGINT)
-        return plain(source, *rest)
+        return plain(source, *rest, **options)
 
     monkeypatch.setattr(command, "load", load)
     done = call("explain", many, "--model", tiny_onnx, "-o", tmp_path / "out", "--json")
@@ -656,3 +657,51 @@ assert not loaded, loaded
         [sys.executable, "-c", script], capture_output=True, text=True, env=bare_environment
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_border_is_left_out(tiny_onnx: Path, tmp_path: Path) -> None:
+    """Figures, maps and picture are those of the bare one; the mask is of the whole."""
+    bare = skin(96, 64)
+    lesion = np.zeros((64, 96), np.uint8)
+    lesion[10:50, 20:60] = 255
+    told = {}
+    for name, widths in (("bare", (0, 0, 0, 0)), ("framed", (24, 16, 40, 8))):
+        ImageOps.expand(bare, widths, "black").save(tmp_path / f"{name}.png")
+        mask = ImageOps.expand(Image.fromarray(lesion), widths, 0)
+        mask.save(tmp_path / f"{name}-mask.png")
+        done = call(
+            "explain", tmp_path / f"{name}.png", "--model", tiny_onnx, "--device", "cpu", "--json",
+            "--mask", tmp_path / f"{name}-mask.png", "-o", tmp_path / "out", "--maps",
+            tmp_path / "raw",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        (told[name],) = json.loads(done.out)["explanations"]
+    for key in ("probabilities", "evidence", "saliency", "lesion_area"):
+        assert told["framed"][key] == told["bare"][key]
+    assert "part" not in told["bare"]
+    assert told["framed"]["part"] == pytest.approx(
+        [24 / 160, 16 / 88, 120 / 160, 80 / 88], abs=1e-6
+    )
+    assert told["framed"]["corners_filled"] is False
+    assert told["framed"]["note"] == "a black border was left out (56% of the picture)"
+    with (
+        np.load(tmp_path / "raw" / "bare.npz") as one,
+        np.load(tmp_path / "raw" / "framed.npz") as other,
+    ):
+        assert one["part"].tolist() == [0, 0, 1, 1]
+        assert other["part"].tolist() == pytest.approx(told["framed"]["part"], abs=1e-6)
+        for key in set(one) - {"part"}:
+            assert np.array_equal(one[key], other[key])
+    with (
+        Image.open(tmp_path / "out" / "bare.png") as drawn,
+        Image.open(tmp_path / "out" / "framed.png") as again,
+    ):
+        assert drawn.width == again.width
+        assert drawn.height < again.height  # a line says what was left out
+    done = call(
+        "explain", tmp_path / "framed.png", "--keep-border", "--model", tiny_onnx, "--device",
+        "cpu", "--json", "-o", tmp_path / "out",
+    )  # fmt: skip
+    (kept,) = json.loads(done.out)["explanations"]
+    assert kept["probabilities"] != told["bare"]["probabilities"]
+    assert "part" not in kept

@@ -35,9 +35,7 @@ def export(run: Path, path: Path, *more: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(
-    tiny_run: Path, tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def models(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny network, one like it with other weights, and one on another trunk."""
     folder = tmp_path_factory.mktemp("join")
     moved = folder / "moved"
@@ -52,13 +50,15 @@ def models(
     save_checkpoint(moved / "weights" / "best.safetensors", tensors, meta)
     done = call(
         *TINY, "--set", "model.trunk=efficientnet_lite0", "--epochs", "1", "--name", "lite",
-        "--runs", tiny_runs, "--set", "train.sampling_start_epoch=0",
+        "--runs", folder / "runs", "--set", "train.sampling_start_epoch=0",
     )  # fmt: skip
     assert done.code == 0, done.err
     return {
         "tiny": export(tiny_run, folder / "tiny.onnx"),
         "moved": export(moved, folder / "moved.onnx"),
-        "lite": export(tiny_runs / "lite", folder / "lite.onnx", "--precision", "fp16-weights"),
+        "lite": export(
+            folder / "runs" / "lite", folder / "lite.onnx", "--precision", "fp16-weights"
+        ),
     }
 
 
@@ -253,7 +253,7 @@ def test_each_its_own_precision(models: dict[str, Path], tmp_path: Path) -> None
     assert sorted(kinds.values()) == [onnx.TensorProto.FLOAT, onnx.TensorProto.INT8]
 
 
-def test_exports_by_their_run(models: dict[str, Path], tiny_runs: Path, tmp_path: Path) -> None:
+def test_exports_by_their_run(models: dict[str, Path], tmp_path: Path) -> None:
     """`RUN/model.onnx` is called by its run; what one of them lacks is left out, and said."""
     one, two = tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
     for path, model in ((one, models["tiny"]), (two, models["moved"])):

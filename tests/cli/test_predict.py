@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import ImageOps
 
 from biigma_cli import __version__
 from tests.conftest import call
+from tests.data.samples import skin
 
 CODES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 MALIGNANT = {"MEL", "BCC", "AKIEC"}
@@ -161,3 +163,33 @@ def test_reader_gone(tiny_onnx: Path, picture: Path, bare_environment: dict[str,
     assert process.wait() == 1
     assert "Traceback" not in told
     assert "Exception ignored" not in told
+
+
+def test_a_border_is_left_out(tiny_onnx: Path, tmp_path: Path) -> None:
+    """The answer is the bare picture's and a note says so; kept, it is another, and recorded."""
+    bare = skin(90, 60)
+    bare.save(tmp_path / "bare.png")
+    ImageOps.expand(bare, (30, 20, 0, 0), "black").save(tmp_path / "framed.png")
+    common = ("--model", tiny_onnx, "--device", "cpu", "--format", "jsonl")
+    done = call("predict", tmp_path / "bare.png", tmp_path / "framed.png", *common)
+    assert done.code == 0, done.err
+    plain, framed = (json.loads(line) for line in done.out.splitlines())
+    assert framed["probabilities"] == plain["probabilities"]
+    assert framed["note"] == "a black border was left out (44% of the picture)"
+    assert "note" not in plain
+    done = call("predict", tmp_path / "framed.png", "--keep-border", *common)
+    kept = json.loads(done.out)
+    assert kept["probabilities"] != framed["probabilities"]
+    assert "note" not in kept
+    assert kept["settings"] == {**framed["settings"], "keep_border": 1}
+
+
+def test_resuming_with_and_without_borders(tiny_onnx: Path, tmp_path: Path) -> None:
+    """Rows of the one are none of the other's."""
+    (tmp_path / "in").mkdir()
+    skin(90, 60).save(tmp_path / "in" / "one.png")
+    common = ("--model", tiny_onnx, "--device", "cpu", "-o", tmp_path / "out.csv")
+    assert call("predict", tmp_path / "in", *common).code == 0
+    done = call("predict", tmp_path / "in", *common, "--resume", "--keep-border")
+    assert done.code == 3
+    assert "settings none, not keep_border=1" in done.err

@@ -46,6 +46,12 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def skin(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth random colours without black or white."""
+    values = np.asarray(noise(width, height, seed), np.float32)
+    return Image.fromarray((90 + values * 0.4).astype(np.uint8))
+
+
 def pixels(source: Image.Image) -> npt.NDArray[np.uint8]:
     """An image's pixels as an array."""
     return np.asarray(source, dtype=np.uint8)

@@ -522,7 +522,7 @@ def test_colour_dicom_is_what_the_same_png_gives() -> None:
 def test_the_first_frame_of_a_dicom() -> None:
     """Taken, and said."""
     frames = np.stack([np.asarray(noise(20, 20, seed=i)) for i in range(3)])
-    pixels, note = decode_image(dicom(frames), 16)
+    pixels, note, _ = decode_image(dicom(frames), 16)
     assert note == "the first of 3 frames"
     assert np.array_equal(pixels, decode_image(encode(noise(20, 20, seed=0)), 16).pixels)
 

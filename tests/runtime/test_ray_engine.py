@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import ImageOps
 
 from biigma_cli.errors import BiigmaError, DataError, UsageError
 from biigma_cli.runtime import ray_cluster
@@ -25,7 +26,7 @@ from biigma_cli.runtime.ray_cluster import Share, connected, divide, quiet
 from biigma_cli.runtime.ray_engine import block_rows, windows
 from biigma_cli.runtime.session import Predictor
 from tests.conftest import call
-from tests.data.samples import encode, noise
+from tests.data.samples import encode, noise, skin
 from tests.runtime.test_pipeline import flat, pictures, toy_model
 
 needs_ray = pytest.mark.skipif(
@@ -190,6 +191,8 @@ def test_as_the_local_engine(toy: Path, tmp_path: Path, cluster: None) -> None:
         names.append(tmp_path / f"{i:02}.png")
         names[-1].write_bytes(encode(noise(20, 20, seed=i)))
     names[3].write_bytes(b"\x89PNG\r\n\x1a\n")
+    framed = ImageOps.expand(skin(64, 48), 16, "black")
+    names[10].write_bytes(encode(framed))
     names[20] = tmp_path / "gone.png"
     names[21] = names[22]
     if sys.platform == "linux":
@@ -208,6 +211,13 @@ def test_as_the_local_engine(toy: Path, tmp_path: Path, cluster: None) -> None:
     assert "in each of 2 workers" in done.err
     whole = (tmp_path / "ray.csv").read_bytes()
     assert whole == (tmp_path / "local.csv").read_bytes()
+    assert whole.count(b"a black border was left out") == 1
+    for name, engine_ in (("kept", "local"), ("kept-ray", "ray")):
+        done = call(*common, "-o", tmp_path / f"{name}.csv", "--engine", engine_, "--keep-border")
+        assert done.code == 5
+    kept = (tmp_path / "kept-ray.csv").read_bytes()
+    assert kept == (tmp_path / "kept.csv").read_bytes()
+    assert b"border was" not in kept
 
     (tmp_path / "out.parquet.part").write_bytes(whole[: len(whole) // 2])
     done = call(*common, "-o", tmp_path / "out.parquet", "--resume", "--engine", "ray")

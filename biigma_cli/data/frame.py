@@ -1,0 +1,242 @@
+"""Where in a picture the skin is: a border is left out, the corners of a round field are filled.
+
+Cameras with a round field of view, bars that make a picture square, screenshots and scans leave
+black or white around the skin, which says nothing of the lesion. Networks trained on pictures that
+fill their frame take them for another kind of picture, and answer worse: `benchmarks/borders.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+RGB = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+# A line of a border: its median, and all but a few of its pixels, are at most or at least so many
+# of 255. Of over-exposed skin the median mostly stays below.
+_BLACK, _DARK = 30, 40
+_WHITE, _LIGHT = 250, 245
+# Dust, a hair, what JPEG leaves: share of a line's pixels.
+_FEW = 0.02
+# A border that is narrower, as a share of the axis, is left alone: it changes no answer.
+_NARROW = 0.01
+# What is left must be so much of each side, and so many pixels; else it is a dark picture.
+_LEAST, _LEAST_PIXELS = 0.25, 32
+# Lines are judged by about so many of their pixels, read by so many at a time.
+_SAMPLES, _BAND = 512, 16
+
+# Corners count that cover so much of a picture: a circle that fits a square leaves 0.21. Networks
+# know smaller ones from their training images, and answer no better without them. Where there is
+# more beyond the corners than skin, it is a picture of another kind.
+_CORNERS, _MOST_CORNERS = 0.15, 0.6
+# The edge of a field is soft. Shares of the side: what is filled at least beside a corner, how far
+# it may reach where the picture is darker than so much of the field's median, and then beyond.
+_EDGE, _SOFT, _DIM, _SEAM = 0.025, 0.08, 0.75, 0.0125
+
+
+class Part(NamedTuple):
+    """A part of a picture, as shares of its width and height, upright, from the upper left.
+
+    Attributes:
+        filled: whether the corners beside a round field of view are filled, see `fill_corners`.
+    """
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+    filled: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of the picture's area."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    @property
+    def narrowest(self) -> float:
+        """The lesser of its shares of the width and of the height."""
+        return min(self.right - self.left, self.bottom - self.top)
+
+    def pixels(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, upper, right and lower edge in a picture of (width, height); never empty."""
+        left, right = _edges(self.left, self.right, size[0])
+        top, bottom = _edges(self.top, self.bottom, size[1])
+        return left, top, right, bottom
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Its own width and height in a picture of (width, height)."""
+        left, top, right, bottom = self.pixels(size)
+        return right - left, bottom - top
+
+
+WHOLE = Part()
+
+
+class Framed(NamedTuple):
+    """What lies within a picture's border.
+
+    Attributes:
+        part: `WHOLE` where there is no border.
+        note: what was left out, for a user; mostly empty.
+    """
+
+    part: Part
+    note: str
+
+
+def find_frame(image: Image.Image) -> Framed:
+    """The part of an upright RGB picture that a black or white border leaves.
+
+    The border may have another width at each side, and another colour. Of a round field of view
+    what remains is the rectangle around it.
+    """
+    width, height = image.size
+    box = [0, 0, width, height]
+    colours = ["", "", "", ""]
+    # A line that is no border's from edge to edge may be one within the borders beside it.
+    moved = True
+    while moved:
+        moved = False
+        for side in range(4):
+            found, colour = _advance(image, box, side)
+            if found != box[side]:
+                box[side], colours[side], moved = found, colour, True
+            if box[2] - box[0] < _least(width) or box[3] - box[1] < _least(height):
+                return Framed(WHOLE, "")
+    for side, edge in enumerate((0, 0, width, height)):
+        if abs(box[side] - edge) < _NARROW * (width, height)[side % 2]:
+            box[side], colours[side] = edge, ""
+    if not any(colours):
+        return Framed(WHOLE, "")
+    part = Part(box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+    colour = " and ".join(sorted({*colours} - {""}))
+    return Framed(part, f"a {colour} border was left out ({1 - part.share:.0%} of the picture)")
+
+
+def _least(length: int) -> float:
+    return max(_LEAST * length, min(_LEAST_PIXELS, length))
+
+
+def _edges(low: float, high: float, length: int) -> tuple[int, int]:
+    # Shares of whole pixels come back as these pixels; at another scale as the nearest.
+    first = min(max(0, round(low * length)), length - 1)
+    return first, max(first + 1, min(length, round(high * length)))
+
+
+def _advance(image: Image.Image, box: list[int], side: int) -> tuple[int, str]:
+    """Where the border at a side (left, upper, right, lower) ends within `box`, and its colour."""
+    axis, colour = side % 2, ""
+    low, high = box[axis], box[axis + 2]
+    step = 1 if side < 2 else -1
+    edge = low if step > 0 else high
+    while low < high:
+        band = min(_BAND, high - low)
+        first = edge if step > 0 else edge - band
+        for kind in map(_kind, _lines(image, box, axis, first, band)[::step]):
+            if not kind or (colour and kind != colour):
+                return edge, colour
+            colour = kind
+            edge += step
+        low, high = (edge, high) if step > 0 else (low, edge)
+    return edge, colour
+
+
+def _lines(image: Image.Image, box: list[int], axis: int, first: int, count: int) -> RGB:
+    """`count` columns (axis 0) or rows from `first` on, within `box`: `(count, n, 3)`."""
+    around = list(box)
+    around[axis], around[axis + 2] = first, first + count
+    pixels = np.asarray(image.crop((around[0], around[1], around[2], around[3])))
+    lines = pixels.swapaxes(0, 1) if axis == 0 else pixels
+    return lines[:, :: max(1, math.ceil(lines.shape[1] / _SAMPLES))]
+
+
+def _kind(line_n3: RGB) -> str:
+    """Black or white where it is a border's line, else empty."""
+    brightest, darkest = line_n3.max(1), line_n3.min(1)
+    few = _FEW * len(line_n3)
+    if (brightest > _DARK).sum() <= few and np.median(brightest) <= _BLACK:
+        return "black"
+    if (darkest < _LIGHT).sum() <= few and np.median(darkest) >= _WHITE:
+        return "white"
+    return ""
+
+
+def fill_corners(pixels_HW3: RGB, *, known: bool = False) -> tuple[RGB, float]:
+    """A picture with the black or white beside its round field filled, and the share that was.
+
+    Each pixel takes the colour that lies as far within the field's edge as it lies beyond: skin
+    mirrored, so that neither the shape of the field nor a made-up colour is there to be seen.
+
+    Args:
+        pixels_HW3: uint8 RGB.
+        known: whether it is known to have such corners, at another scale; else they are filled
+            only where they are large.
+    """
+    corners = pixels_HW3[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if not (_dark(corners) | _light(corners)).any():
+        return pixels_HW3, 0.0
+    from scipy import ndimage  # type: ignore[import-untyped]
+
+    black, white = _touching_corners(_dark(pixels_HW3)), _touching_corners(_light(pixels_HW3))
+    share = float((black | white).mean())
+    if not (0 if known else _CORNERS) < share < _MOST_CORNERS:
+        return pixels_HW3, 0.0
+    side = max(pixels_HW3.shape[:2])
+    # A caption within a black bar is no skin either.
+    regions, count = ndimage.label(~(black | white))
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    beyond = regions != 1 + int(sizes.argmax())
+    hole = _grown(beyond, _EDGE * side)
+    # A field that touches the picture's edge is soft there, too.
+    near = _grown(np.pad(beyond, 1, constant_values=True), _SOFT * side)[1:-1, 1:-1]
+    brightest, darkest = pixels_HW3.max(2), pixels_HW3.min(2)
+    dim = black | (near & (brightest < _DIM * np.median(brightest[~beyond])))
+    pale = white | (near & (255 - darkest < _DIM * np.median(255 - darkest[~beyond])))
+    soft = ndimage.binary_propagation(black, mask=dim) | ndimage.binary_propagation(
+        white, mask=pale
+    )
+    hole |= _grown(soft, _SEAM * side)
+    if hole.all():
+        return pixels_HW3, 0.0
+    nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
+    rows, columns = (
+        _within(2 * near - own, length)
+        for near, own, length in zip(nearest, np.indices(hole.shape), hole.shape, strict=True)
+    )
+    # Of a narrow field that lies beyond its other edge.
+    lost = hole[rows, columns]
+    rows, columns = np.where(lost, nearest[0], rows), np.where(lost, nearest[1], columns)
+    return pixels_HW3[rows, columns], share
+
+
+def _dark(pixels: RGB) -> Bools:
+    return np.asarray(pixels.max(-1) <= _DARK)
+
+
+def _light(pixels: RGB) -> Bools:
+    return np.asarray(pixels.min(-1) >= _LIGHT)
+
+
+def _touching_corners(mask: Bools) -> Bools:
+    from scipy import ndimage
+
+    seeds = np.zeros_like(mask)
+    seeds[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    return np.asarray(ndimage.binary_propagation(seeds & mask, mask=mask))
+
+
+def _grown(mask: Bools, pixels: float) -> Bools:
+    from scipy import ndimage
+
+    return np.asarray(ndimage.distance_transform_edt(~mask) <= pixels) if mask.any() else mask
+
+
+def _within(places: npt.NDArray[np.signedinteger], length: int) -> npt.NDArray[np.signedinteger]:
+    """Those beyond an end mirrored at it."""
+    places = np.abs(places)
+    return np.asarray(np.clip(length - 1 - np.abs(length - 1 - places), 0, length - 1))

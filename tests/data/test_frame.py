@@ -1,0 +1,359 @@
+"""Borders that are left out, and corners that are filled."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageDraw, ImageOps
+
+from biigma_cli.data import preprocess
+from biigma_cli.data.frame import WHOLE, Part, fill_corners, find_frame
+from biigma_cli.data.masks import cell_edges, lay_lesion
+from biigma_cli.data.preprocess import RESIZE_RULES, decode_image, load_image
+from biigma_cli.report.explanation import load_picture
+from tests.data.samples import HAM10000, NO_HAM10000, encode, noise, skin
+
+SIDE = 64
+
+
+def bordered(
+    image: Image.Image, left: int, top: int, right: int, bottom: int, colour: str = "black"
+) -> Image.Image:
+    """With so many pixels more at each side."""
+    return ImageOps.expand(image, (left, top, right, bottom), colour)
+
+
+def round_field(
+    image: Image.Image, radius: float, colour: int = 0, soft: float = 0.5
+) -> Image.Image:
+    """Seen through a circle in the middle, of a radius in pixels; all else of one colour."""
+    width, height = image.size
+    y, x = np.ogrid[:height, :width]
+    beyond = np.hypot(x - (width - 1) / 2, y - (height - 1) / 2) - radius
+    inside = 1 / (1 + np.exp(np.clip(beyond / soft, -60, 60)))[..., None]
+    mixed = inside * np.asarray(image) + (1 - inside) * colour
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def apart(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
+    """Mean difference of two pictures."""
+    return float(np.abs(one.astype(int) - other).mean())
+
+
+# --- borders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "#1a1512", "#fdfbff"])
+@pytest.mark.parametrize(
+    "widths",
+    [(9, 9, 9, 9), (0, 40, 0, 40), (50, 0, 50, 0), (0, 0, 3, 0), (0, 2, 0, 0), (100, 75, 90, 60)],
+    ids=str,
+)
+def test_what_is_left_is_the_picture(widths: tuple[int, int, int, int], colour: str) -> None:
+    """To the pixel, whichever sides have a border, and how the rest is resized."""
+    bare = skin(200, 150)
+    framed = bordered(bare, *widths, colour)
+    found = find_frame(framed)
+    left, top = widths[:2]
+    assert found.part.pixels(framed.size) == (left, top, left + 200, top + 150)
+    share = 1 - 200 * 150 / (framed.width * framed.height)
+    assert found.note == (
+        f"a {'black' if colour in ('black', '#1a1512') else 'white'} border was left out "
+        f"({share:.0%} of the picture)"
+    )
+    for rule in RESIZE_RULES:
+        taken = decode_image(encode(framed), SIDE, rule=rule, part=None)
+        assert taken.note == found.note
+        assert np.array_equal(taken.pixels, load_image(encode(bare), SIDE, rule=rule))
+
+
+def test_as_data_sets_are_read_a_border_stays() -> None:
+    """So that training, evaluation and caches are what they were."""
+    content = encode(bordered(skin(200, 150), 30, 30, 30, 30))
+    assert decode_image(content, SIDE).part == WHOLE
+    assert np.array_equal(decode_image(content, SIDE).pixels, load_image(content, SIDE))
+    assert load_image(content, SIDE)[0].max() == 0
+
+
+@pytest.mark.parametrize("quality", [30, 60, 95])
+def test_borders_that_jpeg_left_ragged(quality: int) -> None:
+    """Rings about the edge, and a hair across it, move it by a few pixels."""
+    bare = skin(300, 225)
+    framed = bordered(bare, 45, 30, 45, 30)
+    ImageDraw.Draw(framed).line((0, 120, 389, 160), "#403020", 2)
+    taken = decode_image(encode(framed, "JPEG", quality=quality), SIDE, part=None)
+    wanted = (45, 30, 345, 255)
+    for edge, at in zip(taken.part.pixels(framed.size), wanted, strict=True):
+        assert abs(edge - at) <= 2
+    plain = decode_image(encode(bare, "JPEG", quality=quality), SIDE)
+    assert np.abs(taken.pixels.astype(int) - plain.pixels).mean() < 4
+
+
+def test_two_colours() -> None:
+    """Black bars in a white frame."""
+    framed = bordered(bordered(skin(200, 150), 0, 25, 0, 25), 20, 0, 0, 0, "white")
+    found = find_frame(framed)
+    assert found.part.pixels(framed.size) == (20, 25, 220, 175)
+    assert "a black and white border was left out" in found.note
+
+
+def test_a_frame_within_a_frame_of_the_other_colour() -> None:
+    """Lines are judged within what the other sides have left."""
+    framed = bordered(bordered(skin(200, 150), 30, 30, 30, 30, "black"), 20, 20, 20, 20, "white")
+    assert find_frame(framed).part.pixels(framed.size) == (50, 50, 250, 200)
+
+
+def checkerboard() -> Image.Image:
+    """Half of each line is black, half white."""
+    y, x = np.indices((150, 200)) // 10
+    return Image.fromarray(np.where((x + y)[..., None] % 2, 255, 0).repeat(3, 2).astype(np.uint8))
+
+
+def over_exposed() -> Image.Image:
+    """Skin near white, at its edges just not."""
+    values = np.asarray(noise(200, 150), np.float32)
+    return Image.fromarray((225 + values * 24 / 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        skin(200, 150),
+        noise(200, 150),
+        checkerboard(),
+        over_exposed(),
+        Image.new("RGB", (200, 150), "black"),
+        Image.new("RGB", (200, 150), "white"),
+        Image.new("RGB", (1, 1), "black"),
+        Image.new("RGB", (3, 2), "white"),
+        bordered(skin(200, 150), 1, 1, 1, 1),  # too narrow to matter
+        bordered(skin(200, 150), 40, 40, 40, 40, "grey"),
+        bordered(skin(20, 15), 90, 60, 90, 60),  # too little is left
+        bordered(skin(40, 150), 130, 0, 130, 0),
+        ImageOps.expand(skin(200, 150), 30, "#300000"),  # dark red, but not black
+    ],
+    ids=lambda image: f"{image.size} {image.getpixel((0, 0))}",
+)
+def test_what_is_no_border(image: Image.Image) -> None:
+    """It is taken whole, without a word."""
+    if image.getpixel((0, 0)) == (0x30, 0, 0):
+        image = ImageOps.expand(skin(200, 150), 30, "#300000")
+    found = find_frame(image)
+    assert found.part == WHOLE
+    assert found.note == ""
+    taken = decode_image(encode(image), SIDE, part=None)
+    if image.getpixel((0, 0)) != (0, 0, 0):
+        assert taken.note == ""
+        assert np.array_equal(taken.pixels, load_image(encode(image), SIDE))
+
+
+def test_turned_pictures() -> None:
+    """The part is that of the upright picture."""
+    framed = bordered(skin(200, 150), 60, 0, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = framed.transpose(Image.Transpose.ROTATE_90)
+    for kind in ("JPEG", "PNG"):
+        taken = decode_image(encode(stored, kind, exif=exif, quality=95), SIDE, part=None)
+        assert taken.part.pixels(framed.size) == pytest.approx((60, 0, 260, 150), abs=1)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_large_jpeg_is_decoded_finely_enough(
+    monkeypatch: pytest.MonkeyPatch, *, strict: bool
+) -> None:
+    """The scale fits what is left, not the picture, which is decoded again where it must be."""
+    detail = np.random.default_rng(0).integers(90, 200, (600, 800, 3), dtype=np.uint8)
+    bare = Image.fromarray(detail).resize((1200, 900), Image.Resampling.BICUBIC)
+    asked = []
+    real = preprocess.find_frame
+
+    def spied(image: Image.Image) -> object:
+        asked.append(image.size)
+        return real(image)
+
+    monkeypatch.setattr(preprocess, "find_frame", spied)
+    framed = encode(bordered(bare, 1400, 1050, 1400, 1050), "JPEG", quality=95)
+    taken = decode_image(framed, 224, part=None, strict=strict)
+    assert asked == [(1000, 750), (2000, 1500)]  # by quarters the part has 300 x 225
+    plain = load_image(encode(bare, "JPEG", quality=95), 224)
+    with Image.open(io.BytesIO(framed)) as image:
+        image.draft("RGB", asked[0])
+        coarse = image.crop((350, 262, 650, 488)).resize((224, 224), Image.Resampling.BILINEAR)
+    assert apart(taken.pixels, plain) < apart(np.asarray(coarse), plain) / 2
+    assert "a black border was left out (91% of the picture)" in taken.note
+
+
+def test_the_same_part_again() -> None:
+    """As `explain` draws it: only what the network saw, in its own shape."""
+    bare = skin(200, 150)
+    content = encode(bordered(bare, 40, 10, 0, 0))
+    part = decode_image(content, SIDE, part=None).part
+    picture, size = load_picture(content, part=part)
+    assert size == (200, 150)
+    assert np.array_equal(picture, np.asarray(bare))
+
+
+def test_every_part_has_a_pixel() -> None:
+    """At whatever scale."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        low, high = np.sort(rng.random((2, 2)), axis=0)
+        part = Part(float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        width, height = (int(n) for n in rng.integers(1, 40, 2))
+        left, top, right, bottom = part.pixels((width, height))
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+
+
+# --- corners ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("colour", "soft"), [(0, 0.5), (20, 0.5), (0, 2.5), (255, 0.5)])
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_a_round_field(colour: int, soft: float, rule: str) -> None:
+    """Cut to the square around it; nothing black or white is left, and the middle is the same."""
+    bare = skin(240, 180)
+    content = encode(round_field(bare, 80, colour, soft))
+    taken = decode_image(content, SIDE, rule=rule, part=None)
+    assert taken.part.filled
+    edges = taken.part.pixels((240, 180))
+    assert edges == pytest.approx((40, 10, 200, 170), abs=2 + 2 * soft)
+    word = "white" if colour == 255 else "black"
+    assert f"a {word} border was left out" in taken.note
+    assert "the corners beside a round field of view were filled (2" in taken.note
+    assert taken.pixels.max() < 230
+    assert taken.pixels.min() > 60
+    plain = load_image(encode(bare.crop(edges)), SIDE, rule=rule)
+    middle = np.s_[SIDE // 5 : -SIDE // 5, SIDE // 5 : -SIDE // 5]
+    assert apart(taken.pixels[middle], plain[middle]) < 0.5
+    kept = load_image(content, SIDE, rule=rule, part=Part(*taken.part[:4]))
+    assert apart(taken.pixels, plain) < apart(kept, plain) / 3
+
+
+def test_a_round_field_that_was_cut_out_already() -> None:
+    """No border, but corners."""
+    bare = skin(160, 160)
+    taken = decode_image(encode(round_field(bare, 80)), SIDE, part=None)
+    assert taken.part == WHOLE._replace(filled=True)
+    assert taken.note == "the corners beside a round field of view were filled (20%)"
+    assert taken.pixels.min() > 60
+
+
+def test_small_corners_stay() -> None:
+    """As the models' own training images have them; unless they are known to be filled."""
+    content = encode(round_field(skin(160, 160), 96))
+    taken = decode_image(content, SIDE, part=None)
+    assert not taken.part.filled
+    assert taken.note == ""
+    assert np.array_equal(taken.pixels, load_image(content, SIDE))
+    assert taken.pixels.min() < 10
+    assert load_image(content, SIDE, part=WHOLE._replace(filled=True)).min() > 60
+
+
+def test_filled_pixels_are_mirrored() -> None:
+    """By hand: a corner in columns, whose values tell where they come from."""
+    values = np.arange(100, 200, dtype=np.uint8)[None, :, None].repeat(100, 0).repeat(3, 2)
+    black = values.copy()
+    black[:, :20] = 0
+    filled, share = fill_corners(black)
+    assert share == pytest.approx(0.2)
+    stays = 22  # what is filled reaches 2.5 pixels beyond the corner
+    assert filled[50, stays:, 0].tolist() == values[50, stays:, 0].tolist()
+    assert filled[50, :stays, 0].tolist() == [144 - x for x in range(stays)]
+
+
+def test_a_caption_in_a_bar() -> None:
+    """It goes with the bar, which no line of text lets be a border."""
+    bare = skin(160, 120)
+    framed = bordered(bare, 0, 0, 0, 40)
+    ImageDraw.Draw(framed).text((6, 130), "2024-03-05", "white", font_size=20)
+    taken = decode_image(encode(framed), 160, part=None)
+    assert taken.part.filled
+    assert taken.pixels.max() < 230
+    assert taken.pixels.min() > 60
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (90, 60), "black"),
+        Image.new("RGB", (90, 60), "white"),
+        Image.new("RGB", (1, 1), "black"),
+        round_field(skin(200, 150), 20),
+    ],
+    ids=lambda image: str(image.size),
+)
+def test_what_has_no_field_stays(image: Image.Image) -> None:
+    """More black than skin is another kind of picture."""
+    pixels = np.asarray(image)
+    for known in (False, True):
+        filled, share = fill_corners(pixels, known=known)
+        assert share == 0
+        assert filled is pixels
+
+
+def test_a_narrow_field() -> None:
+    """Mirrored far beyond it a pixel would be black again; it takes the nearest colour."""
+    pixels = np.full((100, 100, 3), 150, np.uint8)
+    pixels[:, :40] = 0
+    pixels[:, 85:] = 0
+    filled, share = fill_corners(pixels)
+    assert share == pytest.approx(0.55)
+    assert filled.min() == filled.max() == 150
+
+
+def test_whatever_comes() -> None:
+    """Pictures of any size and of black, white and colours anyhow: an answer, of the same shape."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        tall, wide = rng.integers(1, 70, 2)
+        tones = np.array([0, 20, 38, 45, 120, 240, 246, 255], np.uint8)
+        rough = tones[rng.integers(0, len(tones), (rng.integers(1, 8), rng.integers(1, 8)))]
+        image = Image.fromarray(rough).resize((int(wide), int(tall)), Image.Resampling.NEAREST)
+        taken = decode_image(encode(image.convert("RGB")), 24, part=None)
+        assert taken.pixels.shape == (24, 24, 3)
+        again = load_image(encode(image), 24, part=taken.part)
+        assert np.array_equal(again, taken.pixels)
+
+
+# --- masks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_masks_of_the_whole_picture(rule: str, scale: int) -> None:
+    """Over a part they lie as the part's own mask would, whatever stands in the border."""
+    rng = np.random.default_rng(0)
+    own = rng.random((60, 90)) < 0.4
+    whole = np.ones((100, 150), bool)
+    whole[30:90, 20:110] = own
+    part = Part(20 / 150, 30 / 100, 110 / 150, 90 / 100)
+    edges = (cell_edges(7, 32, None), cell_edges(5, 32, 3.0))
+    large = whole.repeat(scale, 0).repeat(scale, 1)
+    laid = lay_lesion(large, (150, 100), 32, rule, edges, part=part)
+    wanted = lay_lesion(own, (90, 60), 32, rule, edges)
+    assert laid.cover_hw is not None
+    assert wanted.cover_hw is not None
+    assert laid.cover_hw == pytest.approx(wanted.cover_hw, abs=1e-6)
+    assert np.array_equal(laid.centre_hw, wanted.centre_hw)  # type: ignore[arg-type]
+
+
+# --- real pictures ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not HAM10000.is_dir(), reason=NO_HAM10000)
+def test_pictures_of_ham10000() -> None:
+    """Those that have a border, and of the others no more than a few."""
+    files = {path.stem: path for path in HAM10000.rglob("ISIC_*.jpg")}
+    for name, wanted in (
+        ("ISIC_0027361", (0.09, 0, 0.91, 1)),
+        ("ISIC_0029897", (0.045, 0, 0.94, 1)),
+    ):
+        assert decode_image(files[name], 160, part=None).part[:4] == pytest.approx(wanted, abs=0.01)
+    some = sorted(files.values())[::25]
+    touched = [p.stem for p in some if decode_image(p, 160, part=None).part != WHOLE]
+    assert len(touched) <= 0.01 * len(some)
