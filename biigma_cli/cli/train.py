@@ -229,6 +229,8 @@ def train(
             for section, keys in values.items()
             for key in keys
         )
+        if "data.protocol" not in chosen_keys:
+            settings = _own_parts(settings, may_lack=show_config, quiet=hushed)
         run = runs / (name or time.strftime("%Y%m%d-%H%M%S-") + preset)
     if show_config:
         typer.echo(cfg.to_toml(settings), nl=False)
@@ -252,6 +254,28 @@ def train(
             settings, run, ranks, resume=resume is not None, chosen=tuple(chosen_keys),
             allow_missing=allow_missing, tensorboard=tensorboard,
         )  # fmt: skip
+
+
+def _own_parts(settings: Config, *, may_lack: bool, quiet: bool) -> Config:
+    """By the data set's own parts, where it brings some and nothing else was asked for.
+
+    Args:
+        may_lack: whether the data set need not be on this machine.
+    """
+    from biigma_cli.data.splits import own_parts_meant
+    from biigma_cli.errors import DataError
+
+    try:
+        if not own_parts_meant(settings.data.dataset):
+            return settings
+    except DataError:
+        if may_lack:
+            return settings
+        raise
+    if not quiet:
+        note(f"{settings.data.dataset} brings its own parts: --protocol official")
+    data = dataclasses.replace(settings.data, protocol="official")
+    return dataclasses.replace(settings, data=data)
 
 
 def _tell_sampling_start(settings: Config, meant: int, *, quiet: bool) -> None:
@@ -283,16 +307,17 @@ def _train(
         chosen: settings that the user gave, each as `section.key`.
     """
     from biigma_cli.config import without_effect
-    from biigma_cli.data.splits import own_split_meant
+    from biigma_cli.data.splits import brings_own_split
     from biigma_cli.engine import train as engine
     from biigma_cli.engine.interrupt import stop_on_signals
 
     manifest = _data(settings, ranks, may_miss=allow_missing or resume)
-    if "data.protocol" not in chosen and not resume and own_split_meant(manifest):
-        if ranks.is_main:
-            note(f"{manifest.dataset} brings its own parts: --protocol official")
-        data = dataclasses.replace(settings.data, protocol="official")
-        settings = dataclasses.replace(settings, data=data)
+    own = settings.data.protocol == "official" or not brings_own_split(manifest)
+    if not own and ranks.is_main:
+        note(
+            f"--protocol {settings.data.protocol}: the parts that {manifest.dataset} brings are "
+            "not used, all its images are cut anew"
+        )
     idle = without_effect(settings, chosen)
     if idle and ranks.is_main:
         note(f"warning: without effect here: {', '.join(idle)}")

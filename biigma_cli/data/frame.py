@@ -24,7 +24,7 @@ _WHITE, _LIGHT = 250, 245
 # Dust, a hair, what JPEG leaves: share of a line's pixels.
 _FEW = 0.02
 # A border that is narrower, as a share of the axis, is left alone: it changes no answer.
-_NARROW = 0.01
+_NARROW = 0.007
 # What is left must be so much of each side, and so many pixels; else it is a dark picture.
 _LEAST, _LEAST_PIXELS = 0.25, 32
 # Lines are judged by about so many of their pixels, read by so many at a time.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from biigma_cli.config import DataConfig
 from biigma_cli.data.duplicates import twin_key
-from biigma_cli.data.manifest import Manifest, Record
+from biigma_cli.data.manifest import Manifest, Record, load_manifest
 from biigma_cli.errors import CheckpointMismatch, DataError, UsageError
 from biigma_cli.storage import sha256_lines
 from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES, base_of
@@ -40,6 +40,8 @@ class Split:
 
     Attributes:
         nameless: images of all parts that say of no lesion that they show it.
+        leaked: test images that show a lesion of train or val, by its id or as a copy of the file,
+            where the parts are a publisher's.
     """
 
     dataset: str
@@ -54,6 +56,7 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
     nameless: int = 0
+    leaked: int = 0
 
     @property
     def split_hash(self) -> str:
@@ -71,11 +74,17 @@ class Split:
         how = {
             "lesion": safe,
             "paper": "random by image, as published (lesions leak between parts)",
-            "official": "the publisher's own parts",
+            "official": "the publisher's own parts" + self._leak(),
         }[self.protocol]
         sizes = " / ".join(f"{len(getattr(self, p))}" for p in PARTS)
         which = f"{self.dataset} ({self.variant})" if self.variant else self.dataset
         return f"{which}, {how}, seed {self.seed}, {sizes} train / val / test"
+
+    def _leak(self) -> str:
+        if not self.leaked:
+            return ""
+        shown = f"{self.leaked:,} of {len(self.test):,} test images show one of train or val"
+        return f" (lesions leak: {shown})"
 
     def part(self, name: str) -> tuple[str, ...]:
         """Ids of a part by name."""
@@ -128,6 +137,9 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
                 )
         shares = {"test": config.test_fraction, "val": config.val_fraction}
         _cut(manifest, pool, config, parts, shares, by_lesion=config.protocol == "lesion")
+    leaked = 0
+    if config.protocol == "official":
+        leaked = len(_leaked(manifest, parts, "test", config.join_duplicates))
     return Split(
         dataset=manifest.dataset,
         variant=manifest.variant,
@@ -138,6 +150,7 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
         val_fraction=config.val_fraction,
         data_hash=manifest.data_hash,
         nameless=_nameless(manifest, parts),
+        leaked=leaked,
         **{part: tuple(sorted(ids)) for part, ids in parts.items()},
     )
 
@@ -145,6 +158,27 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
 def _nameless(manifest: Manifest, parts: dict[str, list[str]]) -> int:
     used = {i for ids in parts.values() for i in ids}
     return sum(not r.lesion_id for r in manifest.records if r.image_id in used)
+
+
+def _leaked(
+    manifest: Manifest, parts: Mapping[str, Sequence[str]], judged: str, twins: bool
+) -> list[str]:
+    """Images of a publisher's `judged` part that show a lesion of the parts before it."""
+    before = {i for part in PARTS[: PARTS.index(judged)] for i in parts[part]}
+    held = set(parts[judged])
+    records = tuple(r for r in manifest.records if r.image_id in before | held)
+    leaked: list[str] = []
+    for group in lesion_groups(records, by_lesion=True, twins=twins):
+        if any(r.image_id in before for r in group):
+            leaked += [r.image_id for r in group if r.image_id in held]
+    return leaked
+
+
+def own_parts_meant(dataset: str) -> bool:
+    """`own_split_meant` of a data set by name; nothing is drawn. Raises as `load_manifest`, too."""
+    if dataset in TAXONOMIES:
+        return dataset == SYNTHETIC.dataset
+    return own_split_meant(load_manifest(dataset))
 
 
 def brings_own_split(manifest: Manifest) -> bool:
@@ -354,7 +388,7 @@ def part_counts(split: Split, manifest: Manifest) -> dict[str, dict[str, int]]:
 
 
 def poorly_judged(split: Split, manifest: Manifest) -> list[str]:
-    """What the publisher's validation and test parts cannot judge, a line each."""
+    """What the publisher's validation and test parts cannot judge well, a line each."""
     counts = part_counts(split, manifest)
     lines = []
     absent = [code for code, n in counts["val"].items() if not n and counts["train"][code]]
@@ -369,4 +403,14 @@ def poorly_judged(split: Split, manifest: Manifest) -> list[str]:
             f"the test part of {split.dataset} has images of one class alone, {tested[0]}: 'biigma "
             "eval' cannot judge by it"
         )
+    if split.protocol == "official":
+        parts = {part: split.part(part) for part in PARTS}
+        for part in ("val", "test"):
+            if leaked := _leaked(manifest, parts, part, split.join_duplicates):
+                lines.append(
+                    f"{len(leaked)} of {len(parts[part])} {part} images of {split.dataset} show a "
+                    f"lesion that is in {'train' if part == 'val' else 'train or val'}, too: what "
+                    "is measured there is no figure for new lesions (biigma audit "
+                    f"{split.dataset} names them; --protocol lesion cuts all anew)"
+                )
     return lines

@@ -21,11 +21,10 @@ from biigma_cli.config import (
     preset,
     resolve,
 )
-from biigma_cli.data.manifest import load_manifest
-from biigma_cli.data.splits import own_split_meant
+from biigma_cli.data.splits import own_parts_meant
 from biigma_cli.errors import UsageError
 from biigma_cli.report.ablation import Measure
-from biigma_cli.taxonomy import SYNTHETIC, TAXONOMIES
+from biigma_cli.taxonomy import SYNTHETIC
 
 Kind = Literal["table2", "recipe", "shortcut"]
 
@@ -306,7 +305,7 @@ def make_study(
         assignments.append(sigma)
         given.setdefault("model", {})["sigma"] = PAPER_SIGMA[name]
     base = resolve(given, start, planned=start.train)
-    if "protocol" not in given["data"] and _brings_own(name):
+    if "protocol" not in given["data"] and own_parts_meant(name):
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, protocol="official"))
     for text in (*assignments, *settings):
         words += ["--set", text]
@@ -319,12 +318,6 @@ def make_study(
     )  # fmt: skip
     plan(study)  # every row's settings are checked now
     return study
-
-
-def _brings_own(dataset: str) -> bool:
-    if dataset in TAXONOMIES:
-        return dataset == SYNTHETIC.dataset
-    return own_split_meant(load_manifest(dataset))
 
 
 def _pick_rows(kind: Kind, text: str) -> tuple[Row, ...]:

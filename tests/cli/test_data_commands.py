@@ -633,7 +633,49 @@ def test_a_protocol_that_is_asked_for(trained: Trained, tmp_path: Path) -> None:
         assert "brings its own parts" not in done.err
         shown = call("train", "--dataset", "spitzoid", *given, "--show-config")
         assert f'protocol = "{wanted}"' in shown.out
+        assert "brings its own parts" not in shown.err
+        told = f"--protocol {wanted}: the parts that spitzoid brings are not used"
+        assert told in done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_settings_shown_are_those_of_the_training(trained: Trained, tmp_path: Path) -> None:
+    """Its own parts, too: given back as a file, they must not train on what is held out."""
+    shown = call("train", "--dataset", "spitzoid", "--show-config")
+    assert 'protocol = "official"' in shown.out
+    config = tmp_path / "shown.toml"
+    config.write_text(shown.out)
+    again = call("train", "--config", config, "--show-config")
+    assert again.out == shown.out
+    drawn = call("train", "--dataset", "synthetic", "--show-config")
+    assert 'protocol = "official"' in drawn.out
+    assert 'protocol = "lesion"' in call("train", "--dataset", "isic18", "--show-config").out
+
+
+def test_an_own_split_that_leaks(fresh: Path, tmp_path: Path) -> None:
+    """Training and judgement say how many held-out images show a lesion that was trained on."""
+    top = paint_classes(tmp_path / "d", {"common": 12, "rare": 12})
+    rows = ["image,label,lesion_id,split"]
+    for label in ("common", "rare"):
+        for i, path in enumerate(sorted((top / label).iterdir())):
+            part = ("train", "train", "val", "test")[i % 4]
+            rows.append(f"{path.relative_to(top)},{label},{label}{i // 4},{part}")
+    (top / "own.csv").write_text("\n".join(rows) + "\n")
+    assert call("datasets", "add", "leaky", top / "own.csv").code == 0
+    runs = tmp_path / "runs"
+    done = call(
+        *TINY, "--dataset", "leaky", "--epochs", "1", "--runs", runs, "--name", "one",
+        "--set", "train.batch_size=4",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    flat = " ".join((done.out + done.err).split())
+    for part, before in (("val", "train"), ("test", "train or val")):
+        assert f"6 of 6 {part} images of leaky show a lesion that is in {before}, too" in flat
+    told = "own parts (lesions leak: 6 of 6 test images show one of train or val)"
+    assert told in done.out
+    judged = call("eval", "--run", runs / "one", "--device", "cpu", "--json")
+    assert judged.code == 0, judged.err
+    assert told in json.loads(judged.out)["protocol"]
 
 
 def test_training_with_too_few_lesions(fresh: Path, tmp_path: Path) -> None:

@@ -49,7 +49,15 @@ def apart(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
 @pytest.mark.parametrize("colour", ["black", "white", "#1a1512", "#fdfbff"])
 @pytest.mark.parametrize(
     "widths",
-    [(9, 9, 9, 9), (0, 40, 0, 40), (50, 0, 50, 0), (0, 0, 3, 0), (0, 2, 0, 0), (100, 75, 90, 60)],
+    [
+        (9, 9, 9, 9),
+        (0, 40, 0, 40),
+        (50, 0, 50, 0),
+        (0, 0, 3, 0),
+        (0, 2, 0, 0),
+        (2, 0, 0, 0),
+        (100, 75, 90, 60),
+    ],
     ids=str,
 )
 def test_what_is_left_is_the_picture(widths: tuple[int, int, int, int], colour: str) -> None:

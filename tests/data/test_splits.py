@@ -306,6 +306,36 @@ def test_official_with_all_parts() -> None:
     assert "30 / 12 / 18" in split.title
 
 
+def test_official_parts_that_leak() -> None:
+    """By lesion, by a copy of the file, and from val, too; each counts once."""
+    data = parted({"train": 5, "val": 2, "test": 3})
+    assert make_split(data, OFFICIAL).leaked == 0
+    assert "leak" not in make_split(data, OFFICIAL).title
+    assert poorly_judged(make_split(data, OFFICIAL), data) == []
+    by_id = data.by_id()
+    changes = {
+        "test_MEL_0_a": {"lesion_id": "trainNV1"},
+        "test_MEL_1_a": {"digest": by_id["val_NV_0_a"].digest},  # its sister is the same lesion
+        "val_MEL_0_b": {"lesion_id": "trainNV1"},
+    }
+    changed = dataclasses.replace(
+        data,
+        records=tuple(
+            dataclasses.replace(r, **changes.get(r.image_id, {}))  # type: ignore[arg-type]
+            for r in data.records
+        ),
+    )
+    split = make_split(changed, OFFICIAL)
+    assert split.leaked == 3
+    assert "own parts (lesions leak: 3 of 18 test images show one of train or val)" in split.title
+    val, test = poorly_judged(split, changed)
+    assert val.startswith("1 of 12 val images of isic17 show a lesion that is in train, too")
+    assert test.startswith("3 of 18 test images of isic17 show a lesion that is in train or val")
+    for protocol in ("lesion", "paper"):
+        other = make_split(changed, DataConfig(protocol=protocol))  # type: ignore[arg-type]
+        assert other.leaked == 0
+
+
 def test_official_without_a_validation_part() -> None:
     """It is cut from train, by lesion and class, by seed; the test part is left alone."""
     data = parted({"train": 20, "test": 3})
