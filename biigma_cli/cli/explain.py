@@ -180,7 +180,7 @@ def explain(
             f"none of {len(inputs)} images could be explained", fix="see the lines above"
         )
     if flagged:
-        note(flagged_note(flagged))
+        note(flagged_note(flagged, telling.explained))
     note(f"model {asked.name}; {DISCLAIMER}")
     if stop.signum is not None:
         note(f"{telling.explained} of {len(inputs)} images explained")

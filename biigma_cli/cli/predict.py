@@ -166,6 +166,7 @@ def predict(
     from biigma_cli.report.predictions import (
         DISCLAIMER,
         FORMATS,
+        NOT_DERMOSCOPY,
         RESUMABLE,
         Answered,
         CsvWriter,
@@ -331,12 +332,16 @@ def predict(
         )
     if earlier.changed:
         note(f"{earlier.changed} files have changed since they were answered; their rows are older")
-    if tally.flagged:
-        note(flagged_note(tally.flagged))
-    if thresholds.suspicious_from is not None:
+    flagged = tally.flagged + answered.labels[NOT_DERMOSCOPY]
+    judges = thresholds.suspicious_from is not None
+    if flagged:
+        unjudged = ", and not judged for suspicion" * judges
+        note(flagged_note(flagged, tally.done - tally.failed) + unjudged)
+    if judges:
         note(f"{tally.suspicious} called suspicious" + " in this run" * bool(len(answered)))
-    if saliency is not None:
-        note(f"pictures in {saliency}")
+    if saliency is not None and pictures is not None:
+        nothing = "no picture was drawn: nothing new was answered"
+        note(f"pictures in {saliency}" if pictures.drawn else nothing)
     if report is not None:
         if same:
             note(f"{report} stays as it was: nothing new was answered")

@@ -111,6 +111,8 @@ class Pictures:
         self.maps = maps
         self.folder = folder
         self.page = page
+        #: Overlays that were written.
+        self.drawn = 0
         self.notes = (TTA_NOTE,) if tta and (maps.form or maps.evidence) else ()
 
     def add(self, items: Sequence[Prediction], results: Sequence[Result]) -> list[Prediction]:
@@ -164,6 +166,7 @@ class Pictures:
             model=self.model, answer="" if item.label == best else item.label, notes=self.notes,
  note=item.note,
         )  # fmt: skip
+        self.drawn += 1
         return dataclasses.replace(item, picture=str(target))
 
     def _thumbnails(self, item: Prediction, result: Result, seen: _Seen | None) -> list[Picture]:

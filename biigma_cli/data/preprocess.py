@@ -76,6 +76,11 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+# A picture of which a side is shorter than the network's by this factor is told to be small.
+_SMALL = 3
+# So far the channels of a grey picture may lie apart, but for a few pixels: what JPEG leaves.
+_GREY, _FEW = 8, 0.01
+
 # Decoded at the same time by all threads together; a larger image is decoded alone.
 PIXELS_AT_ONCE = 64_000_000
 # A progressive JPEG is decoded once per scan: ten are usual, thousands an attack.
@@ -133,8 +138,9 @@ def decode_image(
         strict: refuse a JPEG of which a part is wrong or missing, see `jpeg.check_jpeg`, and note
             where one may be, and what is doubtful of its colours; otherwise such a part is grey, or
             whatever comes of it.
-        part: of the upright image to take; None for what a black or white border leaves, and the
-            corners of a round field filled (see `frame`), which the note then says.
+        part: of the upright image to take; None, as for an answer, for what a black or white border
+            leaves, and the corners of a round field filled (see `frame`), which the note then says,
+            as it does where an image is small or without colours.
 
     Raises:
         ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
@@ -196,9 +202,26 @@ def _decode(
             rgb = rgb.crop(framed.part.pixels(rgb.size))
         fills = _Corners(framed.part.filled, may=part is None)
         square, odd = to_srgb(_square(rgb, side, rule, fills), profile)
-        notes = filter(None, (note, doubt, unsure, odd, framed.note, fills.note))
         taken = framed.part._replace(filled=fills.filled)
-        return Decoded(np.array(square), "; ".join(notes), taken)
+        found = [note, doubt, unsure, odd, framed.note, fills.note]
+        if part is None:
+            found += [_smallness(rgb.size, side), _greyness(square)]
+        return Decoded(np.array(square), "; ".join(filter(None, found)), taken)
+
+
+def _smallness(size: tuple[int, int], side: int) -> str:
+    if min(size) * _SMALL >= side:
+        return ""
+    return f"only {size[0]} x {size[1]} pixels: more answers are wrong for so small a picture"
+
+
+def _greyness(square: Image.Image) -> str:
+    """What is said of a picture without colours; one of a single colour is another matter."""
+    pixels = np.asarray(square, np.int16)
+    colours = np.ptp(pixels, axis=2) > _GREY
+    if colours.mean() > _FEW or np.ptp(pixels) <= _GREY:
+        return ""
+    return "it has no colours: more answers are wrong, and fewer malignant lesions are found"
 
 
 class _Corners:

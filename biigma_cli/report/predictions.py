@@ -98,9 +98,9 @@ def is_novel(novelty: float | None) -> bool:
     return novelty is not None and novelty > 1
 
 
-def flagged_note(count: int) -> str:
-    """What is said of images that are flagged."""
-    return f"{count} flagged as {NOT_DERMOSCOPY}: unlike the images it was trained on"
+def flagged_note(count: int, of: int) -> str:
+    """What is said of images that are flagged, of all that could be read."""
+    return f"{count} of {of} flagged as {NOT_DERMOSCOPY}: unlike the images it was trained on"
 
 
 def prediction(

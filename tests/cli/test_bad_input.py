@@ -444,7 +444,7 @@ def test_train_tells_of_settings_without_effect(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the user, from wherever they came, under the settings as they are in the end."""
-    monkeypatch.setattr("biigma_cli.data.splits.own_split_meant", lambda _: True)
+    monkeypatch.setattr("biigma_cli.data.splits.own_parts_meant", lambda _: True)
 
     def no_training(*_: object, **__: object) -> None:
         raise UsageError("so far only")

@@ -394,7 +394,7 @@ def test_what_the_input_check_flags(picture: Path, tmp_path: Path) -> None:
     assert item["label"] == "not dermoscopy"
     for key in ("label", "name", "probability", "probabilities", "novelty", "note"):
         assert item[key] == told[key], key
-    assert "1 flagged as not dermoscopy" in done.err
+    assert "1 of 1 flagged as not dermoscopy" in done.err
     best = max(item["probabilities"], key=item["probabilities"].__getitem__)
     drawn = (tmp_path / "out" / "stripes.svg").read_text(encoding="utf-8")
     assert f"Answer: not dermoscopy ({best}, " in drawn

@@ -455,6 +455,17 @@ def test_a_picture_that_cannot_be_written(
     assert {n: (maps / n).stat().st_mtime_ns for n in stamps} == stamps
 
 
+def test_no_picture_is_drawn(picture: Path, tmp_path: Path) -> None:
+    """Where all is answered already, or nothing could be read, it does not say where they are."""
+    common = ("predict", picture, "--model", SHIPPED, "--device", "cpu", "-o", tmp_path / "a.csv")
+    assert call(*common).code == 0
+    done = call(*common, "--resume", "--saliency", tmp_path / "maps")
+    assert done.code == 0, done.err
+    assert "no picture was drawn: nothing new was answered" in done.err
+    assert "pictures in" not in done.err
+    assert not (tmp_path / "maps").exists()
+
+
 def test_a_model_without_maps(toy: Path, folder: Path, tmp_path: Path) -> None:
     """Pictures of nothing are refused; the page is still of use."""
     done = predict(toy, folder, "--saliency", tmp_path / "maps")

@@ -153,7 +153,7 @@ def test_what_is_no_border(image: Image.Image) -> None:
     assert found.part == WHOLE
     assert found.note == ""
     taken = decode_image(encode(image), SIDE, part=None)
-    if image.getpixel((0, 0)) != (0, 0, 0):
+    if image.getpixel((0, 0)) != (0, 0, 0) and image.height > 2:
         assert taken.note == ""
         assert np.array_equal(taken.pixels, load_image(encode(image), SIDE))
 
@@ -326,6 +326,37 @@ def test_whatever_comes() -> None:
         assert taken.pixels.shape == (24, 24, 3)
         again = load_image(encode(image), 24, part=taken.part)
         assert np.array_equal(again, taken.pixels)
+
+
+# --- what else an answer may suffer from --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_pictures_without_colours(kind: str, rule: str) -> None:
+    """Said of grey ones, in whichever mode, where they are answered; not of those with a tint."""
+    grey = skin(200, 150).convert("L")
+    words = "it has no colours: more answers are wrong, and fewer malignant lesions are found"
+    for image in (grey, grey.convert("RGB")):
+        assert decode_image(encode(image, kind), SIDE, rule=rule, part=None).note == words
+        assert decode_image(encode(image, kind), SIDE, rule=rule).note == ""
+    tinted = Image.merge("RGB", (grey, grey, grey.point(lambda value: value - 14)))
+    assert decode_image(encode(tinted, kind), SIDE, rule=rule, part=None).note == ""
+    if rule != "pad":
+        flat = Image.new("RGB", (200, 150), (120, 119, 121))
+        assert decode_image(encode(flat, kind), SIDE, rule=rule, part=None).note == ""
+
+
+def test_small_pictures() -> None:
+    """Of less than a third of the network's side, as they are shown, without their border."""
+    assert decode_image(encode(skin(28, 22)), SIDE, part=None).note == ""
+    words = "only 28 x 21 pixels: more answers are wrong for so small a picture"
+    assert decode_image(encode(skin(28, 21)), SIDE, part=None).note == words
+    assert decode_image(encode(skin(28, 21)), SIDE).note == ""
+    framed = bordered(skin(80, 33), 40, 40, 40, 40)
+    assert "pixels" not in decode_image(encode(framed), 96, part=None).note
+    note = decode_image(encode(framed), 120, part=None).note
+    assert note.endswith("; only 80 x 33 pixels: more answers are wrong for so small a picture")
 
 
 # --- masks -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -112,7 +113,15 @@ def test_predict_says_it(checked: Path, picture: Path, tmp_path: Path) -> None:
     assert strange["label"] == "not dermoscopy"
     assert strange["novelty"] > 1
     assert sum(strange["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-    assert "1 flagged as not dermoscopy" in done.err
+    assert "1 of 2 flagged as not dermoscopy" in done.err
+    rows = ("predict", "--model", checked, "--device", "cpu", "-o", tmp_path / "a.csv")
+    done = call(*rows, other, "--suspicious-from", "0.5")
+    told = "1 of 1 flagged as not dermoscopy: unlike the images it was trained on"
+    assert f"{told}, and not judged for suspicion" in done.err
+    for again in range(2):  # what an earlier run flagged counts, too
+        done = call(*rows, other, picture, "--suspicious-from", "0.5", "--resume")
+        assert done.code == 0, (again, done.err)
+        assert "1 of 2 flagged as not dermoscopy" in done.err
     off = call(*ask, "--no-input-check")
     strange = json.loads(off.out.splitlines()[1])
     assert strange["label"] in strange["probabilities"]
@@ -120,8 +129,7 @@ def test_predict_says_it(checked: Path, picture: Path, tmp_path: Path) -> None:
     assert strange["settings"] == {"input_check": 0}
     shown = call(*ask[:-1], "table").out
     assert "not dermoscopy" in " ".join(shown.split())
-    line = call(*ask[:-1], "csv").out.splitlines()
-    row = dict(zip(line[0].split(","), line[2].split(","), strict=True))
+    _, row = csv.DictReader(call(*ask[:-1], "csv").out.splitlines())
     assert float(row["novelty"]) > 1
 
 
