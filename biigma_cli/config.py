@@ -407,17 +407,25 @@ class Config:
                 f"model.estimator=unbiased needs 4 positions, side {side} gives 1",
                 fix="use a side of 64 or more, or model.estimator=biased",
             )
-        lacking = []
+        lacking: dict[str, str] = {}  # what cannot be, and its fix
         if self.loss.map_distance and not (self.model.mica and self.model.sampling):
-            lacking.append("loss.map_distance needs model.mica and model.sampling")
+            lacking["loss.map_distance needs model.mica and model.sampling"] = (
+                "set loss.map_distance to 0, or model.mica and model.sampling to true"
+            )
         if self.loss.consistency_kl and not self.model.sampling:
-            lacking.append("loss.consistency_kl needs model.sampling")
+            lacking["loss.consistency_kl needs model.sampling"] = (
+                "set loss.consistency_kl to 0, or model.sampling to true"
+            )
         if self.loss.distillation and not self.train.teachers:
-            lacking.append("loss.distillation needs train.teachers")
+            lacking["loss.distillation needs train.teachers"] = (
+                "set loss.distillation to 0, or name trained models in train.teachers"
+            )
         if self.train.teachers and not self.loss.distillation:
-            lacking.append("train.teachers needs a loss.distillation above 0")
+            lacking["train.teachers needs a loss.distillation above 0"] = (
+                "set loss.distillation, to 1 for instance, or leave train.teachers out"
+            )
         if lacking:
-            raise UsageError("; ".join(lacking), fix="set the loss weight to 0, or switch it on")
+            raise UsageError("; ".join(lacking), fix="; ".join(lacking.values()))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, fit for JSON and TOML."""

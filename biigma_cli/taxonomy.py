@@ -5,6 +5,9 @@ The order is that of the official ground-truth files, and so of every logit, col
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from biigma_cli.errors import UsageError
@@ -107,6 +110,40 @@ def counterpart(code: str, taxonomy: Taxonomy) -> str | None:
         if known in taxonomy.codes:
             return known
     return None
+
+
+def same_diagnosis(labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """Labels that mean one diagnosis, such as a code beside its full name; mostly empty.
+
+    Names count in any case, spelling (`naevus`) and number (`nevi`). Actinic keratosis is AK, or
+    AKIEC where that alone is a label.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        code = label.upper() if label.upper() in _KNOWN else _NAMES.get(_plain(label))
+        if code == "AK" and "AK" not in labels and "AKIEC" in labels:
+            code = "AKIEC"
+        if code is not None:
+            groups[code].append(label)
+    return [tuple(same) for same in groups.values() if len(same) > 1]
+
+
+def _plain(name: str) -> str:
+    """A diagnosis's full name in one spelling, in the singular."""
+    plain = re.sub(r"[\W_]+", " ", name.casefold()).strip()
+    plain = plain.replace("naev", "nev").replace("rrhoe", "rrhe")
+    plain = re.sub(r"\bnevi\b", "nevus", plain).replace("keratoses", "keratosis")
+    return re.sub(r"(?<=oma|ion)s\b", "", plain)
+
+
+#: Full name, as `_plain` has it -> code.
+_NAMES = {
+    **{_plain(c.name): code for code, c in _KNOWN.items()},
+    # What else people write.
+    "malignant melanoma": "MEL",
+    "nevus": "NV",
+    "benign keratosis like lesion": "BKL",
+}
 
 
 def base_of(dataset: str) -> str:

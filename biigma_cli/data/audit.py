@@ -49,7 +49,7 @@ from biigma_cli.data.alike import AlikePair, AlikeSearch
 from biigma_cli.data.jpeg import check_jpeg
 from biigma_cli.data.manifest import Manifest, Record
 from biigma_cli.data.preprocess import load_image, map_threads, read_header
-from biigma_cli.data.scan import begin_table
+from biigma_cli.data.scan import begin_table, composed
 from biigma_cli.data.splits import PARTS, PROTOCOLS, Split, make_split, part_counts
 from biigma_cli.errors import DataError, ImageError
 from biigma_cli.storage import available_cpus, content_digest, is_file, is_there
@@ -208,7 +208,8 @@ class Audit:
         conflicts: label conflicts.
         odd: unusual images.
         unreadable: missing and damaged ones.
-        rows_without_image: ids in metadata files below the root that have no image, by file.
+        rows_without_image: what the data set's own CSV files below the root name and is no image,
+            by file.
         strangers: image files below the root that are no records, relative to it.
         alike: pictures that are probably of one lesion; None where they were not searched for.
     """
@@ -700,27 +701,70 @@ def _strangers(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _rows_without_image(manifest: Manifest) -> dict[str, tuple[str, ...]]:
-    """Ids in CSV files below the root, in a column of images, with neither record nor file."""
-    there = {r.image_id for r in manifest.records}
-    tables = []
-    for path in _walk(manifest.root):
+    """Cells of the data set's own CSV files below the root, in a column of images, that name
+    neither a record nor a file.
+
+    A table counts as its own where it names half of the records, or half of its cells name records:
+    any other that lies there speaks of other images.
+    """
+    root = manifest.root
+    records = _names((r.image_id, root / r.path) for r in manifest.records)
+    files, tables = [], []
+    for path in _walk(root):
         if path.suffix.lower() in _SUFFIXES:
-            there |= {path.stem, path.name, path.relative_to(manifest.root).as_posix()}
+            files.append((path.name, path))
         elif path.suffix.lower() == ".csv":
             tables.append(path)
+    there = _names(files)
     result = {}
-    for path in sorted(tables):
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                separator, _ = begin_table(file)
-                reader = csv.DictReader(file, delimiter=separator)
-                column = next((c for c in _ID_COLUMNS if c in (reader.fieldnames or ())), None)
-                ids = [row[column] for row in reader if row[column]] if column else []
-        except (OSError, UnicodeDecodeError, csv.Error):
-            continue  # some other table; the metadata proper was read when it was recorded
-        if missing := tuple(i for i in dict.fromkeys(ids) if i not in there):
-            result[path.relative_to(manifest.root).as_posix()] = missing
+    for table in sorted(tables):
+        cells = _image_cells(table)
+        paths = {c: [os.path.normpath(f / c) for f in (table.parent, root)] for c in cells}
+        forms = {c: [composed(name) for name in (*paths[c], c)] for c in cells}
+        known = {c: [records[f] for f in forms[c] if f in records] for c in cells}
+        named = {c: ids[0] for c, ids in known.items() if ids}
+        if 2 * len(set(named.values())) < len(manifest.records) and 2 * len(named) < len(cells):
+            continue
+        missing = tuple(
+            c
+            for c in cells
+            if c not in named
+            and not any(f in there for f in forms[c])
+            # Elsewhere, or below a link to a folder.
+            and not any(is_file(path) for path in paths[c])
+        )
+        if missing:
+            result[table.relative_to(root).as_posix()] = missing
     return result
+
+
+def _names(images: Iterable[tuple[str, Path]]) -> dict[str, str]:
+    """What tables may call images, (id, file) each, and the id meant: by the whole path, the id
+    or the file's name; the suffix may be left out.
+    """
+    whole = [(image_id, Path(os.path.normpath(file))) for image_id, file in images]
+    found: dict[str, str] = {}
+    # Paths first: of two files with the same name, each is told by its own.
+    for image_id, file in whole:
+        for form in (file, file.with_suffix("")):
+            found.setdefault(composed(str(form)), image_id)
+    for image_id, file in whole:
+        for name in (image_id, file.name, file.stem):
+            found.setdefault(composed(name), image_id)
+    return found
+
+
+def _image_cells(table: Path) -> list[str]:
+    """What a CSV has in its column of images, each once; empty where there is none."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            separator, _ = begin_table(file)
+            reader = csv.DictReader(file, delimiter=separator)
+            column = next((c for c in _ID_COLUMNS if c in (reader.fieldnames or ())), None)
+            cells = [(row[column] or "").strip() for row in reader] if column else []
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []  # some other table; the metadata proper was read when it was recorded
+    return [cell for cell in dict.fromkeys(cells) if cell]
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -29,7 +29,15 @@ from biigma_cli.data.scan import (
 )
 from biigma_cli.errors import DataError, UsageError
 from biigma_cli.storage import is_file, real_path
-from biigma_cli.taxonomy import ISIC17, ISIC18, ISIC19, SYNTHETIC, TAXONOMIES, lesion_class
+from biigma_cli.taxonomy import (
+    ISIC17,
+    ISIC18,
+    ISIC19,
+    SYNTHETIC,
+    TAXONOMIES,
+    lesion_class,
+    same_diagnosis,
+)
 
 COLUMNS = ("image", "label")
 OPTIONAL = ("lesion_id", "split", "mask", "age", "sex", "site")
@@ -87,6 +95,7 @@ def read_custom(
         warn(f"{len(missing)} rows have no image; left out: {first(missing)}")
     _refuse_doubles(drafts, table or source)
     if warn:
+        _tell_one_diagnosis(codes, table, warn)
         _tell_big_lesions(drafts, warn)
         _tell_odd_ages(drafts, warn)
     return Manifest(
@@ -137,6 +146,14 @@ def _refuse_doubles(drafts: Sequence[Draft], where: Path) -> None:
                 f"{where} names images twice: {draft.image_id} ({' and '.join(both)})",
                 fix="remove the doubles" if len(both) == 1 else "remove or rename one of them",
             )
+
+
+def _tell_one_diagnosis(codes: Sequence[str], table: Path | None, warn: Warn) -> None:
+    """A code and its own full name would be learnt as two classes."""
+    found = [" and ".join(map(repr, same)) for same in same_diagnosis(codes)]
+    if found:
+        fix = "give them the same name in the CSV" if table else "put their images in one folder"
+        warn(f"classes that seem to be one diagnosis: {', '.join(found)}; if they are, {fix}")
 
 
 def _tell_big_lesions(drafts: Sequence[Draft], warn: Warn) -> None:

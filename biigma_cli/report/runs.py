@@ -13,6 +13,7 @@ from typing import Any
 
 from biigma_cli.config import Config, fill_older
 from biigma_cli.errors import DataError, UsageError
+from biigma_cli.storage import is_there
 
 # Figures of the validation part in `metrics.csv`, without their `val_`, and of judged parts.
 FIGURES = ("macro_f1", "accuracy", "macro_recall", "log_loss")
@@ -125,13 +126,26 @@ class RunInfo:
 
 
 def list_runs(runs: Path) -> list[RunInfo]:
-    """Every folder below `runs`, the newest last.
+    """Every folder below `runs`, the newest last, but for those of `groups_of_runs`.
 
     Raises `UsageError` where there is no such folder. A folder that is no run, or a damaged one,
     becomes a `RunInfo` with a `problem`.
     """
+    return sort_runs([read_run(p) for p in _folders(runs) if not _runs_inside(p)], "date")
+
+
+def groups_of_runs(runs: Path) -> dict[Path, list[RunInfo]]:
+    """Folders below `runs` that are no run but hold some, as `biigma ablate` makes them; by name.
+
+    Raises `UsageError` as `list_runs` does.
+    """
+    inside = {folder: _runs_inside(folder) for folder in sorted(_folders(runs))}
+    return {folder: [read_run(p) for p in paths] for folder, paths in inside.items() if paths}
+
+
+def _folders(runs: Path) -> list[Path]:
     try:
-        folders = [p for p in runs.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        return [p for p in runs.iterdir() if p.is_dir() and not p.name.startswith(".")]
     except FileNotFoundError:
         raise UsageError(
             f"there is no folder {runs}", fix="train a run with 'biigma train', or give --runs"
@@ -140,7 +154,13 @@ def list_runs(runs: Path) -> list[RunInfo]:
         raise UsageError(
             f"{runs} cannot be listed: {error.strerror or error}", fix="check --runs"
         ) from error
-    return sort_runs([read_run(p) for p in folders], "date")
+
+
+def _runs_inside(folder: Path) -> list[Path]:
+    """The runs in a folder that is none itself."""
+    if is_there(folder / "config.toml"):
+        return []
+    return sorted(path.parent for path in folder.glob("*/config.toml"))
 
 
 def sort_runs(runs: Sequence[RunInfo], key: str) -> list[RunInfo]:
@@ -190,7 +210,9 @@ def read_run(path: Path) -> RunInfo:
     name = path.name or path.resolve().name
     settings: dict[str, Any] | None = attempt(_read_settings, "config.toml", None)
     if settings is None and not problems:
-        return RunInfo(name=name, path=path, problem="no run: it has no config.toml")
+        inside = len(_runs_inside(path))
+        why = f"it holds {inside} runs" if inside else "it has no config.toml"
+        return RunInfo(name=name, path=path, problem=f"no run: {why}")
     settings = settings or {}
     rows: tuple[dict[str, float], ...] = attempt(read_metrics, "metrics.csv", ())
     summary: dict[str, Any] = attempt(_read_object, "summary.json", {})

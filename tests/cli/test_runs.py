@@ -82,6 +82,37 @@ def test_list_as_json(three: Path) -> None:
     assert found[1]["settings"]["train.epochs"] == 3
 
 
+def test_an_ablation_beside_runs(three: Path) -> None:
+    """It is told as what it is, with how to list its runs, and spoils neither list nor JSON."""
+    make_run(three / "abl" / "full-s1")
+    make_run(three / "abl" / "full-s2", f1=(0.5,), planned=2)
+    make_run(three / "more" / "one")
+    done = call("runs", "--runs", three)
+    assert [row[0] for row in lines_of(done.out, "abl", "more", "photos", "low")] == [
+        "photos", "low",
+    ]  # fmt: skip
+    wanted = f"abl: an ablation, 1 of 2 runs finished; list them: biigma runs --runs {three}/abl"
+    assert f"{three}/{wanted}\n" in done.err
+    assert f"{three}/more: a folder of runs, 1 of 1 runs finished; list them" in done.err
+    assert "photos: no run: it has no config.toml" in done.err
+    found = json.loads(call("runs", "--runs", three, "--json").out)
+    assert [r["name"] for r in found] == ["photos", "low", "high", "begun"]
+    named = call("runs", "abl", "--runs", three)
+    assert (named.code, named.out) == (3, "")
+    assert "abl: no run: it holds 2 runs" in named.err
+    inside = call("runs", "--runs", three / "abl")
+    assert [row[0] for row in lines_of(inside.out, "full-s1", "full-s2")] == ["full-s1", "full-s2"]
+
+
+def test_only_an_ablation(tmp_path: Path) -> None:
+    """Nobody is told that there is no run yet."""
+    make_run(tmp_path / "abl" / "full-s1")
+    done = call("runs", "--runs", tmp_path)
+    assert (done.code, done.out) == (0, "")
+    assert "an ablation, 1 of 1 runs" in done.err
+    assert "no run in" not in done.err
+
+
 def test_no_runs(tmp_path: Path) -> None:
     """No folder is an error, an empty one is none."""
     done = call("runs", "--runs", tmp_path / "gone")

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+from email.message import Message
+from http.client import IncompleteRead
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.response import addinfourl
 
 import pytest
 import torch
@@ -15,7 +21,7 @@ from biigma_cli.core.backbone import TRUNKS, build_trunk, resolve_normalisation
 from biigma_cli.core.header import CHECKPOINT
 from biigma_cli.core.model import BiigmaNet
 from biigma_cli.core.weights import model_state, save_checkpoint
-from biigma_cli.errors import ModelFileError
+from biigma_cli.errors import EXIT_FAILURE, BiigmaError, ModelFileError, UsageError
 from tests.core.tiny import images, normal
 
 REAL_WEIGHTS = Path(__file__).parents[2] / "../shared/weights/mobilenet_v2_imagenet.safetensors"
@@ -262,6 +268,63 @@ def test_normalisation_follows_the_file(tmp_path: Path, stated: str, expected: s
     save_file({"x": torch.zeros(1)}, path, metadata={"input": stated} if stated else None)
     assert resolve_normalisation(config("mobilenet_v2", str(path))) == expected
     assert resolve_normalisation(config("efficientnet_lite0", str(path))) == "symmetric"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        URLError("no route to host"),
+        HTTPError("https://x", 503, "Service Unavailable", Message(), None),
+        IncompleteRead(b"", 9),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+    ids=lambda trouble: type(trouble).__name__,
+)
+def test_published_weights_without_a_network(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trouble: Exception,
+) -> None:
+    """A failure, no mistake of the user's; what is downloaded is told on stderr alone."""
+
+    def refuse(*_: Any) -> None:
+        raise trouble
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(BiigmaError, match=r"cannot fetch .* mobilenet_v2") as info:
+        build_trunk(config("mobilenet_v2", "imagenet"))
+    assert info.value.exit_code == EXIT_FAILURE
+    assert "model.weights" in info.value.fix
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "Downloading" in told.err
+
+
+def test_published_weights_that_came_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that ends early is told by its hash; nothing of it stays."""
+
+    def cut(*_: Any) -> Any:
+        return addinfourl(io.BytesIO(b"PK\x03\x04"), Message(), "https://x")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", cut)
+    with pytest.raises(BiigmaError, match=r"cannot fetch .*hash") as info:
+        build_trunk(config("mobilenet_v2", "imagenet"))
+    assert info.value.exit_code == EXIT_FAILURE
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_published_weights_without_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they cannot be kept, the place is named and how to choose another."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"cannot write .*file") as info:
+        build_trunk(config("mobilenet_v2", "imagenet"))
+    assert "TORCH_HOME" in info.value.fix
 
 
 @pytest.mark.skipif(

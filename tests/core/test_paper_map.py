@@ -50,3 +50,14 @@ def test_config_keys_and_values_exist() -> None:
 def test_all_seventeen_points_are_answered() -> None:
     """One row for each."""
     assert re.findall(r"^\| (\d+) \|", TEXT, re.M) == [str(n) for n in range(1, 18)]
+
+
+def test_what_the_paper_does_not_state() -> None:
+    """Each such choice is named with its setting and value, and passes for the paper's nowhere."""
+    choices = TEXT.partition("### Further choices")[2].partition("\n## ")[0]
+    for section, key in (("model", "adapter_channels"), ("train", "batch_size")):
+        default = getattr(SECTIONS[section](), key)
+        assert re.search(rf"does\s+not\s+state\b[^*]* {default} here: `{section}\.{key}`", choices)
+    training = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    row = next(line for line in training.splitlines() if line.startswith("| `paper-isic17`"))
+    assert "the batch of 32 is ours" in row

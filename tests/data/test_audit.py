@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,57 @@ def test_strangers_and_ghosts(planted: Audit) -> None:
     """Masks and superpixels are no strangers; a row whose file is there is not without image."""
     assert planted.strangers == ("more/stranger.png", "stranger.jpg")
     assert planted.rows_without_image == {"labels.csv": ("ghost",)}
+
+
+@pytest.fixture
+def pictured(tmp_path: Path) -> Manifest:
+    """Ten records below `set`, in two folders, and one elsewhere."""
+    root, files = tmp_path / "set", [f"{'ab'[n % 2]}/i{n}.png" for n in range(10)]
+    records = [record(name[:-4], CLASSES[n % 3], path=name) for n, name in enumerate(files)]
+    out = tmp_path / "elsewhere" / "out.png"
+    records.append(record(str(out)[:-4], "NV", path=str(out)))
+    for one in records:
+        (root / one.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / one.path).write_bytes(b"")
+    return manifest(records, dataset="isic17", root=root)
+
+
+@pytest.mark.parametrize("how", ["whole", "whole, no suffix", "from the table", "names", "link"])
+def test_rows_are_compared_by_the_image_they_name(how: str, pictured: Manifest) -> None:
+    """However a table names its images, its rows have them, and one that names none is told."""
+    root = pictured.root
+    (root / "tables").mkdir()
+    (root.parent / "link").symlink_to(root)
+    files = [root / r.path for r in pictured.records]
+    rows = {
+        "whole": [str(f) for f in files],
+        "whole, no suffix": [str(f.with_suffix("")) for f in files],
+        "from the table": [os.path.relpath(f, root / "tables") for f in files],
+        "names": [f.name for f in files],
+        # Files that are there, though the records know them by another path.
+        "link": [str(root.parent / "link" / r.path) for r in pictured.records],
+    }[how]
+    ghosts = ["b/i0.png", str(root.parent / "elsewhere" / "i0.png"), "ghost"]
+    known = [str(f) for f in files] if how == "link" else []
+    lines = ["image,label", *(f"{row},NV" for row in [*rows, *known, *ghosts])]
+    (root / "tables" / "own.csv").write_text("\n".join(lines))
+    assert module._rows_without_image(pictured) == {"tables/own.csv": tuple(ghosts)}
+
+
+def test_tables_of_other_images(pictured: Manifest) -> None:
+    """One that speaks of other images, a few of them records, has no rows of this data set."""
+    lines = ["image,label", *(f"other{n}.png,NV" for n in range(9)), "a/i0.png,NV", "b/i1.png,NV"]
+    (pictured.root / "other.csv").write_text("\n".join(lines))
+    assert module._rows_without_image(pictured) == {}
+    # Of one part of the data set, it is its own; and so it is with most records among its rows.
+    part = ["image,label", "a/i0.png,NV", "b/i1.png,NV", "gone,NV"]
+    (pictured.root / "part.csv").write_text("\n".join(part))
+    most = [*lines, *(f"i{n}.png,NV" for n in range(2, 6))]
+    (pictured.root / "most.csv").write_text("\n".join(most))
+    assert module._rows_without_image(pictured) == {
+        "most.csv": tuple(f"other{n}.png" for n in range(9)),
+        "part.csv": ("gone",),
+    }
 
 
 def test_classes_and_lesions(planted: Audit) -> None:

@@ -18,6 +18,7 @@ from biigma_cli.data.duplicates import KNOWN_PAIRS
 from biigma_cli.data.manifest import Manifest, load_manifest, save_manifest
 from biigma_cli.data.splits import brings_own_split, make_split
 from biigma_cli.errors import EXIT_DATA, EXIT_USAGE, BiigmaError, DataError, UsageError
+from biigma_cli.taxonomy import same_diagnosis
 from tests.data.samples import encode, noise
 
 
@@ -600,6 +601,46 @@ def test_lesions_spelt_differently(tmp_path: Path) -> None:
     rows = [f"{i}.png,{'xy'[i % 2]},{cell}" for i, cell in enumerate(cells)]
     found = read(table(top, "image,label,lesion_id", *rows))
     assert [r.lesion_id for r in found.records] == [composed, composed, "", "", "", ""]
+
+
+def test_a_code_beside_its_full_name(tmp_path: Path) -> None:
+    """Recorded as two classes, as they are written, and told with the pairs and the remedy."""
+    found = ("MEL", "Melanoma", "NV", "Naevus", "mole")
+    top = pictures(tmp_path / "d", *(f"{i}.png" for i in range(len(found))))
+    rows = [f"{i}.png,{label}" for i, label in enumerate(found)]
+    told: list[str] = []
+    data = read(table(top, "image,label", *rows), warn=told.append)
+    assert data.taxonomy.codes == tuple(sorted(found))
+    assert told == [
+        "classes that seem to be one diagnosis: 'MEL' and 'Melanoma', 'NV' and 'Naevus'; if they "
+        "are, give them the same name in the CSV"
+    ]
+    told.clear()
+    read(pictures(tmp_path / "e", "BCC/a.png", "basal_cell_carcinoma/b.png"), warn=told.append)
+    assert told == [
+        "classes that seem to be one diagnosis: 'BCC' and 'basal_cell_carcinoma'; if they are, put "
+        "their images in one folder"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "same"),
+    [
+        ("MEL,NV,BCC,AK,BKL,DF,VASC,SCC", []),
+        ("AK,AKIEC,BKL,SK,OTHER", []),
+        ("Melanoma,Nevus,benign,malignant", []),
+        ("MEL,melanoma in situ,NV,Spitz nevus", []),
+        ("SK,Seborrhoeic keratosis", [("SK", "Seborrhoeic keratosis")]),
+        ("BKL,Benign-keratoses,VASC,vascular lesions", [("BKL", "Benign-keratoses"),
+                                                        ("VASC", "vascular lesions")]),
+        ("AK,AKIEC,actinic keratosis", [("AK", "actinic keratosis")]),
+        ("AKIEC,actinic keratosis", [("AKIEC", "actinic keratosis")]),
+        ("nevus,melanocytic nevi,NV", [("nevus", "melanocytic nevi", "NV")]),
+    ],
+)  # fmt: skip
+def test_labels_of_one_diagnosis(found: str, same: list[tuple[str, ...]]) -> None:
+    """A code and its name, in any spelling; no wider or narrower class."""
+    assert same_diagnosis(found.split(",")) == same
 
 
 def test_odd_ages(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from biigma_cli.errors import (
     TrainingDiverged,
     UsageError,
 )
+from biigma_cli.report.runs import read_metrics
 from biigma_cli.runtime.export import export_onnx
 from tests.conftest import TINY, call
 
@@ -150,6 +151,16 @@ def test_metrics_file(tiny_run: Path) -> None:
     assert float(second["ce_hybrid"]) > 0
 
 
+def test_metrics_file_is_exact(whole: Whole) -> None:
+    """Numbers read from it are those that were told and kept, to the last bit."""
+    told = [event.row for event in whole.events if isinstance(event, EpochEvent)]
+    read = read_metrics(whole.run / "metrics.csv")
+    assert [dict(row) for row in read] == told == last(whole.run).meta["state"]["rows"]
+    best = load_checkpoint(whole.run / "weights" / "best.safetensors").meta["validation"]
+    chosen = read[whole.summary["best_epoch"] - 1]
+    assert {key: chosen[key] for key in best} == best
+
+
 def test_config_file(tiny_run: Path) -> None:
     """The resolved settings: read again they are those of the checkpoint."""
     stored = cfg.from_dict(cfg.read_toml(tiny_run / "config.toml"))
@@ -211,7 +222,7 @@ def test_best_epoch(whole: Whole) -> None:
     scores = [float(row["val_macro_f1"]) for row in rows_of(whole.run)]
     best = load_checkpoint(whole.run / "weights" / "best.safetensors")
     assert whole.summary["best_epoch"] == best.meta["epoch"] == scores.index(max(scores)) + 1
-    assert whole.summary["best_val_macro_f1"] == pytest.approx(max(scores), rel=1e-5)
+    assert whole.summary["best_val_macro_f1"] == max(scores)
     assert best.meta["validation"]["val_macro_f1"] == whole.summary["best_val_macro_f1"]
     assert json.loads((whole.run / "summary.json").read_text()) == whole.summary
 

@@ -18,6 +18,7 @@ from biigma_cli.errors import DataError, UsageError
 from biigma_cli.report.runs import (
     RunInfo,
     config_differences,
+    groups_of_runs,
     incomparable,
     list_runs,
     read_metrics,
@@ -246,6 +247,23 @@ def test_list_runs(tmp_path: Path) -> None:
     assert found[0].problem == "no run: it has no config.toml"
     assert found[0].state == "damaged"
     assert not any(r.problem for r in found[1:])
+
+
+def test_folders_of_runs(tmp_path: Path) -> None:
+    """An ablation is no damaged run: its runs stand apart; a run that lost its settings is one."""
+    for name in ("full-s1", "baseline-s1"):
+        make_run(tmp_path / "abl" / name)
+    (tmp_path / "abl" / "table.csv").write_text("row\n")
+    make_run(tmp_path / "one")
+    (make_run(tmp_path / "lost") / "config.toml").unlink()
+    assert {r.name: r.state for r in list_runs(tmp_path)} == {"one": "finished", "lost": "damaged"}
+    ((folder, inside),) = groups_of_runs(tmp_path).items()
+    assert folder == tmp_path / "abl"
+    assert [(r.name, r.finished) for r in inside] == [("baseline-s1", True), ("full-s1", True)]
+    assert read_run(folder).problem == "no run: it holds 2 runs"
+    assert groups_of_runs(folder) == {}
+    with pytest.raises(UsageError, match=r"no folder .*gone"):
+        groups_of_runs(tmp_path / "gone")
 
 
 def test_no_folder_of_runs(tmp_path: Path) -> None:
