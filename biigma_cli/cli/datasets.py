@@ -86,7 +86,8 @@ def add(
             metavar="PATH",
             parser=given_path,
             help="A folder with one folder per class (or train/val/test with a folder per class), "
-            "or a CSV with image, label and, if you like, lesion_id, split, mask, age, sex, site.",
+            "or a CSV with image, label and, if you like, lesion_id, patient_id, split, mask, age, "
+            "sex, site.",
         ),
     ],
     classes: Annotated[

@@ -797,6 +797,7 @@ def lesion_table(audit: Audit, folder: Path) -> str:
         "image": lambda r: _relative(manifest.root / r.path, folder),
         "label": lambda r: r.label,
         "lesion_id": lambda r: lesion[r.image_id],
+        "patient_id": lambda r: r.patient_id,
         "split": lambda r: r.part,
         "mask": lambda r: _relative(manifest.root / r.mask, folder) if r.mask else "",
         "age": lambda r: r.age,

@@ -40,7 +40,7 @@ from biigma_cli.taxonomy import (
 )
 
 COLUMNS = ("image", "label")
-OPTIONAL = ("lesion_id", "split", "mask", "age", "sex", "site")
+OPTIONAL = ("lesion_id", "patient_id", "split", "mask", "age", "sex", "site")
 PARTS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -64,10 +64,10 @@ def read_custom(
 
     A folder holds one folder per class, its name the label; or `train`, `val` and `test`, each
     with a folder per class; or a single CSV. A mask lies beside its image, as
-    `IMAGE_segmentation.png`. A CSV has the columns `image` (a path relative to
-    the CSV, or a file's name; the suffix may be left out) and `label`, and may have `lesion_id`,
-    `split` (train, val, test), `mask`, `age`, `sex` and `site`; the separator may be a comma,
-    semicolon or tab. A lesion id such as `unknown` or `nan` is none. Labels that are ISIC codes,
+    `IMAGE_segmentation.png`. A CSV has the columns `image` (a path relative to the CSV, or a file's
+    name; the suffix may be left out) and `label`, and may have `lesion_id`, `patient_id`, `split`
+    (train, val, test), `mask`, `age`, `sex` and `site`; the separator may be a comma, semicolon or
+    tab. A lesion id such as `unknown` or `nan` is none. Labels that are ISIC codes,
     in any case, become those.
 
     Args:
@@ -157,13 +157,20 @@ def _tell_one_diagnosis(codes: Sequence[str], table: Path | None, warn: Warn) ->
 
 
 def _tell_big_lesions(drafts: Sequence[Draft], warn: Warn) -> None:
-    """A lesion with a tenth of all images, which goes to one part whole, may be a placeholder."""
-    found = big_lesion(d.lesion_id for d in drafts)
-    if found is not None:
-        warn(
-            f"lesion_id {found[0]!r} has {found[1]} of {len(drafts)} images, which all go to one "
-            "part; if it means that the lesion is unknown, leave the cell empty"
-        )
+    """A lesion with a tenth of all images, which goes to one part whole, may be a placeholder.
+
+    So may a patient.
+    """
+    for what, ids in (
+        ("lesion", [d.lesion_id for d in drafts]),
+        ("patient", [d.patient_id for d in drafts]),
+    ):
+        found = big_lesion(ids)
+        if found is not None:
+            warn(
+                f"{what}_id {found[0]!r} has {found[1]} of {len(drafts)} images, which all go to "
+                f"one part; if it means that the {what} is unknown, leave the cell empty"
+            )
 
 
 def _tell_odd_ages(drafts: Sequence[Draft], warn: Warn) -> None:
@@ -232,6 +239,7 @@ def _from_csv(
                 label=_label(row["label"]),
                 part=PARTS.get(part, ""),
                 lesion_id=known_value(row.get("lesion_id") or ""),
+                patient_id=known_value(row.get("patient_id") or ""),
                 mask=mask,
                 **{k: (row.get(k) or "").strip() for k in ("age", "sex", "site")},
             )

@@ -49,6 +49,7 @@ class Record:
         age: years, as text; empty where unknown, like the next two.
         sex: as published.
         site: anatomical site, as published.
+        patient_id: images of one patient share it; empty where unknown.
     """
 
     image_id: str
@@ -61,6 +62,7 @@ class Record:
     age: str = ""
     sex: str = ""
     site: str = ""
+    patient_id: str = ""
 
     def shares_lesion(self, other: Record) -> bool | None:
         """Whether another image is of the same lesion; None where either has no lesion id."""
@@ -99,9 +101,21 @@ class Manifest:
 
     @property
     def data_hash(self) -> str:
-        """SHA-256 over ids, labels, lesions, file contents and parts; not over where they lie."""
+        """SHA-256 over what a split hangs on, and file contents; not over where they lie.
+
+        Parts and patients are in it where there are any: without them it is an older version's.
+        """
         return sha256_lines(
-            "\t".join((r.image_id, r.label, r.lesion_id, r.digest, *([r.part] if r.part else [])))
+            "\t".join(
+                (
+                    r.image_id,
+                    r.label,
+                    r.lesion_id,
+                    r.digest,
+                    *([r.part] if r.part else []),
+                    *([f"patient {r.patient_id}"] if r.patient_id else []),
+                )
+            )
             for r in self.records
         )
 

@@ -46,6 +46,7 @@ class Draft:
     age: str = ""
     sex: str = ""
     site: str = ""
+    patient_id: str = ""
 
 
 def resolved(path: Path, *, fix: str) -> Path:
@@ -181,6 +182,7 @@ def check_images(
             age=draft.age,
             sex=draft.sex,
             site=draft.site,
+            patient_id=draft.patient_id,
         )
 
     records: list[Record] = []

@@ -40,8 +40,9 @@ class Split:
 
     Attributes:
         nameless: images of all parts that say of no lesion that they show it.
-        leaked: test images that show a lesion of train or val, by its id or as a copy of the file,
-            where the parts are a publisher's.
+        leaked: test images that show a lesion or a patient of train or val, by id or as a copy of
+            the file, where the parts are a publisher's.
+        patients: images of all parts that say which patient they show.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Split:
     test: tuple[str, ...]
     nameless: int = 0
     leaked: int = 0
+    patients: int = 0
 
     @property
     def split_hash(self) -> str:
@@ -71,6 +73,10 @@ class Split:
         if self.nameless:
             named = f"{images - self.nameless:,} of {images:,}"
             safe = f"lesion-safe as far as lesions are named ({named} images have a lesion id)"
+        if self.patients == images:
+            safe = "patient-safe (no patient on two sides)"
+        elif self.patients:
+            safe += f", patients apart as far as they are named ({self.patients:,} of {images:,})"
         how = {
             "lesion": safe,
             "paper": "random by image, as published (lesions leak between parts)",
@@ -84,7 +90,7 @@ class Split:
         if not self.leaked:
             return ""
         shown = f"{self.leaked:,} of {len(self.test):,} test images show one of train or val"
-        return f" (lesions leak: {shown})"
+        return f" (lesions {'or patients ' * bool(self.patients)}leak: {shown})"
 
     def part(self, name: str) -> tuple[str, ...]:
         """Ids of a part by name."""
@@ -104,16 +110,17 @@ class Split:
 def make_split(manifest: Manifest, config: DataConfig) -> Split:
     """Cut the test part from all images, then validation from the rest.
 
-    Groups that must not be divided are whole lesions joined with byte-identical images and known
-    near-duplicates (`lesion`), or single images (`paper`). Within each class, groups are taken in
-    hash order until the class has given its share of images. With `official`, parts are the
-    publisher's; where it has no validation part, that is cut from train by lesion. The other two
-    protocols leave the official test and validation images of ISIC 2018 and 2019 out, and pool
-    those of ISIC 2017; `paper` pools its training and test images alone, the paper's 2,600, where
-    the latter are there.
+    Groups that must not be divided are whole lesions, and patients where they are known, joined
+    with byte-identical images and known near-duplicates (`lesion`), or single images (`paper`).
+    Within each class, groups are taken in hash order until the class has given its share of images.
+    With `official`, parts are the publisher's; where it has no validation part, that is cut from
+    train by lesion. The other two protocols leave the official test and validation images of ISIC
+    2018 and 2019 out, and pool those of ISIC 2017; `paper` pools its training and test images
+    alone, the paper's 2,600, where the latter are there.
 
     Raises:
-        DataError: a class has too few groups to stand in all parts that are cut, or a publisher's
+        DataError: a class has too few groups to stand in all parts that are cut, or stands in too
+            few of them as patients have several classes; or a publisher's
             part that is needed is not there, or has no image of a class to train on, or images of
             one alone to choose the epoch by.
     """
@@ -149,21 +156,23 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
         data_hash=manifest.data_hash,
-        nameless=_nameless(manifest, parts),
+        nameless=_without(manifest, parts, "lesion_id"),
+        patients=sum(map(len, parts.values())) - _without(manifest, parts, "patient_id"),
         leaked=leaked,
         **{part: tuple(sorted(ids)) for part, ids in parts.items()},
     )
 
 
-def _nameless(manifest: Manifest, parts: dict[str, list[str]]) -> int:
+def _without(manifest: Manifest, parts: dict[str, list[str]], field: str) -> int:
+    """Images of the parts in whose record a field is empty."""
     used = {i for ids in parts.values() for i in ids}
-    return sum(not r.lesion_id for r in manifest.records if r.image_id in used)
+    return sum(not getattr(r, field) for r in manifest.records if r.image_id in used)
 
 
 def _leaked(
     manifest: Manifest, parts: Mapping[str, Sequence[str]], judged: str, twins: bool
 ) -> list[str]:
-    """Images of a publisher's `judged` part that show a lesion of the parts before it."""
+    """Images of a publisher's `judged` part that show a lesion or patient of the parts before."""
     before = {i for part in PARTS[: PARTS.index(judged)] for i in parts[part]}
     held = set(parts[judged])
     records = tuple(r for r in manifest.records if r.image_id in before | held)
@@ -267,21 +276,48 @@ def _cut(
 ) -> None:
     """Share `pool` out over the parts of `shares`, in that order, and train."""
     by_class: dict[str, list[list[Record]]] = defaultdict(list)
+    images = Counter(r.label for r in pool)
+    by_patient = by_lesion and any(r.patient_id for r in pool)
     for members in lesion_groups(pool, by_lesion=by_lesion, twins=config.join_duplicates):
-        # A group of several classes (a label conflict) goes with its first by image id.
-        by_class[members[0].label].append(members)
+        # A group of several classes (a label conflict) goes with its first by image id; a patient
+        # with the rarest, of which there are the fewest to go round.
+        label = members[0].label
+        if any(r.patient_id for r in members):
+            label = min((r.label for r in members), key=lambda code: (images[code], code))
+        by_class[label].append(members)
+    kind = "images" if not by_lesion else "patients" if by_patient else "lesions"
     for code in manifest.taxonomy.codes:
         own = by_class.get(code, [])
         if not own:
             continue
         if len(own) < len(shares) + 1:
             raise DataError(
-                f"class {code} has {len(own)} {'lesions' if by_lesion else 'images'}: too few for "
+                f"class {code} has {len(own)} {kind}: too few for "
                 + ", ".join(("train", *reversed(shares))),
                 fix="add images of that class, or leave it out",
             )
         own.sort(key=lambda g: _rank(config.split_seed, g[0]))
         _deal(own, parts, shares)
+    if by_patient:
+        _check_classes(pool, images, parts, ("train", *reversed(shares)))
+
+
+def _check_classes(
+    pool: tuple[Record, ...],
+    images: Mapping[str, int],
+    parts: Mapping[str, Sequence[str]],
+    cut: Sequence[str],
+) -> None:
+    """Raise `DataError` where a part has none of a class, all of whose patients went elsewhere."""
+    label = {r.image_id: r.label for r in pool}
+    for part in cut:
+        there = {label[i] for i in parts[part] if i in label}
+        absent = sorted(code for code in images if code not in there)
+        if absent:
+            raise DataError(
+                f"kept together by patient, no image of {', '.join(absent)} comes to {part}",
+                fix="try another --set data.split_seed=N, add patients, or leave patient_id out",
+            )
 
 
 def same_split(stored: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -337,6 +373,9 @@ def lesion_groups(
     if not by_lesion:
         return [[r] for r in records]
     keys = [known_keys(record) for record in records]
+    for i, record in enumerate(records):
+        if record.patient_id:
+            keys[i].append(("patient", record.patient_id))
     if twins:
         for i, record in enumerate(records):
             if twin := twin_key(record.image_id):
@@ -409,8 +448,9 @@ def poorly_judged(split: Split, manifest: Manifest) -> list[str]:
             if leaked := _leaked(manifest, parts, part, split.join_duplicates):
                 lines.append(
                     f"{len(leaked)} of {len(parts[part])} {part} images of {split.dataset} show a "
-                    f"lesion that is in {'train' if part == 'val' else 'train or val'}, too: what "
-                    "is measured there is no figure for new lesions (biigma audit "
-                    f"{split.dataset} names them; --protocol lesion cuts all anew)"
+                    f"lesion {'or patient ' * bool(split.patients)}that is in "
+                    f"{'train' if part == 'val' else 'train or val'}, too: what "
+                    "is measured there is no figure for new ones (--protocol "
+                    "lesion cuts all anew)"
                 )
     return lines

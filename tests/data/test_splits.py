@@ -306,6 +306,107 @@ def test_official_with_all_parts() -> None:
     assert "30 / 12 / 18" in split.title
 
 
+def of_patients(sizes: dict[str, int], images: int = 3) -> Manifest:
+    """Patients with so many images, each of another lesion; `sizes` of them by class."""
+    records = [
+        dataclasses.replace(
+            record(f"{code}_{patient:03}_{i}", code, f"{code}{patient}{i}"),
+            patient_id=f"P_{code}_{patient}",
+        )
+        for code, count in sizes.items()
+        for patient in range(count)
+        for i in range(images)
+    ]
+    return manifest(records)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_stay_together(seed: int) -> None:
+    """All their lesions on one side; the title says so, and the data are others by them."""
+    data = of_patients({"MEL": 12, "NV": 30, "BKL": 9})
+    split = make_split(data, DataConfig(split_seed=seed))
+    assert shared(split, data, "patient_id") == []
+    assert ", patient-safe (no patient on two sides), seed" in split.title
+    for part in PARTS:
+        assert all(part_counts(split, data)[part][code] for code in ("MEL", "NV", "BKL"))
+    unknown = dataclasses.replace(
+        data, records=tuple(dataclasses.replace(r, patient_id="") for r in data.records)
+    )
+    apart = make_split(unknown, DataConfig(split_seed=seed))
+    assert apart.patients == 0
+    assert "lesion-safe (no lesion on two sides)" in apart.title
+    assert shared(apart, data, "patient_id")
+    assert unknown.data_hash != data.data_hash
+
+
+def test_some_patients_are_known() -> None:
+    """These stay together; the title counts them."""
+    data = of_patients({"MEL": 12, "NV": 30})
+    some = tuple(
+        dataclasses.replace(r, patient_id=r.patient_id if "_NV_" in r.patient_id else "")
+        for r in data.records
+    )
+    data = dataclasses.replace(data, records=some)
+    split = make_split(data, DataConfig())
+    known = {r.image_id for r in some if r.patient_id}
+    parts = {r.patient_id: set() for r in some if r.patient_id}
+    for part in PARTS:
+        for r in some:
+            if r.image_id in known and r.image_id in split.part(part):
+                parts[r.patient_id].add(part)
+    assert all(len(where) == 1 for where in parts.values())
+    words = "(no lesion on two sides), patients apart as far as they are named (90 of 126)"
+    assert words in split.title
+
+
+def test_patients_with_several_classes() -> None:
+    """They go with the rarest of them; a class that a part is left without is an error."""
+    data = of_patients({"NV": 40, "MEL": 8})
+    mixed = tuple(
+        dataclasses.replace(r, label="NV") if r.label == "MEL" and r.image_id[-1] == "0" else r
+        for r in data.records
+    )
+    both = dataclasses.replace(data, records=mixed)
+    for seed in range(5):
+        split = make_split(both, DataConfig(split_seed=seed))
+        assert shared(split, both, "patient_id") == []
+        assert all(counts["MEL"] for counts in part_counts(split, both).values())
+
+
+def test_a_class_that_no_patient_brings_to_a_part() -> None:
+    """All its images are one patient's, who goes with a rarer class: an error that says so."""
+    data = of_patients({"NV": 30, "DF": 3}, images=1)
+    many = [
+        dataclasses.replace(record(f"BKL_{i}", "BKL", f"B{i}"), patient_id="P_DF_0")
+        for i in range(10)
+    ]
+    both = manifest([*data.records, *many])
+    with pytest.raises(DataError, match="by patient, no image of BKL comes to") as caught:
+        make_split(both, DataConfig())
+    assert "data.split_seed" in caught.value.fix
+    fewer = of_patients({"NV": 30, "DF": 2}, images=1)
+    with pytest.raises(DataError, match="class DF has 2 patients: too few for train, val, test"):
+        make_split(fewer, DataConfig())
+
+
+def test_official_parts_that_share_patients() -> None:
+    """Said as of lesions."""
+    data = parted({"train": 5, "val": 2, "test": 3})
+    named = tuple(
+        dataclasses.replace(
+            r, patient_id="P" if r.image_id in ("train_NV_0_a", "test_NV_0_a") else r.image_id
+        )
+        for r in data.records
+    )
+    data = dataclasses.replace(data, records=named)
+    split = make_split(data, OFFICIAL)
+    # The other image of its lesion goes with it.
+    assert split.leaked == 2
+    assert "(lesions or patients leak: 2 of 18 test images show one of train or val)" in split.title
+    (line,) = poorly_judged(split, data)
+    assert "2 of 18 test images of isic17 show a lesion or patient that is in train or val" in line
+
+
 def test_official_parts_that_leak() -> None:
     """By lesion, by a copy of the file, and from val, too; each counts once."""
     data = parted({"train": 5, "val": 2, "test": 3})
