@@ -1,8 +1,9 @@
 """Where in a picture the skin is: a border is left out, the corners of a round field are filled.
 
-Cameras with a round field of view, bars that make a picture square, screenshots and scans leave
-black or white around the skin, which says nothing of the lesion. Networks trained on pictures that
-fill their frame take them for another kind of picture, and answer worse: `benchmarks/borders.py`.
+Cameras with a round field of view leave black around the skin, bars that make a picture square,
+screenshots and scans black or white, which says nothing of the lesion. Networks trained on pictures
+that fill their frame take them for another kind of picture, and answer worse:
+`benchmarks/borders.py`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ RGB = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 # A line of a border: its median, and all but a few of its pixels, are at most or at least so many
-# of 255. Of over-exposed skin the median mostly stays below.
+# of 255.
 _BLACK, _DARK = 30, 40
 _WHITE, _LIGHT = 250, 245
 # Dust, a hair, what JPEG leaves: share of a line's pixels.
 _FEW = 0.02
+# Over-exposed skin is white, too, but gives way to the lesion little by little: a white border must
+# end in a line so much of which is not white, so soon behind it (as a share of the axis).
+_SHARP, _SOON = 0.9, 0.015
+# A caption may interrupt a black bar for so much of the axis.
+_CAPTION = 0.12
 # A border that is narrower, as a share of the axis, is left alone: it changes no answer.
 _NARROW = 0.007
 # What is left must be so much of each side, and so many pixels; else it is a dark picture.
@@ -34,6 +40,8 @@ _SAMPLES, _BAND = 512, 16
 # know smaller ones from their training images, and answer no better without them. Where there is
 # more beyond the corners than skin, it is a picture of another kind.
 _CORNERS, _MOST_CORNERS = 0.15, 0.6
+# A field of view is convex: so much of its hull. A lesion that reaches into a corner leaves less.
+_CONVEX = 0.97
 # The edge of a field is soft. Shares of the side: what is filled at least beside a corner, how far
 # it may reach where the picture is darker than so much of the field's median, and then beyond.
 _EDGE, _SOFT, _DIM, _SEAM = 0.025, 0.08, 0.75, 0.0125
@@ -93,7 +101,8 @@ def find_frame(image: Image.Image) -> Framed:
     """The part of an upright RGB picture that a black or white border leaves.
 
     The border may have another width at each side, and another colour. Of a round field of view
-    what remains is the rectangle around it.
+    on black what remains is the rectangle around it; on white it is left as it is, for it cannot
+    be told from a lesion on over-exposed skin.
     """
     width, height = image.size
     box = [0, 0, width, height]
@@ -108,7 +117,11 @@ def find_frame(image: Image.Image) -> Framed:
                 box[side], colours[side], moved = found, colour, True
             if box[2] - box[0] < _least(width) or box[3] - box[1] < _least(height):
                 return Framed(WHOLE, "")
+    whites = [side for side in range(4) if colours[side] == "white"]
+    skin = not all(_ends_sharply(image, box, side) for side in whites)
     for side, edge in enumerate((0, 0, width, height)):
+        if skin and side in whites:
+            box[side], colours[side] = edge, ""
         if abs(box[side] - edge) < _NARROW * (width, height)[side % 2]:
             box[side], colours[side] = edge, ""
     if not any(colours):
@@ -139,11 +152,50 @@ def _advance(image: Image.Image, box: list[int], side: int) -> tuple[int, str]:
         first = edge if step > 0 else edge - band
         for kind in map(_kind, _lines(image, box, axis, first, band)[::step]):
             if not kind or (colour and kind != colour):
-                return edge, colour
+                break
             colour = kind
             edge += step
+        else:
+            low, high = (edge, high) if step > 0 else (low, edge)
+            continue
+        behind = _behind_caption(image, box, side, edge) if colour == "black" else None
+        if behind is None:
+            break
+        edge = behind
         low, high = (edge, high) if step > 0 else (low, edge)
     return edge, colour
+
+
+def _behind_caption(image: Image.Image, box: list[int], side: int, edge: int) -> int | None:
+    """Where a black bar goes on behind what interrupts it at `edge`; None where it does not."""
+    length = image.size[side % 2]
+    ahead = _ahead(image, box, side, edge, round(_CAPTION * length))
+    kinds = [_kind(line) for line in ahead]
+    run = max(2, math.ceil(_NARROW * length))
+    for place in range(1, len(kinds) - run + 1):
+        if all(kind == "black" for kind in kinds[place : place + run]):
+            # What is written is mostly black still; skin is not.
+            dark = np.mean([_dark(line).mean() for line in ahead[:place]])
+            step = 1 if side < 2 else -1
+            return edge + step * place if dark > 1 - _SHARP / 2 else None
+    return None
+
+
+def _ends_sharply(image: Image.Image, box: list[int], side: int) -> bool:
+    """Whether a white border gives way to something else at once."""
+    ahead = _ahead(image, box, side, box[side], math.ceil(_SOON * image.size[side % 2]) + 1)
+    return any((~_light(line)).mean() >= _SHARP for line in ahead)
+
+
+def _ahead(image: Image.Image, box: list[int], side: int, edge: int, count: int) -> RGB:
+    """Up to `count` lines from `edge` on, inwards."""
+    axis = side % 2
+    left = box[axis + 2] - edge if side < 2 else edge - box[axis]
+    count = min(count, left)
+    if not count:
+        return np.empty((0, 1, 3), np.uint8)
+    first = edge if side < 2 else edge - count
+    return _lines(image, box, axis, first, count)[:: 1 if side < 2 else -1]
 
 
 def _lines(image: Image.Image, box: list[int], axis: int, first: int, count: int) -> RGB:
@@ -167,40 +219,38 @@ def _kind(line_n3: RGB) -> str:
 
 
 def fill_corners(pixels_HW3: RGB, *, known: bool = False) -> tuple[RGB, float]:
-    """A picture with the black or white beside its round field filled, and the share that was.
+    """A picture with the black beside its round field of view filled, and the share that was.
 
     Each pixel takes the colour that lies as far within the field's edge as it lies beyond: skin
-    mirrored, so that neither the shape of the field nor a made-up colour is there to be seen.
+    mirrored, so that neither the shape of the field nor a made-up colour is there to be seen. All
+    four corners must be black, and the field convex.
 
     Args:
         pixels_HW3: uint8 RGB.
         known: whether it is known to have such corners, at another scale; else they are filled
             only where they are large.
     """
-    corners = pixels_HW3[[0, 0, -1, -1], [0, -1, 0, -1]]
-    if not (_dark(corners) | _light(corners)).any():
+    if not _dark(pixels_HW3[[0, 0, -1, -1], [0, -1, 0, -1]]).all():
         return pixels_HW3, 0.0
     from scipy import ndimage  # type: ignore[import-untyped]
 
-    black, white = _touching_corners(_dark(pixels_HW3)), _touching_corners(_light(pixels_HW3))
-    share = float((black | white).mean())
+    black = _touching_corners(_dark(pixels_HW3))
+    share = float(black.mean())
     if not (0 if known else _CORNERS) < share < _MOST_CORNERS:
         return pixels_HW3, 0.0
     side = max(pixels_HW3.shape[:2])
-    # A caption within a black bar is no skin either.
-    regions, count = ndimage.label(~(black | white))
+    # What is written into the black is no skin either.
+    regions, count = ndimage.label(~black)
     sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     beyond = regions != 1 + int(sizes.argmax())
+    if not _convex(~beyond):
+        return pixels_HW3, 0.0
     hole = _grown(beyond, _EDGE * side)
     # A field that touches the picture's edge is soft there, too.
     near = _grown(np.pad(beyond, 1, constant_values=True), _SOFT * side)[1:-1, 1:-1]
-    brightest, darkest = pixels_HW3.max(2), pixels_HW3.min(2)
-    dim = black | (near & (brightest < _DIM * np.median(brightest[~beyond])))
-    pale = white | (near & (255 - darkest < _DIM * np.median(255 - darkest[~beyond])))
-    soft = ndimage.binary_propagation(black, mask=dim) | ndimage.binary_propagation(
-        white, mask=pale
-    )
-    hole |= _grown(soft, _SEAM * side)
+    brightness = pixels_HW3.max(2)
+    dim = beyond | (near & (brightness < _DIM * np.median(brightness[~beyond])))
+    hole |= _grown(ndimage.binary_propagation(beyond, mask=dim), _SEAM * side)
     if hole.all():
         return pixels_HW3, 0.0
     nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
@@ -220,6 +270,22 @@ def _dark(pixels: RGB) -> Bools:
 
 def _light(pixels: RGB) -> Bools:
     return np.asarray(pixels.min(-1) >= _LIGHT)
+
+
+def _convex(region: Bools) -> bool:
+    """Whether a region, the gaps in it filled, is most of its convex hull."""
+    from scipy import ndimage, spatial
+
+    region = ndimage.binary_fill_holes(region)
+    rows = np.flatnonzero(region.any(1))
+    if len(rows) < 3:
+        return False
+    # A row's ends, as edges of pixels.
+    first, last = region[rows].argmax(1), region.shape[1] - region[rows, ::-1].argmax(1)
+    edges = np.concatenate(
+        [np.stack([rows + down, x], 1) for down in (0, 1) for x in (first, last)]
+    )
+    return bool(region.sum() >= _CONVEX * spatial.ConvexHull(edges).volume)
 
 
 def _touching_corners(mask: Bools) -> Bools:

@@ -593,6 +593,23 @@ def test_a_column_nearly_known_is_told_of(tmp_path: Path) -> None:
     assert ["did you mean 'lesion_id'" in line for line in told] == [True]
 
 
+def test_patients(tmp_path: Path) -> None:
+    """Read, in whatever case the column is; a placeholder is none; a like column is told of."""
+    top = tmp_path / "d"
+    pictures(top, *(f"{i}.jpg" for i in range(4)))
+    ids = ("P1", "P1", "unknown", "")
+    rows = [f"{i}.jpg,{'xy'[i % 2]},{patient}" for i, patient in enumerate(ids)]
+    table(top, "image,label,Patient_ID", *rows)
+    manifest = read(top)
+    assert [r.patient_id for r in manifest.records] == ["P1", "P1", "", ""]
+    told: list[str] = []
+    table(top, "image,label,patient", *rows)
+    assert {r.patient_id for r in read(top, warn=told.append).records} == {""}
+    assert "the column 'patient' is not read; did you mean 'patient_id'?" in told[0]
+    save_manifest(manifest)
+    assert load_manifest(manifest.dataset) == manifest
+
+
 def test_lesions_spelt_differently(tmp_path: Path) -> None:
     """One lesion in composed and decomposed form; what stands for none is none."""
     top = pictures(tmp_path / "d", *(f"{i}.png" for i in range(6)))
