@@ -82,7 +82,12 @@ def load(source: Source, mask: Path | None, shows: Maps, *, keep_border: bool = 
     content = source.content
     name = "the image on stdin" if isinstance(content, bytes) else shown(str(content))
     pixels, note, part = decode_image(
-        content, shows.side, rule=shows.rule, name=name, part=WHOLE if keep_border else None
+        content,
+        shows.side,
+        rule=shows.rule,
+        name=name,
+        part=WHOLE if keep_border else None,
+        doubts=True,
     )
     picture, size = load_picture(content, part=part)
     frame = shows.frame(size)

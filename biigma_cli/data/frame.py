@@ -9,7 +9,7 @@ that fill their frame take them for another kind of picture, and answer worse:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +35,15 @@ _NARROW = 0.007
 _LEAST, _LEAST_PIXELS = 0.25, 32
 # Lines are judged by about so many of their pixels, read by so many at a time.
 _SAMPLES, _BAND = 512, 16
+# Of a picture with a longer side every so many pixels are enough.
+_LARGE = 2048
 
 # Corners count that cover so much of a picture: a circle that fits a square leaves 0.21. Networks
 # know smaller ones from their training images, and answer no better without them. Where there is
 # more beyond the corners than skin, it is a picture of another kind.
 _CORNERS, _MOST_CORNERS = 0.15, 0.6
+# Share of the side by which a corner's pixels are near it.
+_CORNER = 0.02
 # A field of view is convex: so much of its hull. A lesion that reaches into a corner leaves less.
 _CONVEX = 0.97
 # The edge of a field is soft. Shares of the side: what is filled at least beside a corner, how far
@@ -91,10 +95,12 @@ class Framed(NamedTuple):
     Attributes:
         part: `WHOLE` where there is no border.
         note: what was left out, for a user; mostly empty.
+        bare: whether too little is left within a border for it to be left out.
     """
 
     part: Part
     note: str
+    bare: bool = False
 
 
 def find_frame(image: Image.Image) -> Framed:
@@ -104,6 +110,8 @@ def find_frame(image: Image.Image) -> Framed:
     on black what remains is the rectangle around it; on white it is left as it is, for it cannot
     be told from a lesion on over-exposed skin.
     """
+    if max(image.size) > _LARGE:
+        image = image.resize(_reduced(image.size), Image.Resampling.NEAREST)
     width, height = image.size
     box = [0, 0, width, height]
     colours = ["", "", "", ""]
@@ -116,7 +124,7 @@ def find_frame(image: Image.Image) -> Framed:
             if found != box[side]:
                 box[side], colours[side], moved = found, colour, True
             if box[2] - box[0] < _least(width) or box[3] - box[1] < _least(height):
-                return Framed(WHOLE, "")
+                return Framed(WHOLE, "", bare=True)
     whites = [side for side in range(4) if colours[side] == "white"]
     skin = not all(_ends_sharply(image, box, side) for side in whites)
     for side, edge in enumerate((0, 0, width, height)):
@@ -129,6 +137,11 @@ def find_frame(image: Image.Image) -> Framed:
     part = Part(box[0] / width, box[1] / height, box[2] / width, box[3] / height)
     colour = " and ".join(sorted({*colours} - {""}))
     return Framed(part, f"a {colour} border was left out ({1 - part.share:.0%} of the picture)")
+
+
+def _reduced(size: tuple[int, int]) -> tuple[int, int]:
+    step = math.ceil(max(size) / _LARGE)
+    return max(1, size[0] // step), max(1, size[1] // step)
 
 
 def _least(length: int) -> float:
@@ -230,7 +243,7 @@ def fill_corners(pixels_HW3: RGB, *, known: bool = False) -> tuple[RGB, float]:
         known: whether it is known to have such corners, at another scale; else they are filled
             only where they are large.
     """
-    if not _dark(pixels_HW3[[0, 0, -1, -1], [0, -1, 0, -1]]).all():
+    if not all(_dark(corner).any() for corner in _corners(pixels_HW3)):
         return pixels_HW3, 0.0
     from scipy import ndimage  # type: ignore[import-untyped]
 
@@ -243,7 +256,7 @@ def fill_corners(pixels_HW3: RGB, *, known: bool = False) -> tuple[RGB, float]:
     regions, count = ndimage.label(~black)
     sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     beyond = regions != 1 + int(sizes.argmax())
-    if not _convex(~beyond):
+    if not known and not _convex(~beyond):
         return pixels_HW3, 0.0
     hole = _grown(beyond, _EDGE * side)
     # A field that touches the picture's edge is soft there, too.
@@ -288,11 +301,18 @@ def _convex(region: Bools) -> bool:
     return bool(region.sum() >= _CONVEX * spatial.ConvexHull(edges).volume)
 
 
+def _corners(picture: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Views of its four corners: a thin frame around a round field may stand there."""
+    near = max(1, round(_CORNER * max(picture.shape[:2])))
+    return [picture[y, x] for y in np.s_[:near, -near:] for x in np.s_[:near, -near:]]
+
+
 def _touching_corners(mask: Bools) -> Bools:
     from scipy import ndimage
 
     seeds = np.zeros_like(mask)
-    seeds[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    for corner in _corners(seeds):
+        corner[:] = True
     return np.asarray(ndimage.binary_propagation(seeds & mask, mask=mask))
 
 

@@ -123,6 +123,7 @@ def decode_image(
     name: str | None = None,
     strict: bool = True,
     part: Part | None = WHOLE,
+    doubts: bool = False,
 ) -> Decoded:
     """Decode, upright by EXIF, to sRGB, resized to `(side, side, 3)` with antialiasing.
 
@@ -138,9 +139,9 @@ def decode_image(
         strict: refuse a JPEG of which a part is wrong or missing, see `jpeg.check_jpeg`, and note
             where one may be, and what is doubtful of its colours; otherwise such a part is grey, or
             whatever comes of it.
-        part: of the upright image to take; None, as for an answer, for what a black or white border
-            leaves, and the corners of a round field filled (see `frame`), which the note then says,
-            as it does where an image is small or without colours.
+        part: of the upright image to take; None for what a black or white border leaves, and the
+            corners of a round field filled (see `frame`), which the note then says.
+        doubts: note, too, where an image is small or without colours, and answers are worse.
 
     Raises:
         ImageError: it is missing, empty, no image, damaged, or larger than `MAX_PIXELS`.
@@ -150,10 +151,12 @@ def decode_image(
     label = name or (shown(str(source)) if isinstance(source, Path) else "the image")
     with _open(source, label) as file:
         try:
-            fine = math.ceil(side / (part or WHOLE).narrowest)
-            decoded = _decode(file, side, rule, label, strict=strict, part=part, fine=fine)
+            decode = functools.partial(
+                _decode, file, side, rule, label, strict=strict, part=part, doubts=doubts
+            )
+            decoded = decode(fine=math.ceil(side / (part or WHOLE).narrowest))
             if isinstance(decoded, int):  # a border is known only once it has been seen
-                decoded = _decode(file, side, rule, label, strict=strict, part=part, fine=decoded)
+                decoded = decode(fine=decoded)
             assert isinstance(decoded, Decoded)
             return decoded
         except ImageError:
@@ -179,6 +182,7 @@ def _decode(
     *,
     strict: bool,
     part: Part | None,
+    doubts: bool,
     fine: int,
 ) -> Decoded | int:
     """As `decode_image`, at a scale at which the whole image is at least twice `fine`.
@@ -200,11 +204,11 @@ def _decode(
             if part is None and coarse and fine == side:
                 return math.ceil(side / framed.part.narrowest)
             rgb = rgb.crop(framed.part.pixels(rgb.size))
-        fills = _Corners(framed.part.filled, may=part is None)
+        fills = _Corners(framed.part.filled, may=part is None and not framed.bare)
         square, odd = to_srgb(_square(rgb, side, rule, fills), profile)
         taken = framed.part._replace(filled=fills.filled)
         found = [note, doubt, unsure, odd, framed.note, fills.note]
-        if part is None:
+        if doubts:
             found += [_smallness(rgb.size, side), _greyness(square)]
         return Decoded(np.array(square), "; ".join(filter(None, found)), taken)
 

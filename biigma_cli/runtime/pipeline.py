@@ -178,7 +178,9 @@ def _decode(
         return ImageError("stopped")
     label = "the image on stdin" if isinstance(source.content, bytes) else shown(source.name)
     try:
-        return decode_image(source.content, info.side, rule=info.rule, name=label, part=part)
+        return decode_image(
+            source.content, info.side, rule=info.rule, name=label, part=part, doubts=True
+        )
     except ImageError as error:
         return error
 

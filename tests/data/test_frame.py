@@ -348,6 +348,35 @@ def test_what_has_no_field_stays(image: Image.Image) -> None:
         assert filled is pixels
 
 
+def test_a_border_around_too_little_is_not_filled_either() -> None:
+    """A few pixels of skin in black are no field of view."""
+    framed = bordered(skin(28, 28), 4, 4, 4, 4)
+    taken = decode_image(encode(framed), SIDE, part=None)
+    assert taken.part == WHOLE
+    assert np.array_equal(taken.pixels, load_image(encode(framed), SIDE))
+
+
+def test_a_thin_frame_around_a_round_field() -> None:
+    """Filled for the network and for who looks, at whatever scale."""
+    framed = round_field(skin(600, 600), 290)
+    ImageDraw.Draw(framed).rectangle((0, 0, 599, 599), outline=(60, 60, 60))
+    content = encode(framed)
+    part = decode_image(content, SIDE, part=None).part
+    assert part.filled
+    picture, _ = load_picture(content, part=part)
+    assert picture[10:40, 10:40].min() > 60
+
+
+@pytest.mark.parametrize("size", [(4200, 900), (2049, 700)])
+def test_a_large_picture(size: tuple[int, int]) -> None:
+    """Of its border no more than the lines between those that are looked at may stay."""
+    framed = bordered(skin(*size), 700, 0, 300, 500)
+    edges = find_frame(framed).part.pixels(framed.size)
+    wanted = (700, 0, 700 + size[0], size[1])
+    step = -(-max(framed.size) // 2048)
+    assert edges == pytest.approx(wanted, abs=step)
+
+
 def test_a_narrow_field() -> None:
     """Mirrored far beyond it a pixel would be black again; it takes the nearest colour."""
     pixels = np.full((100, 100, 3), 150, np.uint8)
@@ -382,24 +411,27 @@ def test_pictures_without_colours(kind: str, rule: str) -> None:
     grey = skin(200, 150).convert("L")
     words = "it has no colours: more answers are wrong, and fewer malignant lesions are found"
     for image in (grey, grey.convert("RGB")):
-        assert decode_image(encode(image, kind), SIDE, rule=rule, part=None).note == words
+        assert (
+            decode_image(encode(image, kind), SIDE, rule=rule, part=None, doubts=True).note == words
+        )
+        assert decode_image(encode(image, kind), SIDE, rule=rule, doubts=True).note == words
         assert decode_image(encode(image, kind), SIDE, rule=rule).note == ""
     tinted = Image.merge("RGB", (grey, grey, grey.point(lambda value: value - 14)))
-    assert decode_image(encode(tinted, kind), SIDE, rule=rule, part=None).note == ""
+    assert decode_image(encode(tinted, kind), SIDE, rule=rule, part=None, doubts=True).note == ""
     if rule != "pad":
         flat = Image.new("RGB", (200, 150), (120, 119, 121))
-        assert decode_image(encode(flat, kind), SIDE, rule=rule, part=None).note == ""
+        assert decode_image(encode(flat, kind), SIDE, rule=rule, part=None, doubts=True).note == ""
 
 
 def test_small_pictures() -> None:
     """Of less than a third of the network's side, as they are shown, without their border."""
-    assert decode_image(encode(skin(28, 22)), SIDE, part=None).note == ""
+    assert decode_image(encode(skin(28, 22)), SIDE, part=None, doubts=True).note == ""
     words = "only 28 x 21 pixels: more answers are wrong for so small a picture"
-    assert decode_image(encode(skin(28, 21)), SIDE, part=None).note == words
+    assert decode_image(encode(skin(28, 21)), SIDE, part=None, doubts=True).note == words
     assert decode_image(encode(skin(28, 21)), SIDE).note == ""
     framed = bordered(skin(80, 33), 40, 40, 40, 40)
-    assert "pixels" not in decode_image(encode(framed), 96, part=None).note
-    note = decode_image(encode(framed), 120, part=None).note
+    assert "pixels" not in decode_image(encode(framed), 96, part=None, doubts=True).note
+    note = decode_image(encode(framed), 120, part=None, doubts=True).note
     assert note.endswith("; only 80 x 33 pixels: more answers are wrong for so small a picture")
 
 
