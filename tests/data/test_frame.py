@@ -336,6 +336,7 @@ def test_skin_between_bars_is_no_caption() -> None:
         Image.new("RGB", (90, 60), "white"),
         Image.new("RGB", (1, 1), "black"),
         round_field(skin(200, 150), 20),
+        round_field(skin(200, 150), 45),
     ],
     ids=lambda image: str(image.size),
 )
