@@ -164,7 +164,7 @@ class Pictures:
         draw_explanation(
             seen.found, seen.picture, seen.frame, target, title=Path(item.path).name or item.path,
             model=self.model, answer="" if item.label == best else item.label, notes=self.notes,
- note=item.note,
+            note=item.note,
         )  # fmt: skip
         self.drawn += 1
         return dataclasses.replace(item, picture=str(target))
