@@ -33,7 +33,7 @@ from biigma_cli.data.splits import make_split
 from biigma_cli.errors import BiigmaError
 from biigma_cli.metrics import malignancy, malignant_classes
 from biigma_cli.metrics.selective import sureness
-from biigma_cli.runtime.limits import StatedLimits
+from biigma_cli.runtime.limits import Stated
 from biigma_cli.runtime.session import Predictor, find_model
 
 SHARED = {"MEL": "MEL", "NV": "NV", "SK": "BKL"}
@@ -126,7 +126,7 @@ def promises(
 ) -> str:
     """What the model's limits do: answered and wrong, found and spared."""
     info = predictor.info
-    found = StatedLimits.of(info)
+    found = Stated.of(info)
     limit = None if found.abstention is None else found.abstention.at_most(MAX_ERROR)
     told = f"{'-':>9} {'-':>7}"
     if limit is not None:
