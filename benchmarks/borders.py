@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from elsewhere import CHANGES as ELSEWHERE
 from input_check import own_part
 from PIL import Image, ImageDraw, ImageOps
 
@@ -25,6 +26,7 @@ from biigma_cli.runtime.pipeline import Result, classify
 from biigma_cli.runtime.session import Predictor, find_model
 
 WIDTH = 600
+SIDES_CUT = ELSEWHERE["square, sides cut"]
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -55,13 +57,7 @@ def field(radius: float, colour: int, *, noise: float = 0, soft: float = 0.01) -
 
 def squared(change: Change) -> Change:
     """The middle square of what another gives."""
-
-    def cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        image = change(image, rng)
-        left = (image.width - image.height) // 2
-        return image.crop((left, 0, left + image.height, image.height))
-
-    return cut
+    return lambda image, rng: SIDES_CUT(change(image, rng))
 
 
 def captioned(image: Image.Image, rng: np.random.Generator) -> Image.Image:

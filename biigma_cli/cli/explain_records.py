@@ -89,13 +89,13 @@ def load(source: Source, mask: Path | None, shows: Maps, *, keep_border: bool = 
         part=WHOLE if keep_border else None,
         doubts=True,
     )
-    picture, size = load_picture(content, part=part)
+    whole = upright_size(content)
+    picture, size = load_picture(content, whole, part=part)
     frame = shows.frame(size)
     if mask is None:
         return Loaded(source, pixels, picture, frame, None, None, False, note, part)
     lesion = read_lesion(mask, str(mask))
     edges = cell_edges(shows.side, shows.side)
-    whole = upright_size(content)
     laid = lay_lesion(lesion, whole, shows.side, shows.rule, (edges, edges), part=part)
     if laid.cover_hw is None:
         raise DataError(

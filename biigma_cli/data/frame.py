@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from biigma_cli.data.mirror import mirrored
+
 RGB = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
@@ -125,12 +127,11 @@ def find_frame(image: Image.Image) -> Framed:
                 box[side], colours[side], moved = found, colour, True
             if box[2] - box[0] < _least(width) or box[3] - box[1] < _least(height):
                 return Framed(WHOLE, "", bare=True)
-    whites = [side for side in range(4) if colours[side] == "white"]
-    skin = not all(_ends_sharply(image, box, side) for side in whites)
+    white = [side for side in range(4) if colours[side] == "white"]
+    skin = not all(_ends_sharply(image, box, side) for side in white)
     for side, edge in enumerate((0, 0, width, height)):
-        if skin and side in whites:
-            box[side], colours[side] = edge, ""
-        if abs(box[side] - edge) < _NARROW * (width, height)[side % 2]:
+        narrow = abs(box[side] - edge) < _NARROW * (width, height)[side % 2]
+        if narrow or (skin and side in white):
             box[side], colours[side] = edge, ""
     if not any(colours):
         return Framed(WHOLE, "")
@@ -156,31 +157,25 @@ def _edges(low: float, high: float, length: int) -> tuple[int, int]:
 
 def _advance(image: Image.Image, box: list[int], side: int) -> tuple[int, str]:
     """Where the border at a side (left, upper, right, lower) ends within `box`, and its colour."""
-    axis, colour = side % 2, ""
-    low, high = box[axis], box[axis + 2]
+    edge, colour = box[side], ""
     step = 1 if side < 2 else -1
-    edge = low if step > 0 else high
-    while low < high:
-        band = min(_BAND, high - low)
-        first = edge if step > 0 else edge - band
-        for kind in map(_kind, _lines(image, box, axis, first, band)[::step]):
+    while len(lines := _ahead(image, box, side, edge, _BAND)):
+        for kind in map(_kind, lines):
             if not kind or (colour and kind != colour):
                 break
             colour = kind
             edge += step
         else:
-            low, high = (edge, high) if step > 0 else (low, edge)
             continue
-        behind = _behind_caption(image, box, side, edge) if colour == "black" else None
-        if behind is None:
+        behind = _caption(image, box, side, edge) if colour == "black" else 0
+        if not behind:
             break
-        edge = behind
-        low, high = (edge, high) if step > 0 else (low, edge)
+        edge += step * behind
     return edge, colour
 
 
-def _behind_caption(image: Image.Image, box: list[int], side: int, edge: int) -> int | None:
-    """Where a black bar goes on behind what interrupts it at `edge`; None where it does not."""
+def _caption(image: Image.Image, box: list[int], side: int, edge: int) -> int:
+    """Lines from `edge` on that interrupt a black bar, which goes on behind; 0 where none does."""
     length = image.size[side % 2]
     ahead = _ahead(image, box, side, edge, round(_CAPTION * length))
     kinds = [_kind(line) for line in ahead]
@@ -189,9 +184,8 @@ def _behind_caption(image: Image.Image, box: list[int], side: int, edge: int) ->
         if all(kind == "black" for kind in kinds[place : place + run]):
             # What is written is mostly black still; skin is not.
             dark = np.mean([_dark(line).mean() for line in ahead[:place]])
-            step = 1 if side < 2 else -1
-            return edge + step * place if dark > 1 - _SHARP / 2 else None
-    return None
+            return place if dark > 1 - _SHARP / 2 else 0
+    return 0
 
 
 def _ends_sharply(image: Image.Image, box: list[int], side: int) -> bool:
@@ -266,14 +260,9 @@ def fill_corners(pixels_HW3: RGB, *, known: bool = False) -> tuple[RGB, float]:
     hole |= _grown(ndimage.binary_propagation(beyond, mask=dim), _SEAM * side)
     if hole.all():
         return pixels_HW3, 0.0
-    nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
-    rows, columns = (
-        _within(2 * near - own, length)
-        for near, own, length in zip(nearest, np.indices(hole.shape), hole.shape, strict=True)
-    )
-    # Of a narrow field that lies beyond its other edge.
-    lost = hole[rows, columns]
-    rows, columns = np.where(lost, nearest[0], rows), np.where(lost, nearest[1], columns)
+    found = mirrored(hole)
+    # Of a narrow field the place may lie beyond its other edge.
+    rows, columns = np.where(hole[tuple(found.places)], found.nearest, found.places)
     return pixels_HW3[rows, columns], share
 
 
@@ -320,9 +309,3 @@ def _grown(mask: Bools, pixels: float) -> Bools:
     from scipy import ndimage
 
     return np.asarray(ndimage.distance_transform_edt(~mask) <= pixels) if mask.any() else mask
-
-
-def _within(places: npt.NDArray[np.signedinteger], length: int) -> npt.NDArray[np.signedinteger]:
-    """Those beyond an end mirrored at it."""
-    places = np.abs(places)
-    return np.asarray(np.clip(length - 1 - np.abs(length - 1 - places), 0, length - 1))

@@ -109,7 +109,7 @@ def load_image(
     *,
     rule: str = "squash",
     name: str | None = None,
-    part: Part | None = WHOLE,
+    part: Part = WHOLE,
 ) -> Pixels:
     """`decode_image` without its note, and as data sets are read: not strict."""
     return decode_image(source, side, rule=rule, name=name, strict=False, part=part).pixels
@@ -195,21 +195,27 @@ def _decode(
     with image, _room(image.width * image.height):
         reduced = image.size != full
         halved = _keeps_upper_bits(image)
-        pixels, doubt = _pixels(image, file, label, strict=strict)
-        unsure = remarks(pixels, sixteen=halved) if strict else ""
-        rgb = to_rgb(_upright(pixels))
+        decoded, doubt = _pixels(image, file, label, strict=strict)
+        unsure = remarks(decoded, sixteen=halved) if strict else ""
+        rgb = to_rgb(_upright(decoded))
         framed = find_frame(rgb) if part is None else Framed(part, "")
         if framed.part != WHOLE:
             coarse = reduced and min(framed.part.size(rgb.size)) < 2 * side
             if part is None and coarse and fine == side:
                 return math.ceil(side / framed.part.narrowest)
             rgb = rgb.crop(framed.part.pixels(rgb.size))
-        fills = _Corners(framed.part.filled, may=part is None and not framed.bare)
-        square, odd = to_srgb(_square(rgb, side, rule, fills), profile)
-        taken = framed.part._replace(filled=fills.filled)
-        found = [note, doubt, unsure, odd, framed.note, fills.note]
+        inner = _resized(rgb, side, rule)
+        share = 0.0
+        if framed.part.filled or (part is None and not framed.bare):
+            pixels, share = fill_corners(np.asarray(inner), known=framed.part.filled)
+            inner = Image.fromarray(pixels)
+        square, odd = to_srgb(_padded(inner, side), profile)
+        found = [note, doubt, unsure, odd, framed.note]
+        if share:
+            found.append(f"the corners beside a round field of view were filled ({share:.0%})")
         if doubts:
             found += [_smallness(rgb.size, side), _greyness(square)]
+        taken = framed.part._replace(filled=share > 0)
         return Decoded(np.array(square), "; ".join(filter(None, found)), taken)
 
 
@@ -226,31 +232,6 @@ def _greyness(square: Image.Image) -> str:
     if colours.mean() > _FEW or np.ptp(pixels) <= _GREY:
         return ""
     return "it has no colours: more answers are wrong, and fewer malignant lesions are found"
-
-
-class _Corners:
-    """Fills a picture's corners, if that is asked for, and says so.
-
-    Args:
-        known: whether they are known to be there.
-        may: whether they are to be looked for.
-    """
-
-    def __init__(self, known: bool, *, may: bool) -> None:
-        self.known = known
-        self.may = may
-        self.filled = False
-        self.note = ""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if not (self.known or self.may):
-            return image
-        pixels, share = fill_corners(np.asarray(image), known=self.known)
-        if not share:
-            return image
-        self.filled = True
-        self.note = f"the corners beside a round field of view were filled ({share:.0%})"
-        return Image.fromarray(pixels)
 
 
 class Header(NamedTuple):
@@ -496,24 +477,28 @@ def _room(pixels: int) -> Iterator[None]:
             _ROOM.changed.notify_all()
 
 
-def _square(
-    image: Image.Image, side: int, rule: str, fills: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
-    """Resized by a rule of `RESIZE_RULES`; `fills` is asked before what `pad` adds."""
+def _resized(image: Image.Image, side: int, rule: str) -> Image.Image:
+    """By a rule of `RESIZE_RULES`; what `pad` adds is left to `_padded`."""
     # Pillow's bilinear filter widens when it shrinks: that is the antialiasing.
     how = Image.Resampling.BILINEAR
-    if rule == "squash":
-        return fills(image.resize((side, side), how))
     width, height = image.size
+    if rule == "squash":
+        return image.resize((side, side), how)
     if rule == "crop":
         # Equal to scaling the whole and then cutting, without scaling what is cut away.
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
-        return fills(image.resize((side, side), how, box=(left, top, left + short, top + short)))
+        return image.resize((side, side), how, box=(left, top, left + short, top + short))
     scale = side / max(width, height)
-    inner = fills(image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how))
+    return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), how)
+
+
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    """In the middle of a black square, where it is none itself."""
+    if image.size == (side, side):
+        return image
     canvas = Image.new("RGB", (side, side))
-    canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
 
 

@@ -120,9 +120,9 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
 
     Raises:
         DataError: a class has too few groups to stand in all parts that are cut, or stands in too
-            few of them as patients have several classes; or a publisher's
-            part that is needed is not there, or has no image of a class to train on, or images of
-            one alone to choose the epoch by.
+            few of them as patients have several classes; or a publisher's part that is needed is
+            not there, or has no image of a class to train on, or images of one alone to choose the
+            epoch by.
     """
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     if config.protocol == "official":
@@ -144,9 +144,9 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
                 )
         shares = {"test": config.test_fraction, "val": config.val_fraction}
         _cut(manifest, pool, config, parts, shares, by_lesion=config.protocol == "lesion")
-    leaked = 0
-    if config.protocol == "official":
-        leaked = len(_leaked(manifest, parts, "test", config.join_duplicates))
+    official = config.protocol == "official"
+    used = {i for ids in parts.values() for i in ids}
+    records = [r for r in manifest.records if r.image_id in used]
     return Split(
         dataset=manifest.dataset,
         variant=manifest.variant,
@@ -156,31 +156,25 @@ def make_split(manifest: Manifest, config: DataConfig) -> Split:
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
         data_hash=manifest.data_hash,
-        nameless=_without(manifest, parts, "lesion_id"),
-        patients=sum(map(len, parts.values())) - _without(manifest, parts, "patient_id"),
-        leaked=leaked,
+        nameless=sum(not r.lesion_id for r in records),
+        patients=sum(bool(r.patient_id) for r in records),
+        leaked=_leaked(manifest, parts, "test", config.join_duplicates) if official else 0,
         **{part: tuple(sorted(ids)) for part, ids in parts.items()},
     )
 
 
-def _without(manifest: Manifest, parts: dict[str, list[str]], field: str) -> int:
-    """Images of the parts in whose record a field is empty."""
-    used = {i for ids in parts.values() for i in ids}
-    return sum(not getattr(r, field) for r in manifest.records if r.image_id in used)
-
-
 def _leaked(
     manifest: Manifest, parts: Mapping[str, Sequence[str]], judged: str, twins: bool
-) -> list[str]:
-    """Images of a publisher's `judged` part that show a lesion or patient of the parts before."""
+) -> int:
+    """How many of a publisher's `judged` part show a lesion or patient of the parts before it."""
     before = {i for part in PARTS[: PARTS.index(judged)] for i in parts[part]}
     held = set(parts[judged])
     records = tuple(r for r in manifest.records if r.image_id in before | held)
-    leaked: list[str] = []
-    for group in lesion_groups(records, by_lesion=True, twins=twins):
-        if any(r.image_id in before for r in group):
-            leaked += [r.image_id for r in group if r.image_id in held]
-    return leaked
+    return sum(
+        sum(r.image_id in held for r in group)
+        for group in lesion_groups(records, by_lesion=True, twins=twins)
+        if any(r.image_id in before for r in group)
+    )
 
 
 def own_parts_meant(dataset: str) -> bool:
@@ -373,13 +367,11 @@ def lesion_groups(
     if not by_lesion:
         return [[r] for r in records]
     keys = [known_keys(record) for record in records]
-    for i, record in enumerate(records):
+    for own, record in zip(keys, records, strict=True):
         if record.patient_id:
-            keys[i].append(("patient", record.patient_id))
-    if twins:
-        for i, record in enumerate(records):
-            if twin := twin_key(record.image_id):
-                keys[i].append(("twin", twin))
+            own.append(("patient", record.patient_id))
+        if twins and (twin := twin_key(record.image_id)):
+            own.append(("twin", twin))
     return [sorted((records[i] for i in group), key=lambda r: r.image_id) for group in joined(keys)]
 
 
@@ -444,10 +436,11 @@ def poorly_judged(split: Split, manifest: Manifest) -> list[str]:
         )
     if split.protocol == "official":
         parts = {part: split.part(part) for part in PARTS}
-        for part in ("val", "test"):
-            if leaked := _leaked(manifest, parts, part, split.join_duplicates):
+        of_val = _leaked(manifest, parts, "val", split.join_duplicates)
+        for part, leaked in (("val", of_val), ("test", split.leaked)):
+            if leaked:
                 lines.append(
-                    f"{len(leaked)} of {len(parts[part])} {part} images of {split.dataset} show a "
+                    f"{leaked} of {len(parts[part])} {part} images of {split.dataset} show a "
                     f"lesion {'or patient ' * bool(split.patients)}that is in "
                     f"{'train' if part == 'val' else 'train or val'}, too: what "
                     "is measured there is no figure for new ones (--protocol "

@@ -126,14 +126,21 @@ def explanation(
 
 
 def load_picture(
-    source: Path | bytes, *, part: Part = WHOLE, longest: int = DRAWN
+    source: Path | bytes,
+    whole: tuple[int, int] | None = None,
+    *,
+    part: Part = WHOLE,
+    longest: int = DRAWN,
 ) -> tuple[Pixels, tuple[int, int]]:
     """A part of the image, upright, its longer side at most `longest` pixels, and its own size.
+
+    Args:
+        whole: the image's (width, height), where it is known already.
 
     Raises:
         ImageError: as `data.preprocess.decode_image`.
     """
-    size = part.size(upright_size(source))
+    size = part.size(whole or upright_size(source))
     side = min(longest, max(size))
     padded = load_image(source, side, rule="pad", part=part)
     width, height = (max(1, round(length * side / max(size))) for length in size)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from biigma_cli.data.mirror import mirrored
 from biigma_cli.data.perturb.masks import Mask
 
 RGB = npt.NDArray[np.float32]  # (side, side, 3)
@@ -63,7 +64,7 @@ def skin_mean(picture: RGB, lesion: Mask) -> npt.NDArray[np.float32]:
 
 def without_lesion(picture: RGB, lesion: Mask) -> RGB:
     """The lesion and its fringe inpainted: shading from around it, texture mirrored at its edge."""
-    from scipy.ndimage import distance_transform_edt, gaussian_filter
+    from scipy.ndimage import gaussian_filter
 
     hole = _hole(lesion)
     if not hole.any():
@@ -76,16 +77,10 @@ def without_lesion(picture: RGB, lesion: Mask) -> RGB:
     coarse = blurred / np.maximum(weight, 1e-3)[..., None]
     texture = (picture - coarse) * known[..., None]
     shading = _spread(coarse, known)
-    # Each pixel of the hole takes the texture from as far beyond the edge as it lies within.
-    distance, nearest = distance_transform_edt(hole, return_indices=True)
-    own = np.indices(hole.shape)
-    mirrored = 2 * nearest - own
-    mirrored = np.abs(mirrored)  # at the picture's border, back again
-    mirrored = side - 1 - np.abs(side - 1 - mirrored)
-    mirrored = np.clip(mirrored, 0, side - 1)
+    found = mirrored(hole)
     # Where that is no skin either, the texture is 0 there, and the shading stands alone.
-    filled = shading + texture[mirrored[0], mirrored[1]]
-    edge = np.clip(distance / (0.01 * side), 0, 1).astype(np.float32)[..., None]
+    filled = shading + texture[tuple(found.places)]
+    edge = np.clip(found.distance / (0.01 * side), 0, 1).astype(np.float32)[..., None]
     return np.asarray(picture + edge * (np.clip(filled, 0, 255) - picture), dtype=np.float32)
 
 
