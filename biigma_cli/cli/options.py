@@ -47,7 +47,8 @@ KeepBorderOption = Annotated[
     bool,
     typer.Option(
         "--keep-border",
-        help="Take the whole picture, a black or white border around it, too.",
+        help="Take pictures as they are. Else a black or white border is left out, and the black "
+        "corners beside a round field are filled.",
     ),
 ]
 InputCheckOption = Annotated[
