@@ -81,6 +81,8 @@ CHANGES: dict[str, Change] = {
     "round field on white": field(0.95, 255),
     "dark corners, field as wide": field(4 / 3, 0),
     "grey border, 10%": border(0.1, 0.1, "grey"),
+    "dark grey border, 10%": border(0.1, 0.1, "#2b2b2b"),
+    "blue border, 4%": border(0.04, 0.04, "#1f4e9c"),
     "black bars with a caption": captioned,
 }
 

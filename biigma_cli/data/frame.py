@@ -26,12 +26,16 @@ _BLACK, _DARK = 30, 40
 _WHITE, _LIGHT = 250, 245
 # Dust, a hair, what JPEG leaves: share of a line's pixels.
 _FEW = 0.02
-# Over-exposed skin is white, too, but gives way to the lesion little by little: a white border must
-# end in a line so much of which is not white, so soon behind it (as a share of the axis).
-_SHARP, _SOON = 0.9, 0.015
+# A border of another colour begins with a line that keeps so near to it, and where JPEG leaves
+# rings it strays so far; what is further away is something else.
+_FLAT, _STRAY, _OTHER = 5, 16, 24
+# Over-exposed skin is white, too, and smooth skin is plain, but both give way to the lesion little
+# by little: such a border must end in a line so much of which is something else, so soon behind it
+# (as a share of the axis). JPEG mixes colours within so many pixels.
+_SHARP, _SOON, _BLOCK = 0.9, 0.015, 16
 # A caption may interrupt a black bar for so much of the axis.
 _CAPTION = 0.12
-# A border that is narrower, as a share of the axis, is left alone: it changes no answer.
+# A border that is narrower at each side, as a share of the axis, is left alone: no answer changes.
 _NARROW = 0.007
 # What is left must be so much of each side, and so many pixels; else it is a dark picture.
 _LEAST, _LEAST_PIXELS = 0.25, 32
@@ -91,6 +95,16 @@ class Part(NamedTuple):
 WHOLE = Part()
 
 
+class _Kind(NamedTuple):
+    """What a border is of: `black`, `white`, or `plain`, of any `colour` (RGB); empty if none."""
+
+    name: str = ""
+    colour: tuple[int, ...] = ()
+
+
+_BLACK_BORDER, _WHITE_BORDER = _Kind("black"), _Kind("white")
+
+
 class Framed(NamedTuple):
     """What lies within a picture's border.
 
@@ -106,7 +120,7 @@ class Framed(NamedTuple):
 
 
 def find_frame(image: Image.Image) -> Framed:
-    """The part of an upright RGB picture that a black or white border leaves.
+    """The part of an upright RGB picture that a border of one colour leaves.
 
     The border may have another width at each side, and another colour. Of a round field of view
     on black what remains is the rectangle around it; on white it is left as it is, for it cannot
@@ -115,29 +129,67 @@ def find_frame(image: Image.Image) -> Framed:
     if max(image.size) > _LARGE:
         image = image.resize(_reduced(image.size), Image.Resampling.NEAREST)
     width, height = image.size
-    box = [0, 0, width, height]
-    colours = ["", "", "", ""]
+    skin: set[tuple[int, str]] = set()
+    box, kinds, bare = _border(image, skin)
+    while found := _skin(image, box, kinds, bare=bare):
+        skin |= found
+        box, kinds, bare = _border(image, skin)
+    if bare:
+        return Framed(WHOLE, "", bare=True)
+    for side, of in enumerate(kinds):
+        if of and of[-1].name == "plain":
+            # Up to there JPEG has mixed the border's colour into the skin's.
+            box[side] += _sharp_end(image, box, side, of[-1]) * (1 if side < 2 else -1)
+    names = set()
+    for side, edge in enumerate((0, 0, width, height)):
+        if abs(box[side] - edge) >= _NARROW * (width, height)[side % 2]:
+            # Plain lines beside black ones are its blurred or noisy edge.
+            own = {kind.name for kind in kinds[side]}
+            names |= own - {"plain"} or own
+    if not names:
+        return Framed(WHOLE, "")
+    part = Part(box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+    told = f"a {' and '.join(sorted(names))} border was left out"
+    return Framed(part, f"{told} ({1 - part.share:.0%} of the picture)")
+
+
+def _border(
+    image: Image.Image, skin: set[tuple[int, str]]
+) -> tuple[list[int], list[list[_Kind]], bool]:
+    """The box within the border, what each side's is of, and whether too little is in the box.
+
+    Args:
+        skin: sides, and names of what is skin there.
+    """
+    width, height = image.size
+    box: list[int] = [0, 0, width, height]
+    kinds: list[list[_Kind]] = [[], [], [], []]
     # A line that is no border's from edge to edge may be one within the borders beside it.
     moved = True
     while moved:
         moved = False
         for side in range(4):
-            found, colour = _advance(image, box, side)
-            if found != box[side]:
-                box[side], colours[side], moved = found, colour, True
+            edge, kind = _advance(image, box, side, skin)
+            if edge != box[side]:
+                box[side], moved = edge, True
+                kinds[side].append(kind)
             if box[2] - box[0] < _least(width) or box[3] - box[1] < _least(height):
-                return Framed(WHOLE, "", bare=True)
-    white = [side for side in range(4) if colours[side] == "white"]
-    skin = not all(_ends_sharply(image, box, side) for side in white)
-    for side, edge in enumerate((0, 0, width, height)):
-        narrow = abs(box[side] - edge) < _NARROW * (width, height)[side % 2]
-        if narrow or (skin and side in white):
-            box[side], colours[side] = edge, ""
-    if not any(colours):
-        return Framed(WHOLE, "")
-    part = Part(box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-    colour = " and ".join(sorted({*colours} - {""}))
-    return Framed(part, f"a {colour} border was left out ({1 - part.share:.0%} of the picture)")
+                return box, kinds, True
+    return box, kinds, False
+
+
+def _skin(
+    image: Image.Image, box: list[int], kinds: list[list[_Kind]], *, bare: bool
+) -> set[tuple[int, str]]:
+    """Sides, and names of what was taken for a border there and does not end as one."""
+    found = set()
+    for side, (*_, kind) in ((side, of) for side, of in enumerate(kinds) if of):
+        if kind.name == "plain" and (bare or _sharp_end(image, box, side, kind) < 0):
+            found.add((side, "plain"))
+        if kind.name == "white" and not bare and _sharp_end(image, box, side, kind) < 0:
+            # Where one side is over-exposed, all may be.
+            found |= {(side, "white") for side in range(4)}
+    return found
 
 
 def _reduced(size: tuple[int, int]) -> tuple[int, int]:
@@ -155,43 +207,49 @@ def _edges(low: float, high: float, length: int) -> tuple[int, int]:
     return first, max(first + 1, min(length, round(high * length)))
 
 
-def _advance(image: Image.Image, box: list[int], side: int) -> tuple[int, str]:
-    """Where the border at a side (left, upper, right, lower) ends within `box`, and its colour."""
-    edge, colour = box[side], ""
-    step = 1 if side < 2 else -1
+def _advance(
+    image: Image.Image, box: list[int], side: int, skin: set[tuple[int, str]]
+) -> tuple[int, _Kind]:
+    """Where the border at a side (left, upper, right, lower) ends within `box`, and its kind."""
+    edge, step = box[side], 1 if side < 2 else -1
+    first = _ahead(image, box, side, edge, 1)
+    kind = _kind(first[0]) if len(first) else _Kind()
+    if not kind.name or (side, kind.name) in skin:
+        return edge, _Kind()
     while len(lines := _ahead(image, box, side, edge, _BAND)):
-        for kind in map(_kind, lines):
-            if not kind or (colour and kind != colour):
+        ends = [place for place, line in enumerate(lines) if not _is_of(kind, line)]
+        edge += step * (ends[0] if ends else len(lines))
+        if ends:
+            behind = _caption(image, box, side, edge) if kind.name == "black" else 0
+            if not behind:
                 break
-            colour = kind
-            edge += step
-        else:
-            continue
-        behind = _caption(image, box, side, edge) if colour == "black" else 0
-        if not behind:
-            break
-        edge += step * behind
-    return edge, colour
+            edge += step * behind
+    return edge, kind
 
 
 def _caption(image: Image.Image, box: list[int], side: int, edge: int) -> int:
     """Lines from `edge` on that interrupt a black bar, which goes on behind; 0 where none does."""
     length = image.size[side % 2]
     ahead = _ahead(image, box, side, edge, round(_CAPTION * length))
-    kinds = [_kind(line) for line in ahead]
+    black = [_is_of(_BLACK_BORDER, line) for line in ahead]
     run = max(2, math.ceil(_NARROW * length))
-    for place in range(1, len(kinds) - run + 1):
-        if all(kind == "black" for kind in kinds[place : place + run]):
+    for place in range(1, len(black) - run + 1):
+        if all(black[place : place + run]):
             # What is written is mostly black still; skin is not.
             dark = np.mean([_dark(line).mean() for line in ahead[:place]])
             return place if dark > 1 - _SHARP / 2 else 0
     return 0
 
 
-def _ends_sharply(image: Image.Image, box: list[int], side: int) -> bool:
-    """Whether a white border gives way to something else at once."""
-    ahead = _ahead(image, box, side, box[side], math.ceil(_SOON * image.size[side % 2]) + 1)
-    return any((~_light(line)).mean() >= _SHARP for line in ahead)
+def _sharp_end(image: Image.Image, box: list[int], side: int, kind: _Kind) -> int:
+    """Lines behind a white or plain border up to the first of something else; -1 if it is far."""
+    soon = math.ceil(_SOON * image.size[side % 2])
+    if kind.name == "plain":
+        soon = max(soon, _BLOCK)
+    ahead = _ahead(image, box, side, box[side], soon + 1)
+    other = ~_light(ahead) if kind.name == "white" else _apart(ahead, kind.colour) > _OTHER
+    sharp = other.mean(1) >= _SHARP
+    return int(sharp.argmax()) if sharp.any() else -1
 
 
 def _ahead(image: Image.Image, box: list[int], side: int, edge: int, count: int) -> RGB:
@@ -214,15 +272,31 @@ def _lines(image: Image.Image, box: list[int], axis: int, first: int, count: int
     return lines[:, :: max(1, math.ceil(lines.shape[1] / _SAMPLES))]
 
 
-def _kind(line_n3: RGB) -> str:
-    """Black or white where it is a border's line, else empty."""
-    brightest, darkest = line_n3.max(1), line_n3.min(1)
-    few = _FEW * len(line_n3)
-    if (brightest > _DARK).sum() <= few and np.median(brightest) <= _BLACK:
-        return "black"
-    if (darkest < _LIGHT).sum() <= few and np.median(darkest) >= _WHITE:
-        return "white"
-    return ""
+def _kind(line_n3: RGB) -> _Kind:
+    """Of which kind of border this may be the first line."""
+    for kind in (_BLACK_BORDER, _WHITE_BORDER):
+        if _is_of(kind, line_n3):
+            return kind
+    middle = len(line_n3) // 2
+    colour = tuple(np.partition(line_n3, middle, axis=0)[middle].tolist())
+    plain = (_apart(line_n3, colour) > _FLAT).mean() <= _FEW
+    return _Kind("plain", colour) if plain else _Kind()
+
+
+def _is_of(kind: _Kind, line_n3: RGB) -> bool:
+    """Whether a line goes on with such a border."""
+    if kind.name == "black":
+        brightest = line_n3.max(1)
+        return bool((brightest > _DARK).mean() <= _FEW and np.median(brightest) <= _BLACK)
+    if kind.name == "white":
+        darkest = line_n3.min(1)
+        return bool((darkest < _LIGHT).mean() <= _FEW and np.median(darkest) >= _WHITE)
+    return bool((_apart(line_n3, kind.colour) > _STRAY).mean() <= _FEW)
+
+
+def _apart(pixels: RGB, colour: tuple[int, ...]) -> npt.NDArray[np.int16]:
+    """How far each pixel is from a colour, in the channel where it is furthest."""
+    return np.asarray(np.abs(pixels - np.array(colour, np.int16)).max(-1))
 
 
 def fill_corners(pixels_HW3: RGB, *, known: bool = False) -> tuple[RGB, float]:
