@@ -35,6 +35,7 @@ from biigma_cli.cli.stdin import any_of, is_stdin, open_stdin
 if TYPE_CHECKING:
     from biigma_cli.report.predictions import (
         Answered,
+        Conversion,
         Labels,
         Output,
         Prediction,
@@ -191,7 +192,7 @@ def predict(
     if resume and (target is None or form not in RESUMABLE):
         raise UsageError(
             "--resume needs a file of rows to go on with",
-            fix="add -o FILE and --format csv or jsonl",
+            fix="add -o FILE and --format csv, jsonl or parquet",
         )
     if retry_failed and not resume:
         raise UsageError("--retry-failed goes with --resume", fix="add --resume")
@@ -268,9 +269,10 @@ def predict(
         answered = sink.resume(writer, retry=retry_failed)
         if len(answered):
             errors = f", {answered.failed} of them with an error, which stays"
-            note(f"{len(answered)} files are answered already" + errors * bool(answered.failed))
+            many = "files are" if len(answered) > 1 else "file is"
+            note(f"{len(answered)} {many} answered already" + errors * bool(answered.failed))
         if answered.dropped:
-            note(f"{answered.dropped} have failed and are tried again")
+            note(f"{answered.dropped} failed before and are tried again")
     tally = _Tally(sink, writer, answered)
     context.with_resource(tally.in_time())
     page = None
@@ -319,6 +321,10 @@ def predict(
         kept = sink.drop()
         if kept is not None:
             note(f"what was answered is in {kept}; --resume goes on with it")
+        elif form == "json" and target is not None and tally.begun:
+            note(
+                "nothing is kept of JSON that is cut short; --format jsonl keeps what was answered"
+            )
         raise
     where = {"json": "error field", "jsonl": "error field", "table": "answer column"}.get(
         form, "error column"
@@ -382,7 +388,7 @@ def _check_target(target: Path, paths: list[str], from_list: str | None, model: 
 
 
 def _holds_image(path: Path) -> bool:
-    from biigma_cli.runtime.inputs import HEAD, looks_like_image
+    from biigma_cli.data.magic import HEAD, looks_like_image
     from biigma_cli.storage import is_file
 
     if not is_file(path):
@@ -504,7 +510,7 @@ def _format_of(target: Path | None) -> str:
     return "table"
 
 
-def _converter(form: str, target: Path | None) -> Callable[[Path, Path], None] | None:
+def _converter(form: str, target: Path | None) -> Conversion | None:
     from biigma_cli.errors import UsageError
     from biigma_cli.report import parquet
     from biigma_cli.storage import is_file, is_there
@@ -514,7 +520,7 @@ def _converter(form: str, target: Path | None) -> Callable[[Path, Path], None] |
     if target is None or not (is_file(target) or not is_there(target)):
         raise UsageError("Parquet needs a file", fix="add -o FILE.parquet")
     parquet.check_installed()
-    return parquet.from_csv
+    return parquet.PARQUET
 
 
 def _writer(
@@ -591,7 +597,7 @@ class _Tally:
     """Writes records and counts them; failures before the first answer wait, up to `HELD`."""
 
     def __init__(self, sink: Output, writer: Writer, answered: Answered) -> None:
-        from biigma_cli.report.predictions import TableWriter
+        from biigma_cli.report.predictions import JsonWriter, TableWriter
 
         self.sink = sink
         self.writer = writer
@@ -606,6 +612,7 @@ class _Tally:
         self._most = 0 if sink.part is None and not isinstance(writer, TableWriter) else HELD
         self._lock = threading.Lock()
         self._table = writer if isinstance(writer, TableWriter) and sink.part is None else None
+        self._document = writer if isinstance(writer, JsonWriter) and sink.part is None else None
         self._terminal = self._table is not None and self._table.colour
         # The line of progress, where that is.
         self._clear = "\r\033[K" if self._terminal and takes_escapes(sys.stderr) else ""
@@ -640,11 +647,13 @@ class _Tally:
         self.sink.finish()
 
     def cut(self) -> None:
-        """The work was cut short: draw the rows that wait for a table, those held back too."""
+        """The work was cut short: end what goes to standard output, rows held back with it."""
         if self._table is not None:
             items, self.held = self.held, []
             self._write(items)
             self._draw(0)
+        if self._document is not None and self.started:
+            self._put(self._document.tail(self.done - self.failed, self.failed, cut=True))
 
     @contextlib.contextmanager
     def in_time(self) -> Iterator[None]:

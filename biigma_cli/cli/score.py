@@ -29,7 +29,7 @@ def score(
         Path,
         typer.Argument(
             help="CSV: image and a column per class; image_id, melanoma, seborrheic_keratosis; or "
-            "what biigma predict writes."
+            "what biigma predict -o FILE.csv writes."
         ),
     ],
     truth: Annotated[
@@ -109,7 +109,8 @@ def score(
     files = [read_predictions(path) for path in (predictions, against) if path is not None]
     for file in files:
         if file.failed:
-            note(f"{file.path}: {file.failed} rows hold an error, so their images are missing")
+            rows = "rows hold" if file.failed > 1 else "row holds"
+            note(f"{file.path}: {file.failed} {rows} an error, so their images are missing")
     if len({f.binary for f in files}) > 1:
         raise DataError(
             f"{predictions} and {against} are of different forms",

@@ -17,6 +17,7 @@ INSTALL = 'pip install "biigma[dicom]"'
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 # Baseline and extended.
 _JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 _HEAD = 1 << 14  # bytes within which a file says how it is written
 # pydicom's remarks on files that bend the standard: what matters is raised.
 warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
@@ -56,9 +57,14 @@ def read_dicom(file: BinaryIO, label: str) -> tuple[Image.Image, str]:
             raise ImageError(
                 f"{label} is a deflated DICOM file", fix="save it with another transfer syntax"
             )
-        data = pydicom.dcmread(file)
+        data = pydicom.dcmread(file, force=True)  # that it is one was told by its first bytes
         if "PixelData" not in data:
-            raise ImageError(f"{label} is a DICOM file without a picture", fix="give an image")
+            raise ImageError(
+                f"{label} is a DICOM file without a picture, or cut short", fix="give an image"
+            )
+        if "TransferSyntaxUID" not in data.file_meta:  # without a preamble there may be none
+            implicit, _ = data.original_encoding
+            data.file_meta.TransferSyntaxUID = _IMPLICIT if implicit else _EXPLICIT
         frames = int(data.get("NumberOfFrames") or 1)
         if int(data.Rows) * int(data.Columns) > preprocess.MAX_PIXELS:
             raise preprocess.too_large(label)

@@ -30,6 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from biigma_cli.data.colour import remarks, to_rgb, to_srgb
 from biigma_cli.data.frame import WHOLE, Framed, Part, fill_corners, find_frame
 from biigma_cli.data.jpeg import MAX_BYTES, check_jpeg, refuse_damaged
+from biigma_cli.data.magic import HEAD, looks_like_dicom, looks_like_image
 from biigma_cli.data.tiff import check_tiff, grey_as_meant
 from biigma_cli.errors import ImageError
 from biigma_cli.storage import is_folder
@@ -149,29 +150,40 @@ def decode_image(
     if rule not in RESIZE_RULES:
         raise KeyError(rule)
     label = name or (shown(str(source)) if isinstance(source, Path) else "the image")
-    with _open(source, label) as file:
-        try:
-            decode = functools.partial(
-                _decode, file, side, rule, label, strict=strict, part=part, doubts=doubts
-            )
-            decoded = decode(fine=math.ceil(side / (part or WHOLE).narrowest))
-            if isinstance(decoded, int):  # a border is known only once it has been seen
-                decoded = decode(fine=decoded)
-            assert isinstance(decoded, Decoded)
-            return decoded
-        except ImageError:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise too_large(label) from None
-        except UnidentifiedImageError:
+    with _open(source, label) as file, _told(file, label):
+        decode = functools.partial(
+            _decode, file, side, rule, label, strict=strict, part=part, doubts=doubts
+        )
+        decoded = decode(fine=math.ceil(side / (part or WHOLE).narrowest))
+        if isinstance(decoded, int):  # a border is known only once it has been seen
+            decoded = decode(fine=decoded)
+        assert isinstance(decoded, Decoded)
+        return decoded
+
+
+@contextlib.contextmanager
+def _told(file: BinaryIO, label: str) -> Iterator[None]:
+    """Whatever is raised while an image is read is an `ImageError`, so that a batch goes on."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise too_large(label) from None
+    except UnidentifiedImageError:
+        file.seek(0)
+        if looks_like_image(file.read(HEAD)):
             raise ImageError(
-                f"{label} is not an image that can be read here", fix=f"give a {READABLE} file"
+                f"{label} begins as an image and cannot be read: it is damaged, or cut short",
+                fix="get the file again",
             ) from None
-        except Exception as error:
-            # Damaged files make Pillow raise anything at all, by format; a batch goes on.
-            raise ImageError(
-                f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
-            ) from error
+        raise ImageError(
+            f"{label} is not an image that can be read here", fix=f"give a {READABLE} file"
+        ) from None
+    except Exception as error:  # Pillow raises anything at all for damaged files, by format
+        raise ImageError(
+            f"{label} is damaged: {error or type(error).__name__}", fix="get the file again"
+        ) from error
 
 
 def _decode(
@@ -275,23 +287,10 @@ def read_header(source: Path | bytes, *, name: str | None = None) -> Header:
 @contextlib.contextmanager
 def opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     """An image at full size, not turned. Raises `ImageError` whatever is raised inside."""
-    with _open(source, name) as file:
-        try:
-            image, _, _ = _read(file, _NO_DRAFT, name)
-            with image:
-                yield image
-        except ImageError:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise too_large(name) from None
-        except UnidentifiedImageError:
-            raise ImageError(
-                f"{name} is not an image that can be read here", fix=f"give a {READABLE} file"
-            ) from None
-        except Exception as error:  # Pillow raises anything at all for damaged files, by format
-            raise ImageError(
-                f"{name} is damaged: {error or type(error).__name__}", fix="get the file again"
-            ) from error
+    with _open(source, name) as file, _told(file, name):
+        image, _, _ = _read(file, _NO_DRAFT, name)
+        with image:
+            yield image
 
 
 def shown(name: str) -> str:
@@ -363,11 +362,11 @@ def _open(source: Path | bytes, label: str) -> BinaryIO:
 
 def _read(file: BinaryIO, side: int, label: str) -> tuple[Image.Image, str, tuple[int, int]]:
     """The image, not decoded yet where its format permits, a note, and its size in the file."""
-    head = file.read(132)
+    head = file.read(HEAD)
     if not head:
         raise ImageError(f"{label} is empty", fix="get the file again")
     file.seek(0)
-    if head[128:] == b"DICM":
+    if looks_like_dicom(head):
         from biigma_cli.data.dicom import read_dicom
 
         image, note = read_dicom(file, label)

@@ -14,10 +14,10 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -48,6 +48,8 @@ _CLAIMS = 10
 # Standard output by name.
 _STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _YES_NO = {True: "yes", False: "no", None: ""}
+# How a line of JSON begins.
+_BEGIN = b'{"path": "'
 # No row of ours is longer; what is longer is another kind of file.
 _MAX_ROW = 1 << 20
 
@@ -205,11 +207,11 @@ class CsvWriter:
 
     def head(self) -> str:
         """The header line."""
-        return self._lines([self.columns])
+        return csv_lines([self.columns])
 
     def rows(self, items: Sequence[Prediction]) -> str:
         """A line each; figures are empty where there is an error."""
-        return self._lines([self._cells(i) for i in items])
+        return csv_lines([self._cells(i) for i in items])
 
     def tail(self, answered: int, failed: int) -> str:  # noqa: ARG002
         """Nothing."""
@@ -227,16 +229,6 @@ class CsvWriter:
         before = [item.path, item.label, malignant]
         return [*before, *figures, novelty, *suspicious, *told, *self._made]
 
-    @staticmethod
-    def _lines(rows: list[list[str]]) -> str:
-        lines = ""
-        for row in rows:
-            text = io.StringIO()
-            # A carriage return is quoted only where the row's end holds one.
-            csv.writer(text, lineterminator="\r\n").writerow(row)
-            lines += text.getvalue().removesuffix("\r\n") + "\n"
-        return lines
-
     def read(self, record: str) -> tuple[str, str]:
         """Path of a written row and its label, "" for a failure. `ValueError`: another's row."""
         cells = next(csv.reader(io.StringIO(record, newline="")))
@@ -246,6 +238,17 @@ class CsvWriter:
         _same_making("model", model, self.made.model)
         _same_making("settings", settings, self._made[-1])
         return cells[0], cells[1]
+
+
+def csv_lines(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as lines of CSV."""
+    lines = []
+    for row in rows:
+        text = io.StringIO()
+        # A carriage return is quoted only where the row's end holds one.
+        csv.writer(text, lineterminator="\r\n").writerow(row)
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 class JsonlWriter:
@@ -339,10 +342,10 @@ class JsonWriter:
             self.first = False
         return text
 
-    def tail(self, answered: int, failed: int) -> str:
-        """The rest."""
-        summary = json.dumps({"answered": answered, "failed": failed})
-        return f'\n  ],\n  "summary": {summary}\n}}\n'
+    def tail(self, answered: int, failed: int, *, cut: bool = False) -> str:
+        """The rest; `cut` where not all were answered."""
+        summary = {"answered": answered, "failed": failed} | ({"interrupted": True} if cut else {})
+        return f'\n  ],\n  "summary": {json.dumps(summary)}\n}}\n'
 
 
 class TableWriter:
@@ -487,6 +490,13 @@ class Answered:
         return False
 
 
+class Conversion(NamedTuple):
+    """How a file is made of its part, from the first path at the second, and the part of it."""
+
+    to: Callable[[Path, Path], None]
+    back: Callable[[Path, Path], None]
+
+
 class Output:
     """Where the text goes: stdout, or a file that takes its name only once it is whole.
 
@@ -501,8 +511,7 @@ class Output:
             to as it is.
         keep: whether a part is worth keeping.
         resume: an older part is no fault: `resume` will be called.
-        convert: makes the file at its second argument of the part at its first, once that is
-            whole; default the part is the file.
+        convert: makes the file of the part, once that is whole; default the part is the file.
 
     Attributes:
         begun: whether there is something of an interrupted run to go on with.
@@ -519,7 +528,7 @@ class Output:
         *,
         keep: bool = False,
         resume: bool = False,
-        convert: Callable[[Path, Path], None] | None = None,
+        convert: Conversion | None = None,
     ) -> None:
         self.keep = keep
         self.convert = convert
@@ -606,16 +615,23 @@ class Output:
             if self._whole and not retry:
                 self._whole = whole = _scan(self.part, writer, answered)
                 self.file.truncate(whole)
-            elif self._whole or (self.convert is None and self.target.exists()):
+            elif self._whole or self.target.exists():
                 # The old file stays until the new one is whole.
                 source = self.part if self._whole else self.target
                 temporary = self.part.with_name(f".{self.part.name}~")
+                undone = self.part.with_name(f".{self.part.name}~~")
                 try:
+                    if self.convert is not None and not self._whole:
+                        self.convert.back(source, undone)
+                        source = undone
                     with temporary.open("wb") as file:
-                        whole = _scan(source, writer, answered, into=file, retry=retry)
+                        whole = _scan(
+                            source, writer, answered, into=file, retry=retry, name=self.target
+                        )
                     self._exchange(temporary)
                 finally:
                     temporary.unlink(missing_ok=True)
+                    undone.unlink(missing_ok=True)
             else:
                 return answered
             self.begun = whole > 0
@@ -671,7 +687,7 @@ class Output:
             if self.part is not None and self.convert is not None:
                 whole = self.part.with_name(f".{self.target.name}.{os.getpid()}~")
                 try:
-                    self.convert(self.part, whole)
+                    self.convert.to(self.part, whole)
                     make_readable(whole)
                     whole.replace(self.target)
                 finally:
@@ -737,13 +753,16 @@ def _scan(
     *,
     into: BinaryIO | None = None,
     retry: bool = False,
+    name: Path | None = None,
 ) -> int:
     """Read an interrupted output; bytes up to the end of its last whole row.
 
     Args:
         into: takes a copy of the whole rows.
         retry: but not of the errors, which then count as not answered.
+        name: what to call it; default `path`.
     """
+    name = name or path
     head = writer.head()
     whole = number = 0
     with path.open("rb") as file:
@@ -752,32 +771,44 @@ def _scan(
             if not first.endswith(b"\n") and head.encode().startswith(first):
                 return 0  # torn in the header
             if first != head.encode():
-                raise DataError(
-                    f"{path} has other columns: {first.decode(errors='replace').strip()[:300]}",
-                    fix="resume with the same model and --format, or choose another -o",
-                )
+                raise _other_columns(name, first, head)
             whole = len(first)
             if into is not None:
                 into.write(first)
         for record in _records(file, quotes=bool(head)):
             number += 1
-            if not record.endswith(b"\n"):
+            if not record.endswith(b"\n") and (head or record.startswith(_BEGIN[: len(record)])):
                 break  # torn
             try:
-                name, label = writer.read(record.decode("utf-8"))
+                image, label = writer.read(record.decode("utf-8"))
             except (ValueError, csv.Error) as error:
                 raise DataError(
-                    f"{path}, answer {number}: {error}",
+                    f"{name}, answer {number}: {shown(str(error))}",
                     fix="resume with the same model and settings, or choose another -o",
                 ) from error
             whole += len(record)
             if retry and not label:
                 answered.dropped += 1
                 continue
-            answered.add(name, label)
+            answered.add(image, label)
             if into is not None:
                 into.write(record)
     return whole
+
+
+def _other_columns(name: Path, first: bytes, head: str) -> DataError:
+    """The error for a CSV with another header."""
+    text = first.decode(errors="replace")
+    if text.removeprefix("\ufeff").rstrip("\r\n") == head.rstrip("\n"):
+        return DataError(
+            f"{name} has been saved by another program: its lines end otherwise, or it begins with "
+            "a byte order mark",
+            fix="resume with the file as it was written, or choose another -o",
+        )
+    return DataError(
+        f"{name} has other columns: {shown(text.strip()[:300])}",
+        fix="resume with the same model and --format, or choose another -o",
+    )
 
 
 def _records(file: BinaryIO, *, quotes: bool) -> Iterator[bytes]:

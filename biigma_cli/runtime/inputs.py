@@ -17,23 +17,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from biigma_cli.data.magic import HEAD, NEEDED, looks_like_image
 from biigma_cli.data.preprocess import READABLE
 from biigma_cli.data.preprocess import shown as shown
 from biigma_cli.errors import DataError, UsageError
 from biigma_cli.storage import is_folder, is_there, write_error
 
-_PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom"))
+_PHOTOS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jps", ".png", ".apng", ".tif", ".tiff", ".bmp",
+    ".dib", ".webp", ".gif",
+)  # fmt: skip
+SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom", ".ima"))
 # Pictures that nothing here reads: in a folder they are passed over, and named.
 _FOREIGN = (
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3",
-    ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".pdf", ".svg",
+    ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".pdf", ".svg", ".ppm", ".pgm", ".pnm", ".pcx",
+    ".tga", ".ico", ".icns",
 )  # fmt: skip
 
 #: Largest image taken from standard input, in bytes.
 MAX_STDIN = 512 << 20
-#: Bytes by which an image can be told.
-HEAD = 132
 # No file's name is longer than a path may be; what is longer is no list.
 _MAX_NAME = 1 << 16
 # Byte order marks, little end and big end first.
@@ -42,16 +45,6 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _CONTROL = re.compile(rb"\A\0|[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 # Names of one folder sorted in memory; more go through temporary files.
 _RUN = 100_000
-
-_SIGNATURES = (
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\x00|MM\x00\*|II\+\x00|MM\x00\+"
-    rb"|RIFF....WEBP|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00|.{128}DICM"
-)
-_SIGNATURE = re.compile(_SIGNATURES, re.DOTALL)
-# Bytes that it takes to tell, by how they begin.
-_NEEDED = {
-    b"\xff": 3, b"\x89": 8, b"GIF8": 6, b"II": 4, b"MM": 4, b"RIFF": 12, b"BM": 18, b"\0": 132,
-}  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -66,11 +59,6 @@ class Source(NamedTuple):
     name: str
     content: Path | bytes
     error: str = ""
-
-
-def looks_like_image(head: bytes) -> bool:
-    """Whether bytes begin as an image file does; at least `HEAD` of them decide."""
-    return _SIGNATURE.match(head) is not None
 
 
 def expand(
@@ -323,7 +311,7 @@ def _names_a_file(head: bytes) -> bool:
 
 def _undecided(head: bytes) -> bool:
     return any(
-        len(head) < need and magic.startswith(head[: len(magic)]) for magic, need in _NEEDED.items()
+        len(head) < need and magic.startswith(head[: len(magic)]) for magic, need in NEEDED.items()
     )
 
 

@@ -114,7 +114,7 @@ def test_an_image_on_stdin(toy: Path, folder: Path) -> None:
         (["a.jpg", "--from-list", "-"], "both"),
         (["a.jpg", "--abstain-below", "1.5"], "abstain-below"),
         (["a.jpg", "--resume"], "-o FILE"),
-        (["a.jpg", "--resume", "-o", "x.json"], "csv or jsonl"),
+        (["a.jpg", "--resume", "-o", "x.json"], "csv, jsonl or parquet"),
     ],
 )
 def test_what_cannot_be_asked(toy: Path, arguments: list[str], word: str) -> None:
@@ -316,7 +316,7 @@ def test_a_table_that_is_cut_short(
     toy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     end: BaseException, code: int, names: list[str],
 ) -> None:  # fmt: skip
-    """What was answered is shown, failures too; of other forms nothing is made up."""
+    """What was answered is shown, failures too; a document is ended, and says that it was cut."""
     monkeypatch.setattr(command, "open_stdin", lambda: _Cut([folder / n for n in names], end))
     done = predict(toy, "-")
     assert done.code == code
@@ -325,10 +325,13 @@ def test_a_table_that_is_cut_short(
         return
     done = predict(toy, "-", "--format", "json")
     assert done.code == code
-    assert done.out.count("path") == 3
-    assert "summary" not in done.out
-    done = predict(toy, "-", "-o", tmp_path / "out.txt")
-    assert (done.code, done.out, left(tmp_path)) == (code, "", [])
+    whole = json.loads(done.out)
+    assert [Path(p["path"]).name for p in whole["predictions"]] == names
+    assert whole["summary"] == {"answered": 2, "failed": 1, "interrupted": True}
+    for name in ("out.txt", "out.json"):
+        done = predict(toy, "-", "-o", tmp_path / name)
+        assert (done.code, done.out, left(tmp_path)) == (code, "", [])
+    assert "--format jsonl keeps what was answered" in done.err
 
 
 @posix
@@ -573,7 +576,7 @@ def test_what_failed_is_tried_again(
     partial.write_bytes(partial.read_bytes()[:-9])
     done = predict(toy, *common, "--resume", "--retry-failed")
     assert done.code == 5
-    assert "1 files are answered already\n2 have failed and are tried again" in done.err
+    assert "1 file is answered already\n2 failed before and are tried again" in done.err
     assert "3 ok, 1 failed" in done.err
     assert left(tmp_path) == ["late.png", target.name]
     text = target.read_text()
@@ -650,6 +653,91 @@ def test_what_is_not_gone_on_with(toy: Path, folder: Path, tmp_path: Path, form:
         assert str(target) in done.err
         assert target.read_text() == text
         assert left(tmp_path) == sorted([target.name, "toy.onnx"])
+
+
+@pytest.fixture
+def table(toy: Path, folder: Path, tmp_path: Path) -> Path:
+    """Three answers, one of them an error, as Parquet."""
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    target = tmp_path / "out.parquet"
+    names = [folder / n for n in ("00.png", "07.png", "01.png")]
+    assert predict(toy, *names, "-o", target).code == 5
+    return target
+
+
+def parquet_rows(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def test_whole_parquet_is_gone_on_with(toy: Path, folder: Path, table: Path) -> None:
+    """Its rows stay to the last digit, and what is new comes behind them."""
+    before = parquet_rows(table)
+    done = predict(toy, folder / "00.png", folder / "02.png", "-o", table, "--resume")
+    assert done.code == 5
+    assert "3 files are answered already" in done.err
+    after = parquet_rows(table)
+    assert after[:3] == before
+    assert [Path(r["path"]).name for r in after] == ["00.png", "07.png", "01.png", "02.png"]
+    assert predict(toy, folder / "00.png", "-o", table, "--resume", "--retry-failed").code == 0
+    assert [Path(r["path"]).name for r in parquet_rows(table)] == ["00.png", "01.png", "02.png"]
+    assert left(table.parent) == [table.name]
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"PAR1", b"", b"cut", b"foreign", b"other"])
+def test_parquet_that_is_not_gone_on_with(
+    toy: Path, folder: Path, table: Path, content: bytes
+) -> None:
+    """Other files, damaged ones, and rows of other settings are left as they are."""
+    more: tuple[str, ...] = ()
+    if content == b"cut":
+        table.write_bytes(table.read_bytes()[:-300])
+    elif content == b"foreign":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"path": ["a"], "label": ["b"]}), table)
+    elif content == b"other":
+        more = ("--keep-border",)
+    else:
+        table.write_bytes(content)
+    before = table.read_bytes()
+    done = predict(toy, folder / "02.png", "-o", table, "--resume", *more)
+    assert done.code == 3
+    assert str(table) in done.err
+    assert "settings" in done.err if more else "no Parquet file of predictions" in done.err
+    assert table.read_bytes() == before
+    assert left(table.parent) == [table.name]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_is_no_result_at_all(toy: Path, folder: Path, tmp_path: Path, form: str) -> None:
+    """A line without an end may be a torn row, but not any: it stays, and is shown harmlessly."""
+    target = tmp_path / f"out.{form}"
+    for text in ("precious notes", "pre\x1b[31mcious", "{}"):
+        target.write_text(text)
+        done = predict(toy, folder, "-o", target, "--resume")
+        assert done.code == 3
+        assert "\x1b" not in done.err
+        assert target.read_text() == text
+
+
+@pytest.mark.parametrize("saved", ["crlf", "bom"])
+def test_a_csv_that_another_program_saved(
+    toy: Path, folder: Path, tmp_path: Path, saved: str
+) -> None:
+    """As spreadsheets do: said so, for its columns are right."""
+    target = tmp_path / "out.csv"
+    assert predict(toy, folder / "00.png", "-o", target).code == 0
+    whole = target.read_bytes()
+    target.write_bytes(
+        whole.replace(b"\n", b"\r\n") if saved == "crlf" else b"\xef\xbb\xbf" + whole
+    )
+    done = predict(toy, folder, "-o", target, "--resume")
+    assert done.code == 3
+    assert "saved by another program" in done.err
 
 
 def test_an_older_part_is_not_overwritten(toy: Path, folder: Path, tmp_path: Path) -> None:
@@ -799,7 +887,7 @@ def test_two_runs_of_one_output(toy: Path, folder: Path, tmp_path: Path) -> None
     process.communicate()
     assert "--resume" in predict(toy, folder, "-o", target).err
     done = predict(toy, folder, "-o", target, "--resume")
-    assert "1 files are answered already" in done.err
+    assert "1 file is answered already" in done.err
     assert len(rows(target.read_text())) == 30
     assert left(target.parent) == ["out.csv"]
 

@@ -292,7 +292,7 @@ def test_what_predict_writes(tmp_path: Path) -> None:
     lines[4] = '"a, b/I03.PNG",,,,,,,,it is damaged,m@1,1,p,'
     own.write_text("\n".join(lines))
     done = call("score", own, truth, *FAST)
-    assert "answers.csv: 1 rows hold an error" in done.err
+    assert "answers.csv: 1 row holds an error" in done.err
     assert "no row for 1 of 60 images of the truth: I03" in done.err
     done = call("score", own, truth, "--subset", "--json", *FAST)
     assert done.code == 0, done.err

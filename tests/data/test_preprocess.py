@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from biigma_cli.data import colour, preprocess
+from biigma_cli.data.magic import looks_like_image
 from biigma_cli.data.preprocess import (
     MAX_PIXELS,
     decode_image,
@@ -359,13 +360,15 @@ def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (encode(noise(200, 150), "JPEG")[:1500], "damaged"),
         (encode(noise(200, 150), "PNG")[:1500], "damaged"),
         (encode(noise(64, 64), "BMP")[:1500], "damaged"),
-        (encode(noise(64, 64), "JPEG")[:3], "not an image"),
+        (encode(noise(64, 64), "JPEG")[:3], "damaged, or cut short"),
+        (encode(noise(64, 64), "TIFF")[:8], "damaged"),
         (png_header(60000, 60000), "megapixels"),
         (png_header(17000, 17000), "megapixels"),
         (png_header(64, 64), "damaged"),
     ],
     ids=[
-        "empty", "text", "zeros", "cut-jpeg", "cut-png", "cut-bmp", "stub", "bomb", "big", "hollow",
+        "empty", "text", "zeros", "cut-jpeg", "cut-png", "cut-bmp", "stub", "tiff-stub",
+        "bomb", "big", "hollow",
     ],
 )  # fmt: skip
 def test_bad_content(tmp_path: Path, content: bytes, word: str) -> None:
@@ -517,6 +520,35 @@ def test_colour_dicom_is_what_the_same_png_gives() -> None:
     assert np.array_equal(
         decode_image(dicom(np.asarray(image)), 16).pixels, decode_image(encode(image), 16).pixels
     )
+
+
+@pytest.mark.parametrize(
+    ("meta", "implicit"),
+    [(True, False), (False, False), (False, True)],
+    ids=["meta group", "explicit", "implicit"],
+)
+def test_dicom_without_its_preamble(meta: bool, implicit: bool) -> None:
+    """As old archives have it; told by its first element."""
+    image = noise(20, 20)
+    content = dicom(np.asarray(image), SpecificCharacterSet="ISO_IR 100")
+    bare = content[132:]
+    if not meta:
+        import pydicom
+
+        data = pydicom.dcmread(io.BytesIO(content))
+        file = io.BytesIO()
+        pydicom.dcmwrite(
+            file,
+            pydicom.Dataset(data),
+            implicit_vr=implicit,
+            little_endian=True,
+            force_encoding=True,
+        )
+        bare = file.getvalue()
+    assert bare[128:132] != b"DICM"
+    assert looks_like_image(bare)
+    wanted = decode_image(encode(image), 16).pixels
+    assert np.array_equal(decode_image(bare, 16).pixels, wanted)
 
 
 def test_the_first_frame_of_a_dicom() -> None:

@@ -155,6 +155,35 @@ def test_faults_of_predictions(tmp_path: Path, text: str | bytes, words: tuple[s
     refused(caught, "predictions.csv", *words)
 
 
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("image,MEL,NV\na,16.5,83.5\nb,100,0\n", "divide them by 100"),
+        ("image_id,melanoma,seborrheic_keratosis\na,80,3\nb,10,12\n", "divide them by 100"),
+        ("image,MEL,NV\na,-2.5,3.1\nb,1.2,0.3\n", "softmax"),
+        ("image,MEL,NV\na,2.5,3.1\nb,1.2,0.3\n", "softmax"),
+        ("image,MEL,NV\na,0.5,x\nb,100,0\n", "must hold a probability"),
+    ],
+)
+def test_what_scores_look_like(tmp_path: Path, text: str, fix: str) -> None:
+    """Percent and logits have a remedy of their own."""
+    with pytest.raises(DataError, match="no number from 0 to 1") as caught:
+        predicted(tmp_path, text)
+    assert fix in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "form"), [(b'{"path": "a"}\n', "JSON"), (b"PAR1\x15\x04\xb0", "Parquet")]
+)
+def test_other_forms_of_predictions(tmp_path: Path, content: bytes, form: str) -> None:
+    """What predict writes beside CSV is told by name."""
+    path = tmp_path / "p.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"is {form}, and CSV is read") as caught:
+        read_predictions(path)
+    assert "-o FILE.csv" in (caught.value.fix or "")
+
+
 def test_ten_faults_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
     """25 bad cells: lines 2 to 11 are named."""
     rows = "".join(f"I{i},x,0.5\n" for i in range(25))

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from biigma_cli.data.magic import looks_like_image
 from biigma_cli.data.preprocess import shown
 from biigma_cli.errors import DataError
 from biigma_cli.runtime import inputs
-from biigma_cli.runtime.inputs import Source, count, expand, looks_like_image, read_list, read_stdin
+from biigma_cli.runtime.inputs import Source, count, expand, read_list, read_stdin
 from tests.data.samples import encode, noise
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file names and links")
@@ -80,6 +81,13 @@ def test_a_pipe_without_an_ending(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a.jpg").touch()
     assert names(tmp_path) == [str(tmp_path / "a.jpg")]
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.mpo", "a.jps", "a.apng", "a.dib", "a.ima", "a.dcm"])
+def test_endings_of_images(tmp_path: Path, name: str) -> None:
+    """Of a folder's files those count that can be read, also what few call so."""
+    (tmp_path / name).touch()
+    assert [s.name for s in expand([str(tmp_path)], warn=pytest.fail)] == [str(tmp_path / name)]
 
 
 def test_pictures_that_nothing_reads_are_named(tmp_path: Path) -> None:

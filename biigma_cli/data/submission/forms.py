@@ -103,22 +103,22 @@ def read_predictions(path: Path) -> Predictions:
         )
     _refuse_shared_names(table)
     refuse_doubles(path, table.ids())
-    score_nY, faults = np.zeros((len(table.rows), len(columns))), []
+    given_nY, faults = np.full((len(table.rows), len(columns)), np.nan), []
     for n, row in enumerate(table.rows):
         for y, column in enumerate(columns):
             value = table.number(row, column)
-            if value is not None and -ROUNDING <= value <= 1 + ROUNDING:
-                score_nY[n, y] = min(max(value, 0.0), 1.0)
-            else:
+            if value is not None:
+                given_nY[n, y] = value
+            if value is None or not -ROUNDING <= value <= 1 + ROUNDING:
                 faults.append((row.line, column, row.cells[column.casefold()], value))
     if faults:
         said = [f"line {line}, {c}: {_why(text, value)}" for line, c, text, value in faults]
         raise DataError(
             f"{path} has {len(faults)} cells that are no number from 0 to 1: {listed(said)}",
-            fix="every class's column must hold a probability for every image",
+            fix=_remedy(given_nY, binary=binary),
         )
     return Predictions(
-        path=path, ids=table.ids(), codes=codes, score_nY=score_nY, binary=binary,
+        path=path, ids=table.ids(), codes=codes, score_nY=given_nY.clip(0, 1), binary=binary,
         failed=len(rows) - len(table.rows),
     )  # fmt: skip
 
@@ -339,6 +339,19 @@ def _refuse_rows(table: Table, good: Sequence[bool], what: str) -> None:
             f"{table.path} has {len(lines)} rows that are not {what}: {listed(lines)}",
             fix="mend those lines",
         )
+
+
+def _remedy(given_nY: Floats, *, binary: bool) -> str:
+    """What to do about scores that are no probabilities, NaN where they are no numbers."""
+    if np.isnan(given_nY).any():
+        return "every class's column must hold a probability for every image"
+    hundreds = binary or 90 <= np.median(given_nY.sum(1)) <= 110
+    if hundreds and given_nY.min() >= 0 and 5 < given_nY.max() <= 100:
+        return "they look like percent: divide them by 100"
+    return (
+        "give probabilities; if these are what a network puts out (logits), take the softmax of "
+        "each row"
+    )
 
 
 def _why(text: str, value: float | None) -> str:

@@ -60,6 +60,7 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
     With `answers`, that of `biigma predict`, too: of its columns the classes are given.
     """
     try:
+        _refuse_other_forms(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             delimiter, above = begin_table(file)
             text = file.read()
@@ -114,6 +115,18 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
     kept = classes or {*names} - {key}
     columns = tuple(c for c, name in zip(header, names, strict=True) if name in kept)
     return Table(path, key, columns, tuple(rows), decimal_comma=delimiter != ",")
+
+
+def _refuse_other_forms(path: Path) -> None:
+    """What `biigma predict` writes beside CSV begins otherwise."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    form = "Parquet" if head == b"PAR1" else "JSON" if head[:1] == b"{" else ""
+    if form:
+        raise DataError(
+            f"{path} is {form}, and CSV is read here",
+            fix="biigma predict writes it with -o FILE.csv",
+        )
 
 
 def _classes(names: Sequence[str]) -> set[str] | None:
