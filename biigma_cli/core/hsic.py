@@ -22,6 +22,12 @@ import torch
 from torch import Tensor
 
 _EPS = 1e-12
+# Where half of all pairs of positions coincide, as under a ReLU that is mostly silent, their median
+# distance is 0, and the kernel's gradient, exactly 0 in sum, is rounding times 1 / sigma^2. So
+# sigma^2 is this share of the mean squared distance at least.
+_FLOOR = 1e-3
+# Mean squared distance below which a head's positions are alike.
+_ALIKE = 1e-8
 
 
 class Independence(NamedTuple):
@@ -88,7 +94,8 @@ def squared_distances(vectors_BKND: Tensor) -> Tensor:
 def median_bandwidth(d2_BKNN: Tensor) -> Tensor:
     """Median heuristic: each head's median distance between positions, over the batch, `(K,)`.
 
-    Detached: the bandwidth follows the features and gives them no gradient.
+    At least 3% of their root mean square distance; 1 where all are alike. Detached: the bandwidth
+    follows the features and gives them no gradient.
     """
     n = d2_BKNN.shape[-1]
     if n == 1:  # no pair of positions: any bandwidth will do
@@ -97,7 +104,9 @@ def median_bandwidth(d2_BKNN: Tensor) -> Tensor:
     rows, columns = torch.triu_indices(n, n, 1, device=d2_BKNN.device)
     pairs = d2_BKNN.detach().flatten(2).index_select(2, rows * n + columns)
     per_head = pairs.transpose(0, 1).flatten(1)  # (K, B * N * (N - 1) / 2)
-    return per_head.median(dim=1).values.clamp_min(_EPS).sqrt()
+    mean = per_head.mean(dim=1)
+    square = torch.maximum(per_head.median(dim=1).values, _FLOOR * mean)
+    return square.where(mean > _ALIKE, 1.0).sqrt()
 
 
 def centre(kernel_BKNN: Tensor) -> Tensor:

@@ -196,6 +196,25 @@ def test_gradcheck_fixed_bandwidth(criterion: str, pairs: str, estimator: str) -
 
 
 @pytest.mark.parametrize("criterion", ["hsic", "cka"])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("silent", [0.8, 0.97, 1.0])
+def test_a_silent_head_gives_no_gradient_of_rounding(
+    silent: float, estimator: str, criterion: str
+) -> None:
+    """Where most positions of a head are equal, as a ReLU leaves them, float32 is as float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, 64, 5, 5, generator=generator, dtype=torch.float64)
+    x[:, 1] *= torch.rand(4, 1, 5, 5, generator=generator) >= silent
+    x[:, 1] += 3 * (silent == 1)
+    found = []
+    for kind in (torch.float64, torch.float32):
+        own = x.to(kind).requires_grad_()
+        result = independence(own, criterion=criterion, bandwidth="median", estimator=estimator)
+        found.append(torch.autograd.grad(result.value, own)[0].double())
+    assert float((found[0] - found[1]).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("criterion", ["hsic", "cka"])
 def test_median_bandwidth_is_detached(criterion: str) -> None:
     """The gradient is that of the criterion at the median as a fixed bandwidth."""
     # Every head scaled to the same median, so that one fixed bandwidth suits all.
