@@ -29,6 +29,8 @@ _FEW = 0.02
 # A border of another colour begins with a line that keeps so near to it, and where JPEG leaves
 # rings it strays so far; what is further away is something else.
 _FLAT, _STRAY, _OTHER = 5, 16, 24
+# Skin is never so even; of such a border less must be different from what lies behind it.
+_EVEN, _MOST = 1, 0.75
 # Over-exposed skin is white, too, and smooth skin is plain, but both give way to the lesion little
 # by little: such a border must end in a line so much of which is something else, so soon behind it
 # (as a share of the axis). JPEG mixes colours within so many pixels.
@@ -96,10 +98,15 @@ WHOLE = Part()
 
 
 class _Kind(NamedTuple):
-    """What a border is of: `black`, `white`, or `plain`, of any `colour` (RGB); empty if none."""
+    """What a border is of: `black`, `white`, or `plain`, of any `colour` (RGB); empty if none.
+
+    Attributes:
+        even: whether a plain one is so at its edge as no camera leaves it.
+    """
 
     name: str = ""
     colour: tuple[int, ...] = ()
+    even: bool = False
 
 
 _BLACK_BORDER, _WHITE_BORDER = _Kind("black"), _Kind("white")
@@ -247,8 +254,11 @@ def _sharp_end(image: Image.Image, box: list[int], side: int, kind: _Kind) -> in
     if kind.name == "plain":
         soon = max(soon, _BLOCK)
     ahead = _ahead(image, box, side, box[side], soon + 1)
-    other = ~_light(ahead) if kind.name == "white" else _apart(ahead, kind.colour) > _OTHER
-    sharp = other.mean(1) >= _SHARP
+    if kind.name == "white":
+        sharp = (~_light(ahead)).mean(1) >= _SHARP
+    else:
+        far, most = (_STRAY, _MOST) if kind.even else (_OTHER, _SHARP)
+        sharp = (_apart(ahead, kind.colour) > far).mean(1) >= most
     return int(sharp.argmax()) if sharp.any() else -1
 
 
@@ -279,8 +289,10 @@ def _kind(line_n3: RGB) -> _Kind:
             return kind
     middle = len(line_n3) // 2
     colour = tuple(np.partition(line_n3, middle, axis=0)[middle].tolist())
-    plain = (_apart(line_n3, colour) > _FLAT).mean() <= _FEW
-    return _Kind("plain", colour) if plain else _Kind()
+    apart = _apart(line_n3, colour)
+    if (apart > _FLAT).mean() > _FEW:
+        return _Kind()
+    return _Kind("plain", colour, even=bool((apart > _EVEN).mean() <= _FEW))
 
 
 def _is_of(kind: _Kind, line_n3: RGB) -> bool:
