@@ -508,7 +508,10 @@ def from_dict(values: dict[str, Any], base: Config | None = None) -> Config:
             except ValueError as error:
                 problems.append(f"{name}.{key} = {value!r}: {error}")
         sections[name] = (getattr(base, name), good)
-    problems += [_unknown(str(name), known) for name in values if name not in SECTIONS]
+    for name, given in values.items():
+        if name not in SECTIONS:
+            keys = [f"{name}.{key}" for key in given] if isinstance(given, dict) else [str(name)]
+            problems += [_unknown(key, known) for key in keys]
     if problems:
         raise UsageError(
             "the configuration has mistakes:\n  " + "\n  ".join(problems),

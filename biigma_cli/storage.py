@@ -73,6 +73,11 @@ def using_home(path: Path | None) -> Iterator[None]:
         _chosen.pop()
 
 
+def is_offline() -> bool:
+    """Whether `BIIGMA_OFFLINE` forbids connections."""
+    return os.environ.get("BIIGMA_OFFLINE", "") not in ("", "0")
+
+
 def available_cpus() -> int:
     """Cores this process may use: its affinity, and at most the quota of its control groups."""
     if hasattr(os, "sched_getaffinity"):

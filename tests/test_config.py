@@ -72,6 +72,7 @@ def test_unknown_keys_are_reported_at_once_with_the_nearest() -> None:
             {
                 "model": {"sigme": 2.0, "headz": 4, "trunk": "densenet"},
                 "trian": {"epochs": 3},
+                "dta": 1,
                 "train": {"learning": 1},
                 "data": {"qqqq": 1},
             }
@@ -81,7 +82,8 @@ def test_unknown_keys_are_reported_at_once_with_the_nearest() -> None:
     assert "unknown key model.headz (nearest: model.heads)" in text
     assert "model.trunk = 'densenet': expected one of densenet121, mobilenet_v2" in text
     assert "did you mean 'densenet121'?" in text
-    assert "unknown key trian" in text
+    assert "unknown key trian.epochs (nearest: train.epochs)" in text
+    assert "unknown key dta" in text
     assert "unknown key train.learning" in text
     assert "unknown key data.qqqq" in text
     assert info.value.exit_code == EXIT_USAGE

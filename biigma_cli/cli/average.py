@@ -33,13 +33,14 @@ def average(
     runs: RunsOption = Path("runs"),
     data_dir: DataDirOption = None,
 ) -> None:
-    """Average the weights of two runs, the share chosen on the validation part.
+    """Average the weights of two runs, as the validation part says.
 
-    For a network that was trained further for other pictures (--set data.extra, strong
-    augmentation): between the two lies one that keeps most of both. The test part is not looked at.
+    The share of each is chosen there. For a network that was trained further for other pictures
+    (--set data.extra, strong augmentation): between the two lies one that keeps most of both. The
+    test part is not looked at.
     """
-    from biigma_cli.cli.evaluate import best_checkpoint
     from biigma_cli.cli.progress import Progress
+    from biigma_cli.cli.run_folders import best_checkpoint, run_folder
     from biigma_cli.cli.targets import check_run_name
     from biigma_cli.cli.train import command_given
     from biigma_cli.config import to_toml
@@ -69,7 +70,8 @@ def average(
     if any((run / "weights").glob("*.safetensors")):
         raise UsageError(f"{run} holds a run already", fix="choose another --name")
     place = pick_device(device)
-    paths = [best_checkpoint(p) if p.is_dir() else p for p in (first, second)]
+    given = [p if p.is_file() else run_folder(p, runs) for p in (first, second)]
+    paths = [best_checkpoint(p) if p.is_dir() else p for p in given]
     early, late = (load_checkpoint(p) for p in paths)
     names = (without_folders(str(first)), without_folders(str(second)))
     check_alike(early, late, names)

@@ -21,10 +21,10 @@ COLOURS = {"ok": "32", "warning": "33", "problem": "1;31"}
 
 
 def doctor(json_: JsonOption = False, data_dir: DataDirOption = None) -> None:
-    """Look for what is wrong here: packages, GPU, models, data folder, settings.
+    """Look for what is wrong here: packages, GPU, models, data.
 
-    Each check ends in ok, warning or problem, with the remedy. The exit code is 1 where there is a
-    problem, else 0. No connection is opened.
+    Looked at are settings, too. Each check ends in ok, warning or problem, with the remedy. The
+    exit code is 1 where there is a problem, else 0. No connection is opened.
     """
     try:
         _doctor(json_=json_, data_dir=data_dir)

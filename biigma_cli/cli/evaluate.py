@@ -13,6 +13,7 @@ import typer
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import DataDirOption, RunsOption
 from biigma_cli.cli.prevalence import JudgedPrevalenceOption, parse_shares
+from biigma_cli.cli.run_folders import best_checkpoint, newest_run, run_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -194,6 +195,7 @@ def evaluate(
     if run is None and model is None:
         run = newest_run(runs)
         note(f"judging {run or 'the shipped model'}")
+    run = None if run is None else run_folder(run, runs)
     path = best_checkpoint(run) if run is not None else find_network(model)
     if store:
         evaluate_store.check_store(path, split, tta=tta, resamples=resamples)
@@ -202,7 +204,8 @@ def evaluate(
 
     other = None
     if against is not None:
-        other = best_checkpoint(against) if against.is_dir() else find_network(str(against))
+        there = run_folder(against, runs)
+        other = best_checkpoint(there) if there.is_dir() else find_network(str(against))
     check_distinct(
         {
             "--predictions-out": predictions_out, "--reliability": reliability, "--heads": heads,
@@ -344,24 +347,6 @@ def _stored(file: Path, checkpoint: Path, judged: Judgement) -> tuple[dict[str, 
         return (stored, int(stored.get("assessment", {}).get("resamples", 0))) if same else ({}, 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, 0
-
-
-def newest_run(runs: Path) -> Path | None:
-    """The run with the newest best checkpoint, or None."""
-    found = list(runs.glob("*/weights/best.safetensors"))
-    return max(found, key=lambda p: p.stat().st_mtime).parent.parent if found else None
-
-
-def best_checkpoint(run: Path) -> Path:
-    """Best checkpoint of a run folder. Raises `UsageError` where there is none."""
-    from biigma_cli.errors import UsageError
-
-    path = run / "weights" / "best.safetensors"
-    if not path.is_file():
-        raise UsageError(
-            f"{run} has no weights/best.safetensors", fix="name a run folder made by biigma train"
-        )
-    return path
 
 
 def probabilities_title(temperature: float | None, views: int) -> str:

@@ -91,7 +91,7 @@ def explain(
         str, typer.Option("--device", help="auto, cpu or cuda; for a checkpoint cuda:N or mps too.")
     ] = "auto",
 ) -> None:
-    """Show what the answer for each image is made of, as a picture beside it.
+    """Show what the answer for an image is made of, as a picture.
 
     The evidence map is exact: the network's last layer is linear and averages over positions, so
     what the positions add, and the bias, sum to the logit. Where a position lies is less exact: it
@@ -128,9 +128,9 @@ def explain(
     read += [m for m in masks if isinstance(m, Path)]
     _check_targets(targets, read, stdin=paths == ["-"])
     if run is not None:
-        from biigma_cli.cli.evaluate import best_checkpoint
+        from biigma_cli.cli.run_folders import best_checkpoint, run_folder
 
-        path = best_checkpoint(run)
+        path = best_checkpoint(run_folder(run))
     else:
         path = find_network(model)
     asked = open_checkpoint(path, device) if path.suffix == ".safetensors" else None

@@ -108,7 +108,7 @@ def export_onnx(
     stored in the file with their protocol; 'biigma eval --model FILE --store' puts the file's own
     in their place.
     """
-    from biigma_cli.cli.evaluate import best_checkpoint, newest_run
+    from biigma_cli.cli.run_folders import best_checkpoint, newest_run, run_folder
     from biigma_cli.cli.targets import check_targets
     from biigma_cli.storage import check_writable
 
@@ -120,7 +120,7 @@ def export_onnx(
     if run is not None and checkpoint is not None:
         raise UsageError("both --run and --checkpoint are given", fix="leave one of them out")
     if checkpoint is None:
-        run = run or newest_run(runs)
+        run = newest_run(runs) if run is None else run_folder(run, runs)
         if run is None:
             raise UsageError(f"no run in {runs}", fix="train first, or give --checkpoint FILE")
         checkpoint = best_checkpoint(run)

@@ -45,11 +45,12 @@ def join(
     ] = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Join exported models into one that answers with the mean of their logits.
+    """Join exported models into one file with their mean answer.
 
-    Networks that were trained apart err apart, so their mean is better than each, for as much work
-    as all together. They must have the same classes, split and side. The joined file is used like
-    any other; its evidence and saliency maps are the means of theirs.
+    It is the mean of their logits. Networks that were trained apart err apart, so their mean is
+    better than each, for as much work as all together. They must have the same classes, split and
+    side. The joined file is used like any other; its evidence and saliency maps are the means of
+    theirs.
 
     Shown are the figures of each and of their mean on the validation part, on which the joined
     file's probabilities are calibrated and its input check's limit is set. The test part is not

@@ -27,9 +27,10 @@ def models(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """List models: classes, size, precision, figures with their protocol, input check, licence.
+    """List models: classes, size, precision, figures, licence.
 
-    'predict', 'explain' and 'eval' take each by its name: --model NAME.
+    Figures are told with their protocol. 'predict', 'explain' and 'eval' take each by its name:
+    --model NAME.
     """
     from biigma_cli.errors import ModelFileError, PartialFailure
     from biigma_cli.runtime.session import find_model, shipped_models

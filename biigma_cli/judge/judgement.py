@@ -279,7 +279,7 @@ def judge(
         against=rival,
         chosen=candidate.chosen,
         caveats=candidate.caveats,
-        flagged=_flagged(answers, part.labels),
+        flagged=_flagged(answers, part.labels, score_weight(part.ids)),
         stated=found,
         abstention=kept,
         malignancy=told_apart,
@@ -328,12 +328,12 @@ def _by_limits(
     return found, kept, told_apart, rarer
 
 
-def _flagged(answers: Answers, label_n: Ints) -> Flagged | None:
+def _flagged(answers: Answers, label_n: Ints, counted_n: npt.NDArray[np.bool_]) -> Flagged | None:
     if answers.novelty_n is None:
         return None
-    flagged_n = answers.novelty_n > 1
+    flagged_n = answers.novelty_n[counted_n] > 1
     n, count = len(flagged_n), int(flagged_n.sum())
-    right_n = (answers.proba_nY.argmax(1) == label_n)[~flagged_n]
+    right_n = (answers.proba_nY.argmax(1) == label_n)[counted_n][~flagged_n]
     low, high = wilson(count / n, n)
     return Flagged(n, count, low, high, float(right_n.mean()) if len(right_n) else None)
 

@@ -416,6 +416,7 @@ def _network() -> Checks:
 
     from biigma_cli.data.sources import base_urls, without_password
     from biigma_cli.errors import UsageError
+    from biigma_cli.storage import is_offline
 
     def masked(url: str) -> str:
         try:
@@ -424,7 +425,7 @@ def _network() -> Checks:
         except ValueError:
             return "not an address"
 
-    offline = os.environ.get("BIIGMA_OFFLINE", "") not in ("", "0")
+    offline = is_offline()
     mirror = os.environ.get("BIIGMA_MIRROR") or ""
     proxies = {k: v if k == "no" else masked(v) for k, v in sorted(getproxies().items()) if v}
     trust = {

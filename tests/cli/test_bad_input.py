@@ -534,6 +534,12 @@ def test_resume_of_no_run(home: Path, tmp_path: Path) -> None:
     refused(call("train", "--resume", tmp_path), 2, "no run folder")
 
 
+def test_runs_by_name(tiny_run: Path, tiny_runs: Path) -> None:
+    """As `biigma runs` takes them."""
+    done = call("train", "--resume", tiny_run.name, "--runs", tiny_runs, "--epochs", "3")
+    refused(done, 2, "keeps its settings")  # so it was found
+
+
 def test_resume_with_settings(tiny_run: Path) -> None:
     """A resumed run keeps its settings."""
     for more in (("--epochs", "9"), ("--preset", "light")):

@@ -302,6 +302,16 @@ def test_published_weights_without_a_network(
     assert "Downloading" in told.err
 
 
+def test_offline_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not here is not looked for."""
+    monkeypatch.setenv("BIIGMA_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", pytest.fail)
+    with pytest.raises(BiigmaError, match=r"BIIGMA_OFFLINE is set.*mobilenet_v2-") as info:
+        build_trunk(config("mobilenet_v2", "imagenet"))
+    assert "unset it" in info.value.fix
+
+
 def test_published_weights_that_came_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
