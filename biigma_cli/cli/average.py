@@ -70,7 +70,7 @@ def average(
     if any((run / "weights").glob("*.safetensors")):
         raise UsageError(f"{run} holds a run already", fix="choose another --name")
     place = pick_device(device)
-    given = [p if p.is_file() else run_folder(p, runs) for p in (first, second)]
+    given = [run_folder(p, runs) for p in (first, second)]
     paths = [best_checkpoint(p) if p.is_dir() else p for p in given]
     early, late = (load_checkpoint(p) for p in paths)
     names = (without_folders(str(first)), without_folders(str(second)))

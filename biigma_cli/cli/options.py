@@ -47,7 +47,7 @@ KeepBorderOption = Annotated[
     bool,
     typer.Option(
         "--keep-border",
-        help="Take pictures as they are. Else a black or white border is left out, and the black "
+        help="Take pictures as they are. Else a border of one colour is left out, and the black "
         "corners beside a round field are filled.",
     ),
 ]

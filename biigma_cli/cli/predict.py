@@ -365,8 +365,8 @@ def predict(
 
 def _check_target(target: Path, paths: list[str], from_list: str | None, model: str | None) -> None:
     """Raise `UsageError` where the answers would take the place of what they are about."""
+    from biigma_cli.data.magic import SUFFIXES
     from biigma_cli.errors import UsageError
-    from biigma_cli.runtime.inputs import SUFFIXES
     from biigma_cli.storage import real_path
 
     what = ""
@@ -653,7 +653,8 @@ class _Tally:
             self._write(items)
             self._draw(0)
         if self._document is not None and self.started:
-            self._put(self._document.tail(self.done - self.failed, self.failed, cut=True))
+            with self._lock:
+                self._put(self._document.tail(self.done - self.failed, self.failed, cut=True))
 
     @contextlib.contextmanager
     def in_time(self) -> Iterator[None]:

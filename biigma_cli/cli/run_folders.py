@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from biigma_cli.storage import is_there
+
 
 def newest_run(runs: Path) -> Path | None:
     """The run with the newest best checkpoint, or None."""
@@ -13,7 +15,7 @@ def newest_run(runs: Path) -> Path | None:
 
 def run_folder(run: Path, runs: Path = Path("runs")) -> Path:
     """A run given by its folder, else by its name in `runs`; as given where it is neither."""
-    return runs / run if not run.is_dir() and (runs / run).is_dir() else run
+    return runs / run if not is_there(run) and (runs / run).is_dir() else run
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -254,15 +254,16 @@ def _imagenet_state(trunk: str) -> dict[str, Tensor]:
     from urllib.error import URLError
 
     build = getattr(torchvision.models, trunk)
-    url = torchvision.models.get_model_weights(trunk).DEFAULT.url
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     local = "set model.weights to a local .safetensors file, or to 'none'"
-    if is_offline() and not kept.is_file():
-        raise BiigmaError(
-            f"BIIGMA_OFFLINE is set, and torchvision's ImageNet weights for {trunk} are not at "
-            f"{kept}",
-            fix=f"unset it, or {local}",
-        )
+    if is_offline():
+        url = torchvision.models.get_model_weights(trunk).DEFAULT.url
+        kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+        if not kept.is_file():
+            raise BiigmaError(
+                f"BIIGMA_OFFLINE is set, and torchvision's ImageNet weights for {trunk} are not "
+                f"at {kept}",
+                fix=f"unset it, or {local}",
+            )
     try:
         # torch says on standard output what it downloads; there belong results alone.
         with contextlib.redirect_stdout(sys.stderr):

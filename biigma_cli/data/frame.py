@@ -137,16 +137,22 @@ def find_frame(image: Image.Image) -> Framed:
         image = image.resize(_reduced(image.size), Image.Resampling.NEAREST)
     width, height = image.size
     skin: set[tuple[int, str]] = set()
-    box, kinds, bare = _border(image, skin)
-    while found := _skin(image, box, kinds, bare=bare):
-        skin |= found
+    while True:
         box, kinds, bare = _border(image, skin)
-    if bare:
-        return Framed(WHOLE, "", bare=True)
+        ends = [
+            _sharp_end(image, box, side, of[-1]) if of and not bare else 0
+            for side, of in enumerate(kinds)
+        ]
+        found = _skin(kinds, ends, bare=bare)
+        if not found:
+            break
+        skin |= found
+    # Up to its end JPEG has mixed a plain border's colour into the skin's.
     for side, of in enumerate(kinds):
         if of and of[-1].name == "plain":
-            # Up to there JPEG has mixed the border's colour into the skin's.
-            box[side] += _sharp_end(image, box, side, of[-1]) * (1 if side < 2 else -1)
+            box[side] += ends[side] * (1 if side < 2 else -1)
+    if bare or _too_small(box, image.size):
+        return Framed(WHOLE, "", bare=True)
     names = set()
     for side, edge in enumerate((0, 0, width, height)):
         if abs(box[side] - edge) >= _NARROW * (width, height)[side % 2]:
@@ -180,23 +186,26 @@ def _border(
             if edge != box[side]:
                 box[side], moved = edge, True
                 kinds[side].append(kind)
-            if box[2] - box[0] < _least(width) or box[3] - box[1] < _least(height):
+            if _too_small(box, image.size):
                 return box, kinds, True
     return box, kinds, False
 
 
-def _skin(
-    image: Image.Image, box: list[int], kinds: list[list[_Kind]], *, bare: bool
-) -> set[tuple[int, str]]:
+def _skin(kinds: list[list[_Kind]], ends: list[int], *, bare: bool) -> set[tuple[int, str]]:
     """Sides, and names of what was taken for a border there and does not end as one."""
     found = set()
-    for side, (*_, kind) in ((side, of) for side, of in enumerate(kinds) if of):
-        if kind.name == "plain" and (bare or _sharp_end(image, box, side, kind) < 0):
+    for side, of in enumerate(kinds):
+        name = of[-1].name if of else ""
+        if name == "plain" and (bare or ends[side] < 0):
             found.add((side, "plain"))
-        if kind.name == "white" and not bare and _sharp_end(image, box, side, kind) < 0:
+        if name == "white" and not bare and ends[side] < 0:
             # Where one side is over-exposed, all may be.
             found |= {(side, "white") for side in range(4)}
     return found
+
+
+def _too_small(box: list[int], size: tuple[int, int]) -> bool:
+    return box[2] - box[0] < _least(size[0]) or box[3] - box[1] < _least(size[1])
 
 
 def _reduced(size: tuple[int, int]) -> tuple[int, int]:
@@ -249,7 +258,12 @@ def _caption(image: Image.Image, box: list[int], side: int, edge: int) -> int:
 
 
 def _sharp_end(image: Image.Image, box: list[int], side: int, kind: _Kind) -> int:
-    """Lines behind a white or plain border up to the first of something else; -1 if it is far."""
+    """Lines behind a white or plain border up to the first of something else; -1 if it is far.
+
+    0 for a black one, which may end as it likes.
+    """
+    if kind.name == "black":
+        return 0
     soon = math.ceil(_SOON * image.size[side % 2])
     if kind.name == "plain":
         soon = max(soon, _BLOCK)

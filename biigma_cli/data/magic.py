@@ -1,9 +1,14 @@
-"""What a file is, by its first bytes."""
+"""What a file is, by its name's ending or by its first bytes."""
 
 from __future__ import annotations
 
 import re
 
+#: Endings of the files that are read.
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jps", ".png", ".apng", ".tif", ".tiff", ".bmp",
+    ".dib", ".webp", ".gif", ".dcm", ".dicom", ".ima",
+})  # fmt: skip
 #: Bytes by which an image can be told.
 HEAD = 132
 # Without the preamble, as old archives and some machines have it: the first element of the file

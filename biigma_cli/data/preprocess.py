@@ -140,7 +140,7 @@ def decode_image(
         strict: refuse a JPEG of which a part is wrong or missing, see `jpeg.check_jpeg`, and note
             where one may be, and what is doubtful of its colours; otherwise such a part is grey, or
             whatever comes of it.
-        part: of the upright image to take; None for what a black or white border leaves, and the
+        part: of the upright image to take; None for what a border of one colour leaves, and the
             corners of a round field filled (see `frame`), which the note then says.
         doubts: note, too, where an image is small or without colours, and answers are worse.
 

@@ -617,7 +617,7 @@ class Output:
                 self.file.truncate(whole)
             elif self._whole or self.target.exists():
                 # The old file stays until the new one is whole.
-                source = self.part if self._whole else self.target
+                source = named = self.part if self._whole else self.target
                 temporary = self.part.with_name(f".{self.part.name}~")
                 undone = self.part.with_name(f".{self.part.name}~~")
                 try:
@@ -625,9 +625,7 @@ class Output:
                         self.convert.back(source, undone)
                         source = undone
                     with temporary.open("wb") as file:
-                        whole = _scan(
-                            source, writer, answered, into=file, retry=retry, name=self.target
-                        )
+                        whole = _scan(source, writer, answered, into=file, retry=retry, name=named)
                     self._exchange(temporary)
                 finally:
                     temporary.unlink(missing_ok=True)

@@ -17,17 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from biigma_cli.data.magic import HEAD, NEEDED, looks_like_image
+from biigma_cli.data.magic import HEAD, NEEDED, SUFFIXES, looks_like_image
 from biigma_cli.data.preprocess import READABLE
 from biigma_cli.data.preprocess import shown as shown
 from biigma_cli.errors import DataError, UsageError
 from biigma_cli.storage import is_folder, is_there, write_error
 
-_PHOTOS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jps", ".png", ".apng", ".tif", ".tiff", ".bmp",
-    ".dib", ".webp", ".gif",
-)  # fmt: skip
-SUFFIXES = frozenset((*_PHOTOS, ".dcm", ".dicom", ".ima"))
 # Pictures that nothing here reads: in a folder they are passed over, and named.
 _FOREIGN = (
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3",

@@ -121,6 +121,23 @@ def test_predict(tiny_onnx: Path, picture: Path, small_disk: Path) -> None:
     assert all(r.endswith("\n") and r.count(",") == rows[0].count(",") for r in rows)
 
 
+def test_resumed_parquet(tiny_onnx: Path, picture: Path, small_disk: Path) -> None:
+    """Its rows do not fit beside it: one message, and the file is what it was."""
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    target = small_disk / "answers.parquet"
+    ask = ("predict", "--model", tiny_onnx, "-o", target)
+    assert call(*ask, *[picture] * 200).code == 0
+    before = target.read_bytes()
+    room = ROOM - len(before) - len(before) % 4096
+    (small_disk / "filler").write_bytes(b"x" * (room - 16384))
+    done = call(*ask, picture, "--resume")
+    assert done.code == 1
+    assert "No space left" in done.err
+    assert done.err.count("error:") == 1
+    assert target.read_bytes() == before
+    assert left_in(small_disk) == ["answers.parquet", "filler"]
+
+
 def test_train(home: Path, small_disk: Path) -> None:
     """The first checkpoint does not fit: one message, no broken checkpoint."""
     done = call(*TINY, "--epochs", "1", "--name", "full", "--runs", small_disk)

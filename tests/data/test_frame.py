@@ -149,6 +149,49 @@ def plain_edges() -> Image.Image:
     return Image.fromarray(colours.astype(np.uint8))
 
 
+@pytest.mark.parametrize("colour", ["#808080", "#3030a0"])
+@pytest.mark.parametrize("size", [(32, 32), (34, 40), (60, 33)])
+def test_a_small_picture_in_a_plain_border(size: tuple[int, int], colour: str) -> None:
+    """Whatever JPEG mixes, something is left, and the note's share is one."""
+    for quality in (10, 40, 90):
+        framed = bordered(skin(*size), 11, 9, 11, 9, colour)
+        taken = decode_image(encode(framed, "JPEG", quality=quality), SIDE, part=None)
+        left, top, right, bottom = taken.part[:4]
+        assert 0 <= left < right <= 1
+        assert 0 <= top < bottom <= 1
+        assert taken.pixels.shape == (SIDE, SIDE, 3)
+
+
+def uneven(width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Of no colour that a border could have."""
+    y, x = np.indices((height, width))
+    return (60 + 30 * ((x + y) % 2))[..., None].repeat(3, 2).astype(np.uint8)
+
+
+def test_sides_end_where_they_do_by_themselves() -> None:
+    """A side's end is looked for within the borders, not within what other ends leave."""
+    inner = uneven(60, 60)
+    inner[17:50, :12] = 140  # the left side's end is 12 columns further on
+    inner[:17, 20:35] = 140  # without those, too little of the upper lines is something else
+    framed = bordered(Image.fromarray(inner), 20, 20, 20, 20, "#808080")
+    assert find_frame(framed).part.pixels(framed.size) == (32, 20, 80, 80)
+
+
+@pytest.mark.parametrize(("width", "left"), [(60, False), (90, True)])
+def test_too_little_is_left_behind_mixed_lines(width: int, left: bool) -> None:
+    """What JPEG has mixed counts as border, so that the least size holds for what is left."""
+    inner = uneven(width, width)
+    core = inner[6:-6, 6:-6].copy()
+    inner[np.indices((width, width)).sum(0) % 10 > 0] = 140
+    inner[6:-6, 6:-6] = core
+    canvas = np.full((200, 200, 3), 128, np.uint8)
+    canvas[70 : 70 + width, 70 : 70 + width] = inner
+    found = find_frame(Image.fromarray(canvas))
+    assert found.bare is not left
+    wanted = (76, 76, 64 + width, 64 + width) if left else (0, 0, 200, 200)
+    assert found.part.pixels((200, 200)) == wanted
+
+
 def test_a_black_border_around_plain_skin() -> None:
     """The skin stays, the border goes."""
     for inner in (plain_edges(), ramp(90, 200)):

@@ -210,7 +210,8 @@ def test_no_such_file(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [("ISIC_1", "ISIC_1"), (" ISIC_1.jpg", "ISIC_1"), ("a.b.JPEG", "a.b"), ("x.jpg.png", "x.jpg"),
-     ("e\u0301.tif", "\u00e9"), ("jpg", "jpg"), ("a.dcm", "a"), ("a.gif", "a"), ("a.jfif", "a")],
+     ("e\u0301.tif", "\u00e9"), ("jpg", "jpg"), ("a.dcm", "a"), ("a.gif", "a"), ("a.jfif", "a"),
+     ("a.MPO", "a"), ("a.ima", "a")],
 )  # fmt: skip
 def test_image_id(text: str, wanted: str) -> None:
     """White space and one suffix go; Unicode is composed."""

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from biigma_cli.data.answers import BEFORE, BEHIND, SUSPICIOUS
+from biigma_cli.data.magic import SUFFIXES
 from biigma_cli.data.scan import begin_table, composed, first, refuse_nul
 from biigma_cli.errors import DataError
 
 ID_COLUMNS = ("image", "image_id", "isic_id")
-_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|png|tiff?|bmp|webp|gif|dcm|dicom)$", re.IGNORECASE)
+_SUFFIX = re.compile(f"({'|'.join(map(re.escape, sorted(SUFFIXES)))})$", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -60,7 +61,7 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
     With `answers`, that of `biigma predict`, too: of its columns the classes are given.
     """
     try:
-        _refuse_other_forms(path)
+        _refuse_other_forms(path, answers=answers)
         with path.open(newline="", encoding="utf-8-sig") as file:
             delimiter, above = begin_table(file)
             text = file.read()
@@ -117,7 +118,7 @@ def read_table(path: Path, *, answers: bool = False) -> Table:
     return Table(path, key, columns, tuple(rows), decimal_comma=delimiter != ",")
 
 
-def _refuse_other_forms(path: Path) -> None:
+def _refuse_other_forms(path: Path, *, answers: bool) -> None:
     """What `biigma predict` writes beside CSV begins otherwise."""
     with path.open("rb") as file:
         head = file.read(4)
@@ -125,7 +126,7 @@ def _refuse_other_forms(path: Path) -> None:
     if form:
         raise DataError(
             f"{path} is {form}, and CSV is read here",
-            fix="biigma predict writes it with -o FILE.csv",
+            fix="biigma predict writes it with -o FILE.csv" if answers else "save it as CSV",
         )
 
 
