@@ -174,7 +174,7 @@ def _told(file: BinaryIO, label: str) -> Iterator[None]:
         file.seek(0)
         if looks_like_image(file.read(HEAD)):
             raise ImageError(
-                f"{label} begins as an image and cannot be read: it is damaged, or cut short",
+                f"{label} is damaged, or cut short: it begins as an image and cannot be read",
                 fix="get the file again",
             ) from None
         raise ImageError(
